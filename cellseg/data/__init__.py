@@ -1,0 +1,1 @@
+"""From files on disk to training batches: readers, packing, splits, augmentation, loaders."""

@@ -1,0 +1,114 @@
+"""Files that are whole or absent, and YAML that says what is wrong with it."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cellseg.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it becomes ``path``, on any error it vanishes.
+
+    The name is replaced in one step, so a reader sees the old content or the new, never a part. Parent folders are
+    made. Works for a file, or for a folder that the caller creates at the temporary path (an old folder is removed
+    just before the new one takes its name).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UserError(
+            f"{path}: the folder must be writable, but got '{error.strerror}'. Choose another place for the output."
+        ) from error
+    try:
+        temporary = scratch / path.name
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            path.rename(scratch / ".replaced")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: must be writable, but got '{error.strerror}'. Check space and rights."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed content of a JSON file.
+
+    Raises:
+        UserError: missing, unreadable, or not JSON.
+    """
+    return _parse(path, json.loads, "JSON")
+
+
+def read_yaml(path: Path) -> Any:
+    """The parsed content of a YAML file, loaded safely.
+
+    Differs from plain ``yaml.safe_load`` in two ways that matter to people who write numbers: ``1e-3`` is a float (YAML
+    1.1 reads it as text) and a key that stands twice in one mapping is an error (plain YAML keeps the last).
+
+    Raises:
+        UserError: missing, unreadable, not YAML, or a repeated key.
+    """
+    return _parse(path, lambda text: yaml.load(text, Loader=_Loader), "YAML")  # a SafeLoader
+
+
+def _parse(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
+    path = Path(path)
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: the file must exist, but got nothing at that path. Check the spelling."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: must be a readable file, but got '{error.strerror}'.") from error
+    except (ValueError, yaml.YAMLError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        detail = " ".join(str(error).split())
+        raise UserError(f"{path}: must be valid {kind}, but got: {detail}.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads ``1e-3`` as a number and refuses repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(
+                    f"the key '{key}' stands twice in one mapping, the second time in line {line}"
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
