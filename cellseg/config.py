@@ -243,17 +243,11 @@ class TrialConfig(_Part):
 
     def to_flat(self) -> dict[str, Any]:
         """Every field as ``{dotted key: JSON value}``, in the order of declaration."""
-        return {
-            f"{part}.{name}": value
-            for part, fields in self.model_dump().items()
-            for name, value in fields.items()
-        }
+        return {f"{part}.{name}": value for part, fields in self.model_dump().items() for name, value in fields.items()}
 
     def replace(self, **flat: Any) -> Self:
         """A copy with other values, validated. Keys are written with two underscores: ``replace(optim__lr=0.1)``."""
-        return type(self).from_flat(
-            self.to_flat() | {key.replace("__", "."): value for key, value in flat.items()}
-        )
+        return type(self).from_flat(self.to_flat() | {key.replace("__", "."): value for key, value in flat.items()})
 
 
 FIELDS: dict[str, Any] = {

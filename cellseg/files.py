@@ -40,9 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             path.rename(scratch / ".replaced")
         temporary.replace(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: must be writable, but got '{error.strerror}'. Check space and rights."
-        ) from error
+        raise UserError(f"{path}: must be writable, but got '{error.strerror}'. Check space and rights.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -80,9 +78,7 @@ def _parse(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: the file must exist, but got nothing at that path. Check the spelling."
-        ) from error
+        raise UserError(f"{path}: the file must exist, but got nothing at that path. Check the spelling.") from error
     except OSError as error:
         raise UserError(f"{path}: must be a readable file, but got '{error.strerror}'.") from error
     except (ValueError, yaml.YAMLError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
@@ -99,9 +95,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 line = key_node.start_mark.line + 1
-                raise yaml.YAMLError(
-                    f"the key '{key}' stands twice in one mapping, the second time in line {line}"
-                )
+                raise yaml.YAMLError(f"the key '{key}' stands twice in one mapping, the second time in line {line}")
             if isinstance(key, str):
                 seen.add(key)
         return super().construct_mapping(node, deep)
