@@ -7,7 +7,7 @@ stores. A key that no field answers to is an error that names the nearest field.
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -18,8 +18,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
-from cellseg.errors import UserError
+from cellseg.errors import UserError, raise_all
+from cellseg.files import YAMLError, parse_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -29,6 +31,9 @@ Metric = Literal["segm/AP", "segm/AP50", "segm/AP75", "segm/AP@all", "segm/AP50@
 """``segm/AP`` is COCO's AP at 100 detections per image and class, as leaderboards run it; ``@all`` has no such limit.
 All are in [0, 1] and larger is better."""
 METRICS: tuple[str, ...] = get_args(Metric)
+
+Backbone = Literal["resnet10t", "resnet18", "resnet34", "resnet50", "resnet101"]
+"""``cellseg.model.backbones.BACKBONES`` says what each name builds. ``resnet10t`` is timm's, for small machines."""
 
 
 class _Part(BaseModel):
@@ -42,11 +47,12 @@ class DataConfig(_Part):
     root: str | None = None
     """Folder of the data set. Commands take ``--data`` over it."""
     layout: Literal["auto", "release", "coco"] = "auto"
-    """``release``: ``train/<id>/image.tif`` with ``classK.tif`` beside it; ``coco``: an annotation JSON beside images."""
+    """``release``: ``train/<id>/image.tif`` and ``classK.tif`` beside it; ``coco``: an annotation JSON beside
+    images."""
     annotations: str | None = None
     """COCO layout: the annotation file, relative to ``root``. None: the only COCO JSON found in ``root``."""
     instances: Literal["ids", "components"] = "ids"
-    """Release layout: a class map holds one value per cell, or is a binary mask whose connected components are cells."""
+    """Release layout: a class map has one value per cell, or is a binary mask whose connected components are cells."""
     color: Literal["rgb", "grey"] = "rgb"
     """``grey`` gives the network the image's luminance in all three channels, in training and prediction alike."""
     shorter_side: Annotated[int, Field(ge=32)] | None = None
@@ -91,8 +97,8 @@ class ModelConfig(_Part):
 
     detector: Literal["v1", "v2"] = "v1"
     """``v2`` has convolutions with norm in box and mask head and in the FPN, and a deeper RPN (torchvision's v2)."""
-    backbone: str = "resnet50"
-    """A key of ``cellseg.model.backbones.BACKBONES``."""
+    backbone: Backbone = "resnet50"
+    """The network that turns an image into feature maps."""
     weights: str = "imagenet"
     """``none``, ``imagenet`` (backbone), ``coco`` (whole detector, torchvision's ResNet-50 only), or a path: a
     state-dict file or a checkpoint folder."""
@@ -103,9 +109,9 @@ class ModelConfig(_Part):
     fpn_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 256
     """Channels of every FPN level."""
     anchors: str = "auto"
-    """Anchor sizes in pixels of the network's input, ``SMALLEST-LARGEST`` in factors of two: ``32-512`` is torchvision's.
-    Five sizes give each FPN level one; of more, the smallest share the finest level. ``auto``: from the cell sizes of
-    the training set."""
+    """Anchor sizes in pixels of the network's input, ``SMALLEST-LARGEST`` in factors of two: torchvision's are
+    ``32-512``. Five sizes give each FPN level one; of more, the smallest share the finest level. ``auto``: from the
+    cell sizes of the training set."""
     roi_levels: Literal["0,1", "0,1,2,3"] = "0,1,2,3"
     """FPN levels, finest first, from which the box and mask heads pool."""
     rpn_proposals: Count = 1000
@@ -231,7 +237,9 @@ class TrialConfig(_Part):
         try:
             config = cls.model_validate(nested)
         except ValidationError as error:
-            raise UserError(*problems, *(f"{where}: {line}" for line in describe(error))) from None
+            raise UserError(
+                *problems, *(f"{where}: {line}" for line in describe(error.errors(include_url=False)))
+            ) from None
         if problems:
             raise UserError(*problems)
         return config
@@ -287,8 +295,9 @@ def check_value(key: str, value: Any) -> str | None:
     try:
         part_model.__pydantic_validator__.validate_assignment(part_model.model_construct(), name, value)  # type: ignore[union-attr]
     except ValidationError as error:
-        own = [line for line in describe(error, prefix=part) if line.startswith(f"{key}:")]
-        return own[0] if own else None
+        # Rules over several fields have no place of their own: they are judged once all values are known.
+        own = [finding for finding in error.errors(include_url=False) if finding["loc"]]
+        return describe(own, prefix=part)[0] if own else None
     return None
 
 
@@ -308,6 +317,26 @@ def flatten(nested: Any, where: str) -> dict[str, Any]:
     return flat
 
 
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["optim.lr=1e-3"]`` of a command line as ``{"optim.lr": 0.001}``; values are YAML. Keys are not checked here.
+
+    Raises:
+        UserError: every item without ``=`` or with a value that is not YAML.
+    """
+    problems, values = [], {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            problems.append(f"--set: must be KEY=VALUE, but got '{text}'.")
+            continue
+        try:
+            values[key.strip()] = parse_yaml(value)
+        except YAMLError as error:
+            problems.append(f"--set {key}: must be a YAML value, but got '{value}' ({' '.join(str(error).split())}).")
+    raise_all(problems)
+    return values
+
+
 def _leaves(mapping: Mapping, prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in mapping.items():
         if isinstance(value, Mapping) and not prefix and key in TrialConfig.model_fields:
@@ -316,11 +345,11 @@ def _leaves(mapping: Mapping, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def describe(error: ValidationError, prefix: str = "") -> list[str]:
+def describe(findings: Sequence[ErrorDetails], prefix: str = "") -> list[str]:
     """Pydantic's findings as lines ``key: law, but got evidence.``"""
     own: list[str] = []
     laws: dict[tuple[str, str], list[str]] = {}  # a union like `int | "auto"` yields a finding for each member
-    for finding in error.errors(include_url=False):
+    for finding in findings:
         path = [prefix] * bool(prefix) + [str(part) for part in finding["loc"]]
         if finding["type"] == "value_error":  # raised by our own rules; those over several fields name their key
             message = str(finding["ctx"]["error"])
@@ -348,6 +377,6 @@ def parse_anchor_range(text: str) -> tuple[int, ...]:
         size *= 2
     if not sizes or sizes[-1] != largest or len(sizes) < 5:
         raise ValueError(
-            f"SMALLEST must double at least four times to reach LARGEST, but got '{text}'. '8-128' gives 8,16,32,64,128."
+            f"SMALLEST must double at least four times to reach LARGEST, but got '{text}'. '8-128' is 8,16,32,64,128."
         )
     return tuple(sizes)

@@ -13,6 +13,8 @@ import yaml
 
 from cellseg.errors import UserError
 
+YAMLError = yaml.YAMLError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -70,7 +72,12 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UserError: missing, unreadable, not YAML, or a repeated key.
     """
-    return _parse(path, lambda text: yaml.load(text, Loader=_Loader), "YAML")  # a SafeLoader
+    return _parse(path, parse_yaml, "YAML")
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, by the rules of :func:`read_yaml`; raises :class:`YAMLError`."""
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 def _parse(path: Path, parse: Callable[[str], Any], kind: str) -> Any:

@@ -1,7 +1,7 @@
 """Instance planes: many cells in few integer images.
 
-A plane holds cell numbers, 0 is background (see :class:`cellseg.data.sample.Sample`). Geometry is applied to planes with
-nearest neighbour; boxes, labels and masks are read from them afterwards, so they cannot drift apart.
+A plane holds cell numbers, 0 is background (see :class:`cellseg.data.sample.Sample`). Geometry is applied to planes
+with nearest neighbour; boxes, labels and masks are read from them afterwards, so they cannot drift apart.
 
 Shape suffixes: P planes, H height, W width, N cells, 4 = x1, y1, x2, y2 in pixels with exclusive right and bottom edge.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+
+from cellseg.data.sample import MAX_INSTANCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def stack_masks(
         if not mask_hw.any():
             continue
         labels.append(label)
+        assert len(labels) <= MAX_INSTANCES, "readers refuse such images before they come here"
         for plane_HW in planes:
             if not plane_HW[rows, columns][mask_hw].any():
                 break

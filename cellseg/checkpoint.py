@@ -1,0 +1,166 @@
+"""Checkpoints: folders that describe themselves and are enough to predict.
+
+    checkpoint.json      what this is: config, classes, metric, epoch, versions, data fingerprint, names of the files
+    weights-0007.pt      the model's state dict
+    training-0007.pt     what a resumed run needs beside the weights; only in checkpoints meant for resuming
+
+``checkpoint.json`` is replaced last and in one step, and it names the files it belongs to. A process killed at any
+moment therefore leaves the old checkpoint or the new one. Nothing in a folder needs unpickling of code.
+"""
+
+import hashlib
+import pickle
+import platform
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from cellseg.config import TrialConfig
+from cellseg.errors import UserError
+from cellseg.files import atomic_path, read_json, write_json
+
+FORMAT_VERSION = 1
+DESCRIPTION = "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """The content of ``checkpoint.json``."""
+
+    config: dict[str, Any]
+    """The effective TrialConfig, flat, without ``auto``."""
+    class_names: tuple[str, ...]
+    metric: str
+    """Name of the metric that chose this epoch."""
+    value: float | None
+    """That metric at this epoch."""
+    epoch: int
+    """Epochs trained, from 1."""
+    metrics: dict[str, float]
+    """All validation metrics of this epoch."""
+    parameters: int
+    data_fingerprint: str
+    """Fingerprint of the packed data the model was trained on."""
+    versions: dict[str, str]
+    weights: str
+    """File of the model's state dict, relative to the folder."""
+    weights_blake2b: str
+    """Hash of that file."""
+    training: str | None
+    """File of the training state, or None."""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that was read. Weights are read when asked for."""
+
+    folder: Path
+    info: CheckpointInfo
+
+    @property
+    def config(self) -> TrialConfig:
+        """The config the model was trained with."""
+        return TrialConfig.from_flat(self.info.config, where=str(self.folder / DESCRIPTION))
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """The model's state dict, on the CPU, after its hash was compared."""
+        path = self.folder / self.info.weights
+        if path.is_file() and _hash(path) != self.info.weights_blake2b:
+            raise UserError(
+                f"{path}: must be the file that {DESCRIPTION} describes, but got another hash. Copy it again."
+            )
+        return _load_tensors(path)
+
+    def load_training(self) -> dict[str, Any] | None:
+        """The training state, or None if this checkpoint was not kept for resuming."""
+        return None if self.info.training is None else _load_tensors(self.folder / self.info.training)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, *, training: dict[str, Any] | None = None, **description: Any
+) -> None:
+    """Write or replace the checkpoint in ``folder``.
+
+    Args:
+        training: tensors and plain values that a resumed run needs, or None.
+        description: the fields of :class:`CheckpointInfo` that are not about files and versions.
+    """
+    epoch = description["epoch"]
+    weights = folder / f"weights-{epoch:04d}.pt"
+    state = folder / f"training-{epoch:04d}.pt"
+    with atomic_path(weights) as temporary:
+        torch.save(model.state_dict(), temporary)
+    if training is not None:
+        with atomic_path(state) as temporary:
+            torch.save(training, temporary)
+    info = CheckpointInfo(
+        **description,
+        versions=versions(),
+        weights=weights.name,
+        weights_blake2b=_hash(weights),
+        training=state.name if training is not None else None,
+    )
+    write_json(folder / DESCRIPTION, asdict(info))
+    for path in folder.glob("*.pt"):
+        if path.name not in {info.weights, info.training}:
+            path.unlink(missing_ok=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` holds a checkpoint."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's description.
+
+    Raises:
+        UserError: no checkpoint there, or one of another format.
+    """
+    folder = Path(folder)
+    if not has_checkpoint(folder):
+        raise UserError(f"{folder}: must be a checkpoint folder with a {DESCRIPTION}, but got none. Check the path.")
+    content = read_json(folder / DESCRIPTION)
+    names = {field.name for field in fields(CheckpointInfo)}
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION or content.keys() != names:
+        raise UserError(
+            f"{folder / DESCRIPTION}: format_version {FORMAT_VERSION} is needed, but got {version}. "
+            "Use the version of cellseg that wrote it."
+        )
+    return Checkpoint(folder, CheckpointInfo(**content | {"class_names": tuple(content["class_names"])}))
+
+
+def find_weights(folder: Path) -> Path:
+    """The file of the model's state dict in a checkpoint folder."""
+    checkpoint = open_checkpoint(folder)
+    return checkpoint.folder / checkpoint.info.weights
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: must be a readable file of tensors, but got '{reason}'.") from error
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

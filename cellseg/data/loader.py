@@ -1,0 +1,81 @@
+"""Packed samples to training batches: scaled, augmented, with targets, in an order the seed alone decides."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cellseg.config import TrialConfig
+from cellseg.data.augment import build_augmentation, random_crop
+from cellseg.data.packed import PackedDataset
+from cellseg.data.resize import resize_image, resize_planes, scaled_size, to_color
+from cellseg.data.targets import make_target
+
+Item = tuple[Tensor, dict[str, Tensor]]
+"""A (3, H, W) uint8 image and its target (:func:`cellseg.data.targets.make_target`)."""
+
+
+class TrainingImages(Dataset):
+    """The training samples of a config, augmented anew at each visit.
+
+    An item is asked for by (epoch, sample index): what is random about it follows from the run's seed and these two
+    numbers, so it does not matter which process makes it, or after how many others.
+    """
+
+    def __init__(self, data: PackedDataset, indices: tuple[int, ...], config: TrialConfig):
+        self.data = data
+        self.indices = indices
+        self.config = config
+        self.augmentation = build_augmentation(config.augment)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, visit: tuple[int, int]) -> Item:
+        epoch, position = visit
+        config = self.config.data
+        rng = np.random.default_rng([self.config.train.seed, epoch, self.indices[position]])
+        sample = self.data[self.indices[position]]
+        size = scaled_size(*sample.size, config)
+        image_HWC = resize_image(to_color(sample.image_HWC, config.color), size)
+        planes_PHW = resize_planes(sample.planes_PHW, size)
+        if config.crop is not None:
+            image_HWC, planes_PHW = random_crop(image_HWC, planes_PHW, config.crop, rng)
+        image_HWC, planes_PHW = self.augmentation(image_HWC, planes_PHW, int(rng.integers(2**31)))
+        image_CHW = torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)))
+        return image_CHW, make_target(planes_PHW, sample.labels_N)
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, position) for one epoch, in an order that follows from (seed, epoch)."""
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int):
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        for start in range(0, self.num_samples, self.batch_size):
+            yield [(self.epoch, int(position)) for position in order[start : start + self.batch_size]]
+
+
+def training_loader(
+    data: PackedDataset, indices: tuple[int, ...], config: TrialConfig
+) -> tuple[DataLoader, EpochBatches]:
+    """A loader of lists of :data:`Item`, and its sampler, whose ``epoch`` is to be set before each epoch."""
+    batches = EpochBatches(len(indices), config.train.batch_size, config.train.seed)
+    loader = DataLoader(
+        TrainingImages(data, indices, config),
+        batch_sampler=batches,
+        collate_fn=list,
+        num_workers=config.train.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return loader, batches

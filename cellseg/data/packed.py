@@ -1,0 +1,259 @@
+"""A data set as one Arrow table: packed once, memory-mapped afterwards, and shared without copying.
+
+A row is an image. The table explains itself: its schema metadata hold the format version, the fingerprint of the input,
+the class names and the reading settings, so a table that travelled through an object store is complete.
+
+Shape suffixes: H height, W width, P planes, N cells, I images, K classes, 4 = x1, y1, x2, y2.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellseg.config import DataConfig
+from cellseg.data.dataset import Dataset, in_threads, open_dataset, relative_name
+from cellseg.data.planes import read_instances
+from cellseg.data.sample import Sample
+from cellseg.data.statistics import DataStatistics, count_labels
+from cellseg.errors import UserError, raise_all
+from cellseg.files import atomic_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+"""Raise it when the columns change, or when the same files would be read into other pixels or cells."""
+
+Progress = Callable[[int, int], None]
+
+
+class PackedDataset:
+    """Images and cells of a data set, as views into an Arrow table. Pickles as that table."""
+
+    def __init__(self, table: "pa.Table"):
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        self.table = table
+        self.fingerprint: str = metadata["fingerprint"]
+        """Hash of all input files and reading settings, 32 hexadecimal digits."""
+        self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
+        self.settings: dict[str, str] = json.loads(metadata["settings"])
+        """How the files were read, see :class:`cellseg.data.dataset.Dataset`."""
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.table,)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample in row ``index``. Its arrays are read-only views; copy before changing them."""
+        height, width = self.sizes[index]
+        return Sample(
+            name=self.names[index],
+            image_HWC=self._values("image", index).reshape(height, width, 3),
+            planes_PHW=self._values("planes", index).reshape(-1, height, width),
+            labels_N=self.labels(index),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Name of each image, unique."""
+        return tuple(self.table["name"].to_pylist())
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(I, 2) int64: height and width of each image, px."""
+        return np.stack([self.table["height"].to_numpy(), self.table["width"].to_numpy()], axis=1).astype(np.int64)
+
+    def boxes(self, index: int) -> np.ndarray:
+        """(N, 4) float32: x1, y1, x2, y2 with exclusive right and bottom edge, px; cell ``i + 1`` in row i."""
+        return self._values("boxes", index).reshape(-1, 4)
+
+    def labels(self, index: int) -> np.ndarray:
+        """(N,) int64: class of cell ``i + 1``, from 1."""
+        return self._values("labels", index)
+
+    @cached_property
+    def label_counts(self) -> np.ndarray:
+        """(I, K) int64: cells of class ``k + 1`` in each image."""
+        return count_labels([self.labels(index) for index in range(len(self))], self.num_classes)
+
+    def statistics(self) -> DataStatistics:
+        """Counts over all images, without touching a pixel."""
+        rows = range(len(self))
+        return DataStatistics.collect(
+            [self.boxes(index) for index in rows], [self.labels(index) for index in rows], self.sizes, self.class_names
+        )
+
+    def _values(self, column: str, index: int) -> np.ndarray:
+        return self.table[column][index].values.to_numpy(zero_copy_only=True)
+
+
+def open_packed(data: DataConfig, cache: Path | None = None, on_progress: Progress | None = None) -> PackedDataset:
+    """The packed data set that ``data`` describes; packed now unless the cache holds it for exactly these files.
+
+    Args:
+        cache: folder of packed files. None: ``$CELLSEG_CACHE`` or ``~/.cache/cellseg``. A changed input replaces its
+            own old file there; one that is damaged counts as absent.
+        on_progress: called with (images packed, all images) while packing.
+
+    Raises:
+        UserError: see :func:`open_dataset`; the problems of all samples; or the cache cannot be written.
+    """
+    dataset = open_dataset(data)
+    identity = fingerprint(dataset)
+    path = cache_path(dataset, default_cache() if cache is None else Path(cache))
+    packed = _open_cached(path, identity)
+    if packed is None:
+        pack(dataset, path, identity, on_progress)
+        packed = _open_cached(path, identity)
+        assert packed is not None, f"{path} was just written"
+    return packed
+
+
+def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | None = None) -> None:
+    """Read all samples and write them to ``path``, atomically. At most a few samples are in memory at a time.
+
+    Args:
+        identity: the data set's :func:`fingerprint`.
+
+    Raises:
+        UserError: the problems of all samples, or ``path`` cannot be written; the old file, if any, is left as it was.
+    """
+    import pyarrow as pa
+
+    _require_writable(path.parent)
+    schema = _schema().with_metadata(
+        {
+            "format_version": str(FORMAT_VERSION),
+            "fingerprint": identity,
+            "class_names": json.dumps(dataset.class_names),
+            "settings": json.dumps(dataset.settings),
+        }
+    )
+    problems: list[str] = []
+    with atomic_path(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for _, sample in in_threads(lambda source: source.load(), dataset.sources, on_progress):
+                if isinstance(sample, UserError):
+                    problems += sample.problems
+                elif not problems:  # else nothing is kept; the rest is read for its problems only
+                    writer.write_batch(_row(sample, schema))
+        raise_all(problems)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Hash of the names and bytes of all files and of the reading settings: the same on every machine.
+
+    An unreadable file counts with its name; what is wrong with it is said when it is loaded.
+    """
+    files = {relative_name(path, dataset.root): path for source in dataset.sources for path in source.files}
+    total = hashlib.blake2b(json.dumps(dataset.settings, sort_keys=True).encode(), digest_size=16)
+    for (name, _), digest in in_threads(lambda item: _file_digest(item[1]), sorted(files.items())):
+        assert isinstance(digest, bytes)
+        total.update(hashlib.blake2b(name.encode()).digest() + digest)
+    return total.hexdigest()
+
+
+def default_cache() -> Path:
+    """``$CELLSEG_CACHE``, or ``~/.cache/cellseg``."""
+    folder = os.environ.get("CELLSEG_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "cellseg"
+
+
+def cache_path(dataset: Dataset, cache: Path) -> Path:
+    """The packed file of a data set: one for each root and way of reading it, whatever the files hold."""
+    key = json.dumps([str(dataset.root), dataset.settings], sort_keys=True)
+    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    readable = re.sub(r"[^\w.-]", "_", dataset.root.name)[:40]
+    return cache / f"{readable}-{digest}.arrow"
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("name", pa.string()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            # Typed lists: views of them are aligned and, unlike views of large_binary, no copies. "Large" ones have
+            # 64-bit offsets, so a column may exceed 2 GiB.
+            ("image", pa.large_list(pa.uint8())),  # H * W * 3
+            ("planes", pa.large_list(pa.uint16())),  # P * H * W
+            ("labels", pa.large_list(pa.int64())),
+            ("boxes", pa.large_list(pa.float32())),  # N * 4
+        ]
+    )
+
+
+def _row(sample: Sample, schema: Any) -> Any:
+    """A record batch of one sample, made of views where Arrow can view numpy."""
+    import pyarrow as pa
+
+    cells = read_instances(sample.planes_PHW, sample.labels_N)
+    assert len(cells.numbers_N) == len(sample.labels_N), f"{sample.name}: cells 1..N must all be in the planes"
+    height, width = sample.size
+    columns = [
+        pa.array([sample.name]),
+        pa.array([height], pa.int32()),
+        pa.array([width], pa.int32()),
+        _one_list(sample.image_HWC),
+        _one_list(sample.planes_PHW),
+        _one_list(sample.labels_N),
+        _one_list(cells.boxes_N4),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _one_list(values: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    return pa.LargeListArray.from_arrays(pa.array([0, values.size], pa.int64()), pa.array(values.ravel()))
+
+
+def _open_cached(path: Path, identity: str) -> PackedDataset | None:
+    """The file's content, memory-mapped; None if it is absent, damaged, of another format or made from other files."""
+    import pyarrow as pa
+
+    # pa.ArrowInvalid is a ValueError; a missing key or column is a KeyError.
+    with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        same_format = (table.schema.metadata or {}).get(b"format_version") == str(FORMAT_VERSION).encode()
+        packed = PackedDataset(table)
+        if same_format and packed.fingerprint == identity and table.schema.equals(_schema()):
+            return packed
+    return None
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+    except OSError:
+        return b"unreadable"
+
+
+def _require_writable(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK | os.X_OK):
+            return
+        reason = "Permission denied"
+    except OSError as error:
+        reason = str(error.strerror)
+    raise UserError(
+        f"{cache}: the folder for packed data must be writable, but got '{reason}'. Set CELLSEG_CACHE to another one."
+    )

@@ -1,0 +1,64 @@
+"""From an image as it lies on disk to the image the network sees.
+
+The law: training, validation and prediction bring an image to the network through :func:`scaled_size`,
+:func:`resize_image` and :func:`to_color`, with the same ``DataConfig``, and in no other way. A network that was trained
+at one scale or colour and tested at another is a network that was never tested.
+
+Shape suffixes: P planes, H height, W width, C colour channels.
+"""
+
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from cellseg.config import DataConfig
+
+
+def scaled_size(height: int, width: int, data: DataConfig) -> tuple[int, int]:
+    """(height, width) in pixels that the network sees of an image of ``height`` x ``width``.
+
+    The shorter side becomes ``data.shorter_side`` (native size where that is None), unless the longer side would then
+    exceed ``data.longer_side``: then the longer side becomes that. The aspect is kept to a pixel; no side is below 1.
+    """
+    shorter, longer = sorted((height, width))
+    factor = 1.0 if data.shorter_side is None else data.shorter_side / shorter
+    factor = min(factor, data.longer_side / longer)
+    return max(round(height * factor), 1), max(round(width * factor), 1)
+
+
+def resize_image(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``image_HWC`` (uint8, RGB) at ``size`` (height, width).
+
+    Shrinking averages the pixels that fall together, growing interpolates linearly. At its own size the image is
+    returned as it is.
+    """
+    height, width = image_HWC.shape[:2]
+    if (height, width) == tuple(size):
+        return image_HWC
+    shrinks = size[0] * size[1] < height * width
+    return cv2.resize(image_HWC, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def resize_planes(planes_PHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``planes_PHW`` (any integer type, any values) at ``size`` (height, width), each pixel from its nearest.
+
+    The pixel whose area contains the new pixel's centre is taken, so planes and images keep lying on each other. Cells
+    thinner than the shrinking factor may vanish. At their own size the planes are returned as they are.
+    """
+    height, width = planes_PHW.shape[1:]
+    if (height, width) == tuple(size):
+        return planes_PHW
+    return planes_PHW[:, _nearest(size[0], height)[:, None], _nearest(size[1], width)]
+
+
+def to_color(image_HWC: np.ndarray, color: Literal["rgb", "grey"]) -> np.ndarray:
+    """``image_HWC`` (uint8, RGB) as it is, or its luminance in all three channels."""
+    if color == "rgb":
+        return image_HWC
+    return cv2.cvtColor(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def _nearest(new: int, old: int) -> np.ndarray:
+    """For each of ``new`` pixels along a side the nearest of ``old`` ones: floor((i + 1/2) old / new), exactly."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)

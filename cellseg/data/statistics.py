@@ -1,0 +1,130 @@
+"""What a data set looks like in numbers: enough to choose anchors, scale and detection limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+COCO_DETECTIONS = 100
+"""Detections per image that COCO's metric and torchvision keep by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataStatistics:
+    """Counts over the images of a data set. Quantiles are those of ``QUANTILES``, None where there are no values."""
+
+    class_names: tuple[str, ...]
+    images: int
+    empty_images: int
+    """Images without a cell."""
+    heights: tuple[float, ...] | None
+    """Quantiles over images, px."""
+    widths: tuple[float, ...] | None
+    """Quantiles over images, px."""
+    cells_per_class: tuple[int, ...]
+    images_per_class: tuple[int, ...]
+    """Images with at least one cell of the class."""
+    cells_per_image: tuple[float, ...] | None
+    """Quantiles over images."""
+    box_sides: tuple[float, ...] | None
+    """Quantiles over cells of sqrt(box width * box height), px of the image as it lies on disk."""
+    anchors: str | None
+    """Anchor range that fits the boxes at the image's own scale, as ``model.anchors`` takes it. None without cells."""
+
+    @classmethod
+    def collect(
+        cls,
+        boxes: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]] | np.ndarray,
+        class_names: Sequence[str],
+    ) -> Self:
+        """Count over images.
+
+        Args:
+            boxes: for each image the (N, 4) boxes x1, y1, x2, y2 with exclusive right and bottom edge, px.
+            labels: for each image the (N,) classes, from 1.
+            sizes: for each image (height, width) in px.
+        """
+        from cellseg.auto import anchors_for  # the one rule for anchors; it reads packed data, which counts with us
+
+        counts_IK = count_labels(labels, len(class_names))
+        sides = [np.sqrt((box_N4[:, 2] - box_N4[:, 0]) * (box_N4[:, 3] - box_N4[:, 1])) for box_N4 in boxes]
+        all_sides = np.concatenate([np.zeros(0), *sides])
+        sizes_I2 = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        return cls(
+            class_names=tuple(class_names),
+            images=len(labels),
+            empty_images=int(np.count_nonzero(counts_IK.sum(axis=1) == 0)),
+            heights=_quantiles(sizes_I2[:, 0]),
+            widths=_quantiles(sizes_I2[:, 1]),
+            cells_per_class=tuple(counts_IK.sum(axis=0).tolist()),
+            images_per_class=tuple(np.count_nonzero(counts_IK, axis=0).tolist()),
+            cells_per_image=_quantiles(counts_IK.sum(axis=1)),
+            box_sides=_quantiles(all_sides),
+            anchors=anchors_for(all_sides) if len(all_sides) else None,
+        )
+
+    @property
+    def cells(self) -> int:
+        """Cells of all classes."""
+        return sum(self.cells_per_class)
+
+    @property
+    def most_cells(self) -> int:
+        """Cells of the densest image."""
+        return int(self.cells_per_image[-1]) if self.cells_per_image else 0
+
+    def describe(self) -> list[str]:
+        """Lines to print: the counts, then what follows from them for a configuration."""
+        lines = [f"images           {self.images}, {self.empty_images} of them without cells"]
+        if self.heights and self.widths:
+            lines += [f"height           {_spread(self.heights)} px", f"width            {_spread(self.widths)} px"]
+        lines.append(f"cells            {self.cells}")
+        lines += [
+            f"  {name:<14} {cells} in {images} image{'s' * (images != 1)}"
+            for name, cells, images in zip(self.class_names, self.cells_per_class, self.images_per_class, strict=True)
+        ]
+        if self.cells_per_image:
+            lines.append(f"cells per image  {_spread(self.cells_per_image)}")
+        if self.box_sides:
+            lines.append(f"cell size        {_spread(self.box_sides)} px (square root of box width x height)")
+        return [*lines, *self._suggestions()]
+
+    def _suggestions(self) -> list[str]:
+        lines = []
+        if self.most_cells > COCO_DETECTIONS:
+            lines.append(
+                f"suggestion: one image holds {self.most_cells} cells. Keep model.detections_per_image at 'auto' or "
+                f"well above that; the usual {COCO_DETECTIONS} would lose cells."
+            )
+        if self.anchors and self.box_sides:
+            lines.append(
+                f"suggestion: model.anchors '{self.anchors}' fits these cells at the images' own scale, which is what "
+                "'auto' takes there."
+            )
+        absent = [name for name, count in zip(self.class_names, self.cells_per_class, strict=True) if not count]
+        if absent:
+            lines.append(f"suggestion: there is no cell of {', '.join(absent)}; nothing can be learnt about it.")
+        return lines
+
+
+def count_labels(labels: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
+    """(images, classes) int64: cells of class ``k + 1`` in each image."""
+    counts_IK = np.zeros((len(labels), num_classes), np.int64)
+    for counts_K, labels_N in zip(counts_IK, labels, strict=True):
+        counts_K[:] = np.bincount(labels_N, minlength=num_classes + 1)[1:]
+    return counts_IK
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, ...] | None:
+    return tuple(np.quantile(values, QUANTILES).tolist()) if len(values) else None
+
+
+def _spread(quantiles: tuple[float, ...]) -> str:
+    low, *_, high = quantiles
+    if low == high:
+        return f"{low:.0f}"
+    return f"{low:.0f} to {high:.0f}, median {quantiles[2]:.0f}, nine in ten {quantiles[1]:.0f} to {quantiles[3]:.0f}"

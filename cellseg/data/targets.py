@@ -1,0 +1,120 @@
+"""What the network is trained against, read from instance planes: boxes, labels, and the mask targets of sampled RoIs.
+
+torchvision wants a mask per cell and resamples those that belong to the sampled boxes. Here the planes go to the device
+as they are and each RoI reads its own pixels of its own plane: nothing of size N x H x W exists anywhere.
+
+Shape suffixes: P planes, H height, W width, N cells, R regions of interest (RoIs), M side of a mask target,
+h, w window of an RoI, 4 = x1, y1, x2, y2 in pixels with exclusive right and bottom edge.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellseg.data.planes import read_instances
+
+PIXELS_AT_ONCE = 1 << 22
+"""RoIs are read in chunks of at most this many window pixels (about 60 MB); a larger RoI is a chunk of its own."""
+
+
+def make_target(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int = 4) -> dict[str, Tensor]:
+    """The target of an image whose cells lie in ``planes_PHW``.
+
+    Args:
+        planes_PHW: (P, H, W) uint16, after augmentation: cells may have left the image.
+        labels_N: class of cell ``i + 1``, for all cells the sample had before augmentation.
+        min_area: cells with fewer pixels than this are left out.
+
+    Returns:
+        For the K cells that remain, K >= 0, ``boxes`` (K, 4) float32, ``labels`` (K,) int64, ``plane`` and ``number``
+        (K,) int64 (cell k covers the pixels where ``planes[plane[k]] == number[k]``), and ``planes`` (P, H, W) int32.
+    """
+    cells = read_instances(planes_PHW, labels_N, min_area)
+    return {
+        "boxes": torch.from_numpy(cells.boxes_N4),
+        "labels": torch.from_numpy(cells.labels_N),
+        "planes": torch.from_numpy(planes_PHW.astype(np.int32)),
+        "plane": torch.from_numpy(cells.plane_N),
+        "number": torch.from_numpy(cells.numbers_N),
+    }
+
+
+@torch.no_grad()
+def roi_mask_targets(
+    planes_PHW: Tensor, plane_N: Tensor, number_N: Tensor, rois_R4: Tensor, matched_R: Tensor, resolution: int
+) -> Tensor:
+    """Mask targets of RoIs: the share of each of M x M bins that the matched cell covers.
+
+    Equals ``roi_align`` of the cell's binary mask with ``aligned=False`` and adaptive sampling, which is torchvision's
+    ``project_masks_on_boxes``. Bilinear sampling on a regular grid is separable, so the target is
+    ``rows_Mh @ mask_hw @ columns_Mw.T`` on the RoI's window of the mask; RoIs with the same number of sampling points
+    per bin share a window size and are done together.
+
+    Args:
+        planes_PHW: (P, H, W) integers.
+        plane_N, number_N: plane and number of each cell, int64.
+        rois_R4: (R, 4) float, may cross the image's border. R may be 0.
+        matched_R: (R,) int64, the cell of each RoI, in 0..N-1.
+        resolution: M.
+
+    Returns:
+        (R, M, M) float32 in [0, 1] on the device of ``planes_PHW``.
+    """
+    rois_R4 = rois_R4.to(torch.float32)
+    targets_RMM = rois_R4.new_zeros(len(rois_R4), resolution, resolution)
+    if not len(rois_R4):
+        return targets_RMM
+    plane_R, number_R = plane_N[matched_R], number_N[matched_R]
+    points_R2 = torch.ceil((rois_R4[:, 2:] - rois_R4[:, :2]).clamp(min=1) / resolution).to(torch.int64)
+    groups_G2, group_of_R = torch.unique(points_R2, dim=0, return_inverse=True)
+    for group, (points_x, points_y) in enumerate(groups_G2.tolist()):
+        members = torch.nonzero(group_of_R == group)[:, 0]
+        window_pixels = (points_y * resolution + 2) * (points_x * resolution + 2)
+        for chunk in members.split(max(PIXELS_AT_ONCE // window_pixels, 1)):
+            targets_RMM[chunk] = _group_targets(
+                planes_PHW, plane_R[chunk], number_R[chunk], rois_R4[chunk], points_y, points_x, resolution
+            )
+    return targets_RMM
+
+
+def _group_targets(
+    planes_PHW: Tensor,
+    plane_R: Tensor,
+    number_R: Tensor,
+    rois_R4: Tensor,
+    points_y: int,
+    points_x: int,
+    resolution: int,
+) -> Tensor:
+    """Targets (R, M, M) of RoIs that all have ``points_y`` x ``points_x`` sampling points per bin."""
+    _, height, width = planes_PHW.shape
+    x1_R, y1_R, x2_R, y2_R = rois_R4.unbind(dim=1)
+    row_Rh, row_weights_RMh = _axis_weights(y1_R, y2_R, height, points_y, resolution)
+    column_Rw, column_weights_RMw = _axis_weights(x1_R, x2_R, width, points_x, resolution)
+    window_Rhw = planes_PHW[plane_R[:, None, None], row_Rh[:, :, None], column_Rw[:, None, :]]
+    mask_Rhw = (window_Rhw == number_R[:, None, None]).to(torch.float32)
+    with torch.autocast(planes_PHW.device.type, enabled=False):  # the weights need float32
+        return row_weights_RMh @ mask_Rhw @ column_weights_RMw.transpose(1, 2)
+
+
+def _axis_weights(start_R: Tensor, stop_R: Tensor, side: int, points: int, resolution: int) -> tuple[Tensor, Tensor]:
+    """Along one axis, the pixels of each RoI's window and their weights in each bin.
+
+    The weight of a pixel in a bilinear sample falls linearly from 1 to 0 over a distance of one pixel. A bin's weights
+    are the mean over its ``points`` samples. Samples more than a pixel outside of the image count as background, nearer
+    ones take the border pixel: roi_align's rule.
+
+    Returns:
+        pixels (R, h) int64 in 0..side-1 and weights (R, M, h) float32, with h = points * M + 2.
+    """
+    bin_R = (stop_R - start_R).clamp(min=1) / resolution
+    bin_index_M = torch.arange(resolution, device=start_R.device)
+    first_R = start_R.floor().clamp(0, side - 1)
+    pixels_Rh = first_R[:, None] + torch.arange(points * resolution + 2, device=start_R.device)
+    weights_RMh = start_R.new_zeros(len(start_R), resolution, points * resolution + 2)
+    for point in range(points):
+        sample_RM = start_R[:, None] + bin_index_M * bin_R[:, None] + ((point + 0.5) * bin_R / points)[:, None]
+        inside_RM = (sample_RM >= -1) & (sample_RM <= side)
+        distance_RMh = (sample_RM.clamp(0, side - 1)[:, :, None] - pixels_Rh[:, None, :]).abs()
+        weights_RMh += (1 - distance_RMh).clamp(min=0) * inside_RM[:, :, None]
+    return pixels_Rh.clamp(max=side - 1).to(torch.int64), weights_RMh / points

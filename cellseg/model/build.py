@@ -1,0 +1,146 @@
+"""A ModelConfig becomes a Mask R-CNN (He et al. 2017) on an FPN (Lin et al. 2017), made of torchvision's parts."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range
+from cellseg.errors import UserError
+from cellseg.model.anchors import CellAnchors, build_rpn_head
+from cellseg.model.backbones import FPNBackbone, build_body
+from cellseg.model.heads import CellRoIHeads
+from cellseg.model.norms import group_norm
+from cellseg.model.weights import load_detector_weights
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class _Normalize(GeneralizedRCNNTransform):
+    """torchvision's transform without its resizing and pasting.
+
+    Scale is set once, in :mod:`cellseg.data.resize`, for training and prediction alike; masks leave as they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0, 0, IMAGENET_MEAN, IMAGENET_STD)
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        return result
+
+
+def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: int, *, load: bool = True) -> nn.Module:
+    """The detector for ``num_classes`` classes of cells (background not counted).
+
+    In training the model maps (images, targets) to a dict of scalar losses, in evaluation images to a list of dicts
+    (see :class:`cellseg.model.heads.CellRoIHeads`). Images are (3, H, W) float32 in [0, 1] and may differ in size;
+    targets are those of :func:`cellseg.data.targets.make_target`. New layers draw their values from torch's global
+    generator.
+
+    Args:
+        config: resolved, without ``auto`` in anchors and detections (:func:`cellseg.auto.resolve_auto`).
+        load: False leaves pretrained weights out, for a model whose whole state is loaded next.
+
+    Raises:
+        UserError: unknown backbone, weights that cannot be had, or too many trainable parameters.
+    """
+    assert config.anchors != "auto" and config.detections_per_image != "auto", "resolve_auto comes first"
+    pretrained = load and config.weights == "imagenet"
+    body = build_body(
+        config.backbone, pretrained=pretrained, norm=resolved_norm(config), frozen_stages=config.frozen_stages
+    )
+    # v1 has no norm outside the backbone. v2 has batch norm there, in training mode, as torchvision's has.
+    v2 = config.detector == "v2"
+    head_norm: Callable[[int], nn.Module] | None = None
+    if v2:
+        head_norm = group_norm if resolved_norm(config) == "group" else nn.BatchNorm2d
+    backbone = FPNBackbone(body, config.fpn_channels, head_norm)
+    model = GeneralizedRCNN(
+        backbone, _rpn(config, v2), _roi_heads(config, inference, num_classes + 1, head_norm), _Normalize()
+    )
+    if load:
+        load_detector_weights(model, config.weights, config.detector)
+    _check_size(model, config.max_trainable)
+    return model
+
+
+def resolved_norm(config: ModelConfig) -> str:
+    """``batch``, ``frozen`` or ``group``: frozen statistics need weights that bring some, small batches need group
+    norm."""
+    if config.norm != "auto":
+        return config.norm
+    return "group" if config.weights == "none" else "frozen"
+
+
+def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """Number of parameters; with ``trainable`` only of those that receive gradients."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def _rpn(config: ModelConfig, v2: bool) -> RegionProposalNetwork:
+    generator = CellAnchors(parse_anchor_range(config.anchors))
+    proposals = {"training": config.rpn_proposals, "testing": config.rpn_proposals}
+    return RegionProposalNetwork(
+        generator,
+        build_rpn_head(generator, config.fpn_channels, conv_depth=2 if v2 else 1),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n=proposals,
+        post_nms_top_n=proposals,
+        nms_thresh=0.7,
+    )
+
+
+def _roi_heads(
+    config: ModelConfig,
+    inference: InferenceConfig,
+    num_outputs: int,
+    head_norm: Callable[[int], nn.Module] | None,
+) -> CellRoIHeads:
+    channels, width = config.fpn_channels, config.box_head_width
+    levels = config.roi_levels.split(",")
+    if head_norm is None:
+        box_head: nn.Module = TwoMLPHead(channels * 7 * 7, width)
+    else:
+        box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [width], norm_layer=head_norm)
+    mask_widths = [config.mask_head_width] * config.mask_head_layers
+    return CellRoIHeads(
+        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        box_head=box_head,
+        box_predictor=FastRCNNPredictor(width, num_outputs),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=config.roi_samples,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=inference.score_threshold,
+        nms_thresh=inference.nms_threshold,
+        detections_per_img=config.detections_per_image,
+        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(channels, mask_widths, 1, norm_layer=head_norm),
+        mask_predictor=MaskRCNNPredictor(config.mask_head_width, config.mask_head_width, num_outputs),
+    )
+
+
+def _check_size(model: nn.Module, limit: int) -> None:
+    trainable = count_parameters(model, trainable=True)
+    if trainable > limit:
+        raise UserError(
+            f"model.max_trainable: at most {limit:,} trainable parameters are allowed, but got {trainable:,}, "
+            f"{trainable - limit:,} too many. Freeze stages or take a smaller backbone."
+        )

@@ -1,0 +1,98 @@
+"""Pretrained weights of a whole detector: torchvision's COCO weights, a state-dict file, or a checkpoint folder.
+
+ImageNet weights belong to the backbone alone and are loaded where it is built.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
+
+from cellseg.checkpoint import find_weights
+from cellseg.errors import UserError
+
+NAMED = ("none", "imagenet", "coco")
+COCO = {"v1": MaskRCNN_ResNet50_FPN_Weights.COCO_V1, "v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1}
+CLASS_LAYERS = (
+    "roi_heads.box_predictor.cls_score.",
+    "roi_heads.box_predictor.bbox_pred.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+)
+"""Layers whose shape depends on the classes: they start anew where the number of classes differs."""
+
+
+def load_detector_weights(model: nn.Module, weights: str, detector: str) -> None:
+    """Load what ``weights`` names into ``model``; ``none`` and ``imagenet`` are no business of this function.
+
+    Raises:
+        UserError: download impossible, file missing or unsafe, or weights of another architecture.
+    """
+    if weights == "coco":
+        _load(model, _coco_state(detector), "coco")
+    elif weights not in NAMED:
+        _load(model, _file_state(weights), weights)
+
+
+def _coco_state(detector: str) -> dict[str, Tensor]:
+    entry = COCO[detector]
+    try:
+        return entry.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        name = entry.url.rsplit("/", 1)[-1]
+        raise UserError(
+            f"model.weights: the COCO weights ({name}) must be downloadable or in $TORCH_HOME/hub/checkpoints, but got "
+            f"'{str(error).splitlines()[0]}'. Copy the file there from a machine with a network, or use weights=none."
+        ) from error
+
+
+def _file_state(weights: str) -> dict[str, Tensor]:
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        path = find_weights(path)
+    if not path.is_file():
+        raise UserError(
+            f"model.weights: must be {', '.join(NAMED)}, a file or a checkpoint folder, but got '{weights}'. "
+            "Check the path."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(
+            f"model.weights: {path} must be a file of tensors only (torch.save of a state dict), but got "
+            f"'{str(error).splitlines()[0]}'."
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise UserError(f"model.weights: {path} must hold a state dict, but got {type(state).__name__}.")
+    return state
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    own = model.state_dict()
+    if not any(key.startswith("backbone.") for key in state):  # weights of a classifier: its backbone alone
+        state = {f"backbone.body.{key}": value for key, value in state.items() if not key.startswith(("fc.", "head."))}
+        expected = {key for key in own if key.startswith("backbone.body.")}
+    else:
+        expected = set(own)
+    new_classes = {
+        key for key in expected if key.startswith(CLASS_LAYERS) and key in state and state[key].shape != own[key].shape
+    }
+    state = {key: value for key, value in state.items() if key not in new_classes}
+    expected -= new_classes
+    # Batch norms count batches; frozen ones do not have the counter, and nothing reads it.
+    missing = sorted(key for key in expected - state.keys() if not key.endswith("num_batches_tracked"))
+    surplus = sorted(key for key in state.keys() - own.keys() if not key.endswith("num_batches_tracked"))
+    if missing or surplus:
+        raise UserError(
+            f"model.weights: {origin} must fit the model, but got {len(missing)} missing and {len(surplus)} unknown "
+            f"entries, such as '{(missing + surplus)[0]}'. Use the backbone, detector and norm they were trained with."
+        )
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"model.weights: {origin} must fit the model, but got {detail}") from error

@@ -1,0 +1,102 @@
+"""Asynchronous successive halving: which trials are worth another epoch.
+
+The stopping variant of Li et al., *A System for Massively Parallel Hyperparameter Tuning* (MLSys 2020): trials run
+freely, and at a few epochs, the rungs, each is measured against those that were there before it. Nobody waits.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A trial at a rung."""
+
+    value: float
+    """The metric at the rung's epoch; larger is better."""
+    tie_breaker: float
+    """Decides between equal values; smaller is better."""
+    went_on: bool
+
+
+class Asha:
+    """Decides at every rung whether a trial goes on.
+
+    A rung lies at epoch ``grace * reduction ** k`` for every k that puts it below ``max_epochs``. Of the n trials seen
+    at a rung so far, the newcomer included, it goes on if fewer than n / reduction of them are ahead of it. So the
+    first arrival always goes on, the second only as the better one, and in the long run one in ``reduction`` does.
+
+    Ties: with a tie-breaker (say the validation loss) it decides. Among trials that are equal in that too, those that
+    went on before count as ahead. Were all values equal, as with scores of zero in the first epochs, one trial in
+    ``reduction`` would go on: neither all of them nor none.
+
+    Args:
+        grace: epochs that every trial gets, at least 1.
+        reduction: at least 2.
+        max_epochs: full length of a trial. At or below ``grace`` there is no rung and no trial is stopped.
+    """
+
+    def __init__(self, grace: int, reduction: int, max_epochs: int):
+        assert grace >= 1 and reduction >= 2 and max_epochs >= 1
+        self.reduction = reduction
+        self._arrivals: dict[int, dict[int, Arrival]] = {}
+        epoch = grace
+        while epoch < max_epochs:
+            self._arrivals[epoch] = {}
+            epoch *= reduction
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which trials are stopped, in order. Epochs count from 1."""
+        return tuple(self._arrivals)
+
+    def rung(self, epoch: int) -> Mapping[int, Arrival]:
+        """The trials seen at the rung of ``epoch``, by number, in the order in which they first came."""
+        return MappingProxyType(self._arrivals[epoch])
+
+    def report(self, trial: int, epoch: int, value: float, tie_breaker: float = 0.0) -> bool:
+        """Whether ``trial`` goes on after ``epoch`` epochs.
+
+        Only a report at a rung's very epoch enters that rung: a trial that was not measured there is never compared by
+        a later, better-trained value. All other epochs, the last included, go on: a trial ends there by itself. A
+        second report of the same trial at the same rung replaces the first.
+
+        Args:
+            value: the metric at that epoch, larger is better; finite, because the caller ends other trials.
+            tie_breaker: decides between equal values, smaller is better, finite. Give it always or never.
+        """
+        assert math.isfinite(value) and math.isfinite(tie_breaker), (trial, epoch, value, tie_breaker)
+        if epoch not in self._arrivals:
+            return True
+        rung, value, tie_breaker = self._arrivals[epoch], float(value), float(tie_breaker)
+        others = [arrival for number, arrival in rung.items() if number != trial]
+        went_on = _num_ahead(others, value, tie_breaker) < (len(others) + 1) / self.reduction
+        rung[trial] = Arrival(value, tie_breaker, went_on)
+        return went_on
+
+    def replay(self, trial: int, history: Iterable[tuple[int, float] | tuple[int, float, float]]) -> None:
+        """Enter a trial of a former run into the rungs it reached, without deciding anew.
+
+        Args:
+            history: the arguments of its reports, ``(epoch, value)`` or ``(epoch, value, tie_breaker)``, in any order.
+                It counts as having gone on from a rung if there is a later epoch. For a trial that is to continue from
+                a rung, ask :meth:`report` for that epoch again.
+        """
+        reports = {report[0]: report[1:] for report in history}
+        for epoch in self.rungs:
+            if epoch in reports:
+                value, tie_breaker = (*reports[epoch], 0.0)[:2]
+                assert math.isfinite(value) and math.isfinite(tie_breaker), (trial, epoch, value, tie_breaker)
+                self._arrivals[epoch][trial] = Arrival(value, tie_breaker, went_on=max(reports) > epoch)
+
+
+def _num_ahead(others: Iterable[Arrival], value: float, tie_breaker: float) -> int:
+    """How many are better, or equal and went on."""
+    mine = (value, -tie_breaker)
+    count = 0
+    for other in others:
+        theirs = (other.value, -other.tie_breaker)
+        count += theirs > mine or (theirs == mine and other.went_on)
+    return count

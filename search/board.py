@@ -1,0 +1,107 @@
+"""The leaderboard in the terminal: a live table on a screen, plain lines in a job's log."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search.store import TrialRow
+from search.study import Study
+
+MAX_ROWS = 15
+STYLES = {
+    "RUNNING": "cyan",
+    "COMPLETE": "green",
+    "PRUNED": "yellow",
+    "INFEASIBLE": "magenta",
+    "FAILED": "red",
+    "INTERRUPTED": "dim",
+}
+
+
+class Board:
+    """Shows a study while it runs. ``update`` is called after every event."""
+
+    def __init__(self, study: Study, console: Console):
+        self._study = study
+        self._console = console
+        self._started = time.monotonic()
+        self._told: dict[int, tuple[str, int]] = {row.number: (row.state, row.epochs) for row in study.rows}
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Keep the table on the screen for the time of the block; without a screen, nothing."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(
+            get_renderable=self.render, console=self._console, refresh_per_second=2, transient=True, screen=False
+        ):
+            yield
+
+    def update(self) -> None:
+        """Without a screen, a line for each trial that moved since the last call."""
+        if self._console.is_terminal:
+            return
+        for row in self._study.rows:
+            if self._told.get(row.number) != (row.state, row.epochs):
+                self._told[row.number] = (row.state, row.epochs)
+                self._console.print(self._line(row), soft_wrap=True, highlight=False)
+
+    def render(self) -> Group:
+        """Header, table of running and best trials."""
+        rows = self._study.rows
+        counts = ", ".join(
+            f"{count} {state.lower()}" for state in STYLES if (count := sum(row.state == state for row in rows))
+        )
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        header = Text(
+            f"{self._study.name}: {self._study.num_finished} of {self._study.space.trials} trials "
+            f"({counts or 'starting'}), {minutes}:{seconds:02d}",
+            style="bold",
+        )
+        return Group(header, leaderboard_table(self._study))
+
+    def _line(self, row: TrialRow) -> str:
+        value = "" if row.metric is None else f"  best {self._study.space.metric} {row.metric:.4f}"
+        reason = f"  ({row.reason.strip().splitlines()[-1]})" if row.reason else ""
+        return (
+            f"t{row.number:04d}  {row.state.lower():<11}  epoch {row.epochs}/{self._study.space.epochs}{value}{reason}"
+        )
+
+
+def leaderboard_table(study: Study, max_rows: int = MAX_ROWS) -> Table:
+    """The running trials and the best ended ones, best first, with the values that tell them apart."""
+    ranked = study.leaderboard
+    ranked += [row for row in study.rows if row.metric is None and row.state != "FAILED"]
+    # Running trials are always shown: they are what a waiting person looks for.
+    running = [row for row in ranked if row.state == "RUNNING"]
+    best = [row for row in ranked if row.state != "RUNNING"][: max(0, max_rows - len(running))]
+    shown = [row for row in ranked if row in running or row in best]
+    keys = list(study.space.domains)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "trial", "state", "epochs", study.space.metric, *(key.split(".")[-1] for key in keys)):
+        table.add_column(name, no_wrap=True)
+    for rank, row in enumerate(shown, start=1):
+        params = json.loads(row.params)
+        table.add_row(
+            str(rank) if row.metric is not None else "",
+            f"t{row.number:04d}",
+            Text(row.state.lower(), style=STYLES[row.state]),
+            f"{row.epochs}/{study.space.epochs}",
+            "" if row.metric is None else f"{row.metric:.4f} @{row.best_epoch}",
+            *(format_value(params[key]) if key in params else "-" for key in keys),
+        )
+    if len(ranked) > len(shown):
+        table.caption = f"and {len(ranked) - len(shown)} more"
+    return table
+
+
+def format_value(value: object) -> str:
+    """A setting's value, short enough for a column."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

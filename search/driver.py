@@ -1,0 +1,237 @@
+"""Ray at work for a :class:`search.study.Study`: start it, run trials on it, stop it.
+
+Ray Tune decides where and when a process runs; which trial comes next and who goes on is the study's decision. Ray's
+own record of the experiment is written to a temporary folder and thrown away: the study's tables are the truth.
+"""
+
+import json
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cellseg.errors import UserError
+from search.study import PRUNED, Study
+from search.trial import DETAIL, ENDING, REPORT, CellTrainable, trial_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.tune.experiment import Trial
+
+MAX_MACHINE_LOSSES = 2
+"""A trial whose process or machine dies is started again this often, from its last checkpoint."""
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[str]:
+    """A Ray cluster for the time of the block: the one at ``address``, or a new one on this machine. Yields its
+    dashboard.
+
+    Raises:
+        UserError: no cluster at that address.
+    """
+    # Trials write where they are told; a working directory of their own would break relative paths.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Result files, progress tables and TensorBoard events that nobody reads.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # The newer of Tune's two reporters cannot be silenced; the board takes its place.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    try:
+        context = ray.init(
+            address=address or "local",
+            include_dashboard=None if address else True,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{reason}'. "
+            "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token on every machine."
+        ) from error
+    try:
+        yield context.dashboard_url or ""
+    finally:
+        ray.shutdown()
+
+
+def run_study(
+    study: Study, table: "pa.Table", resources: Mapping[str, float], *, on_event: Callable[[], None] = lambda: None
+) -> bool:
+    """Run trials until the study is over; False if it was interrupted (Ctrl-C, SIGTERM) before.
+
+    Args:
+        table: the packed data; it goes into Ray's object store once, and every trial maps it from there.
+        resources: ``cpu`` and ``gpu`` of one trial, see :func:`trial_resources`.
+        on_event: called after everything that happened to a trial.
+
+    Raises:
+        UserError: the study gave up because every trial fails for the same reason.
+    """
+    trainable = tune.with_parameters(CellTrainable, data=table)
+    trainable.__name__ = f"{CellTrainable.__name__}_{study.name}"  # the actors' class in Ray's dashboard
+    with tempfile.TemporaryDirectory(prefix="search-") as scratch, _sigterm_as_ctrl_c(), _quiet_tune():
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, dict(resources)),
+            tune_config=tune.TuneConfig(
+                search_alg=_Searcher(study, on_event),
+                scheduler=_Scheduler(study, on_event),
+                num_samples=-1,  # the study counts
+                max_concurrent_trials=num_slots(resources),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial_name(study.name, trial.config["number"]),
+                trial_dirname_creator=lambda trial: f"t{trial.config['number']:04d}",
+            ),
+            run_config=tune.RunConfig(
+                name=study.name,
+                storage_path=scratch,
+                stop=_Stopper(study),
+                failure_config=tune.FailureConfig(max_failures=MAX_MACHINE_LOSSES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    interrupted = study.interrupt()
+    if study.abort_reason is not None:
+        raise UserError(
+            f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "
+            "Mend the cause; the same command then goes on."
+        )
+    return not interrupted and study.is_over
+
+
+def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
+    """What one trial occupies: as wanted, or one GPU where the cluster has one, else one CPU.
+
+    Raises:
+        UserError: more than any machine of the cluster has.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if wanted is None:
+        gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+        wanted = {"cpu": 1, "gpu": 1 if gpu else 0}
+    if not any(node.get("CPU", 0) >= wanted["cpu"] and node.get("GPU", 0) >= wanted["gpu"] for node in nodes):
+        largest: Mapping[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        raise UserError(
+            f"resources: a trial must fit on one machine, but got cpu={wanted['cpu']:g}, gpu={wanted['gpu']:g}, and "
+            f"the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs. Ask for less."
+        )
+    return {"cpu": wanted["cpu"], "gpu": wanted["gpu"]}
+
+
+def num_slots(resources: Mapping[str, float]) -> int:
+    """How many trials run side by side on the cluster as it is now, at least 1."""
+    slots = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = {"cpu": node["Resources"].get("CPU", 0), "gpu": node["Resources"].get("GPU", 0)}
+            slots += min(int(has[kind] // amount) for kind, amount in resources.items() if amount > 0)
+    return max(1, slots)
+
+
+class _Disposable:
+    """A part of Tune's that leaves nothing behind: Tune pickles its parts for a restore that never comes."""
+
+    def __getstate__(self) -> dict:
+        return {}
+
+
+class _Searcher(_Disposable, Searcher):
+    """Hands the study's proposals to Tune."""
+
+    def __init__(self, study: Study, on_event: Callable[[], None]):
+        super().__init__()  # no metric: the study reads the reports, Tune need not
+        self._study = study
+        self._on_event = on_event
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        proposal = self._study.propose()
+        if proposal is not None:
+            self._numbers[trial_id] = proposal.number
+            return {
+                "study": self._study.name,
+                "number": proposal.number,
+                "config": dict(proposal.config),
+                "folder": str(proposal.folder),
+            }
+        # None means "ask again": a running trial may yet fail and leave room for another.
+        return Searcher.FINISHED if self._study.is_over else None
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """A trial is over. The scheduler told the study, but for one whose process died once too often."""
+        number = self._numbers.pop(trial_id, None)
+        if number is not None and error and self._study.is_running(number):
+            self._study.end(number, "lost", f"its process died {MAX_MACHINE_LOSSES + 1} times")
+            self._on_event()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's tables are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never: a study is continued from its tables."""
+
+
+class _Scheduler(_Disposable, FIFOScheduler):
+    """Tells the study what trials did, and Tune what the study decided."""
+
+    def __init__(self, study: Study, on_event: Callable[[], None]):
+        super().__init__()
+        self._study = study
+        self._on_event = on_event
+
+    def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
+        number = trial.config["number"]
+        report, ending = json.loads(result[REPORT]), result[ENDING]
+        goes_on = self._study.report(number, report) if report is not None else False
+        if ending is not None:
+            self._study.end(number, ending, result[DETAIL])
+        elif not goes_on:
+            self._study.end(number, PRUNED, f"at epoch {report['epoch']}" if report else "")
+        self._on_event()
+        return TrialScheduler.CONTINUE if goes_on and ending is None else TrialScheduler.STOP
+
+
+class _Stopper(_Disposable, tune.Stopper):
+    """Ends the experiment when the study gives up."""
+
+    def __init__(self, study: Study):
+        self._study = study
+
+    def __call__(self, trial_id: str, result: dict) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._study.abort_reason is not None
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Batch systems end a job with SIGTERM: stop as cleanly as after Ctrl-C."""
+    former = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """The board says what there is to say; Tune's hints (how to restore, where its files are) would mislead."""
+    logger = logging.getLogger("ray.tune")
+    former = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(former)

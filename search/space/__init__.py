@@ -1,0 +1,20 @@
+"""Search spaces: the YAML that a user writes, checked as a whole."""
+
+from search.space.domain import Choices, Domain, Range
+from search.space.file import load_space, parse_space
+from search.space.settings import AshaSettings, DataSource, Generate, Resources
+from search.space.space import Params, Space
+
+__all__ = [
+    "AshaSettings",
+    "Choices",
+    "DataSource",
+    "Domain",
+    "Generate",
+    "Params",
+    "Range",
+    "Resources",
+    "Space",
+    "load_space",
+    "parse_space",
+]

@@ -1,0 +1,230 @@
+"""One sampled parameter: a list of choices or a range of numbers, in Optuna's words."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+import numpy as np
+
+from cellseg.config import FIELDS, check_value
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Value = None | bool | int | float | str
+When = Mapping[str, tuple[Value, ...]]
+"""Condition: every key must have one of its values. Empty: always active."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """A parameter that takes one of several values without order."""
+
+    choices: tuple[Value, ...]
+    """At least one value, no two equal."""
+    when: When = field(default_factory=dict)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the parameter can take ``value``."""
+        return is_among(value, self.choices)
+
+    def sample(self, rng: np.random.Generator) -> Value:
+        """A uniform draw."""
+        return self.choices[int(rng.integers(len(self.choices)))]
+
+    def distribution(self) -> "BaseDistribution":
+        """The same as an Optuna distribution."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.choices)
+
+    def to_json(self) -> dict[str, Any]:
+        """The mapping of a space file that makes this domain."""
+        return {"choices": list(self.choices)} | _when_json(self.when)
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.choices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """A number between two bounds, both included."""
+
+    low: float
+    high: float
+    """low < high; both are int where ``integer`` is set."""
+    log: bool = False
+    """Uniform in the logarithm; low > 0, and no step."""
+    step: float | None = None
+    """Distance of neighbouring values, which start at ``low`` and end at ``high``. None: all numbers between them."""
+    integer: bool = False
+    when: When = field(default_factory=dict)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the parameter can take ``value``. Floats count as on a step within rounding error."""
+        number = isinstance(value, int if self.integer else (int, float)) and not isinstance(value, bool)
+        if not number or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-8
+
+    def sample(self, rng: np.random.Generator) -> int | float:
+        """A uniform draw, in the logarithm if ``log``."""
+        if (
+            self.integer and self.log
+        ):  # half a step beyond both ends, so that the ends are as likely as their neighbours
+            drawn = math.exp(rng.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5)))
+            return int(min(max(round(drawn), self.low), self.high))
+        if self.integer or self.step:
+            step = self.step or 1
+            drawn = self.low + step * int(rng.integers(round((self.high - self.low) / step) + 1))
+            return int(drawn) if self.integer else min(float(drawn), self.high)
+        if self.log:
+            return min(max(math.exp(rng.uniform(math.log(self.low), math.log(self.high))), self.low), self.high)
+        return float(rng.uniform(self.low, self.high))
+
+    def distribution(self) -> "BaseDistribution":
+        """The same as an Optuna distribution."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def to_json(self) -> dict[str, Any]:
+        """The mapping of a space file that makes this domain."""
+        bounds = {"low": self.low, "high": self.high, "type": "int" if self.integer else "float"}
+        shape = ({"log": True} if self.log else {}) | ({"step": self.step} if self.step else {})
+        return bounds | shape | _when_json(self.when)
+
+    def __str__(self) -> str:
+        step = f", step {self.step:g}" if self.step else ""
+        return f"{self.low:g} .. {self.high:g}" + step + ", log" * self.log
+
+
+Domain = Choices | Range
+
+
+def parse_domain(key: str, raw: Mapping[str, Any]) -> tuple[Domain | None, list[str]]:
+    """The domain that a space file describes for the config field ``key``, or None and every problem with it.
+
+    Problems are lines ``key: law, but got evidence. Remedy.`` Conditions are read here and judged with the whole space.
+    """
+    allowed = {"choices", "when"} if "choices" in raw else {"low", "high", "log", "step", "type", "when"}
+    problems = [
+        f"{key}: a domain must hold {{choices}} or {{low, high, log, step, type}}, each with an optional when, "
+        f"but got '{name}'{' beside choices' * ('choices' in raw)}. Remove it."
+        for name in raw
+        if name not in allowed
+    ]
+    when = _parse_when(key, raw.get("when", {}), problems)
+    domain = _parse_choices(key, raw, when, problems) if "choices" in raw else _parse_range(key, raw, when, problems)
+    return (None if problems else domain), problems
+
+
+def check_finite_value(key: str, value: Any) -> str | None:
+    """:func:`cellseg.config.check_value`, which lets infinite floats pass where a field has no upper bound."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key}: must be a finite number, but got {value}."
+    return check_value(key, value)
+
+
+def is_among(value: Any, values: Iterable[Any]) -> bool:
+    """Whether ``value`` equals one of ``values``, where True is not 1."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
+
+
+def _parse_choices(key: str, raw: Mapping[str, Any], when: When, problems: list[str]) -> Choices | None:
+    choices = raw["choices"]
+    if not isinstance(choices, list) or not choices:
+        problems.append(f"{key}: choices must be a list of at least one value, but got {choices!r}.")
+        return None
+    for index, value in enumerate(choices):
+        if not isinstance(value, Value):
+            problems.append(
+                f"{key}: a choice must be null, true, false, a number or text, but got {value!r}. Name it by a text."
+            )
+        elif is_among(value, choices[:index]):
+            problems.append(f"{key}: choices must differ, but got {value!r} twice. Remove one.")
+        elif problem := check_finite_value(key, value):
+            problems.append(problem)
+    return Choices(choices=tuple(choices), when=when)
+
+
+def _parse_range(key: str, raw: Mapping[str, Any], when: When, problems: list[str]) -> Range | None:
+    kinds = _number_types(FIELDS[key].annotation)
+    default = "float" if float in kinds else "int"
+    kind, log = raw.get("type", default), raw.get("log", False)
+    found = [f"{key}: the field takes no numbers, but got a range. Use choices."] * (not kinds)
+    if kind not in ("int", "float"):
+        found.append(f"{key}: type must be int or float, but got {kind!r}.")
+    elif kind == "float" and kinds == {int}:
+        found.append(f"{key}: the field takes integers, but got type=float. Use type: int.")
+    if not isinstance(log, bool):
+        found.append(f"{key}: log must be true or false, but got {log!r}.")
+    for name in ("low", "high", "step"):
+        if name not in raw:
+            if name != "step":
+                found.append(f"{key}: a domain must have {name}, but got {dict(raw)}. Give low and high, or choices.")
+        elif not _is_number(raw[name]):
+            found.append(f"{key}: {name} must be a finite number, but got {raw[name]!r}.")
+        elif kind == "int" and not isinstance(raw[name], int):
+            found.append(f"{key}: {name} must be an integer, but got {raw[name]}. Write {round(raw[name])}?")
+    if not found:
+        found = _range_problems(key, raw["low"], raw["high"], log, raw.get("step"))
+    problems += found
+    if found:
+        return None
+    number = int if kind == "int" else float
+    step = number(raw["step"]) if "step" in raw and not (log and kind == "int") else None
+    return Range(low=number(raw["low"]), high=number(raw["high"]), log=log, step=step, integer=kind == "int", when=when)
+
+
+def _range_problems(key: str, low: float, high: float, log: bool, step: float | None) -> list[str]:
+    """Problems of a range of proper numbers."""
+    if not low < high:
+        hint = "Swap them?" if low > high else "Write the value alone to fix it."
+        return [f"{key}: low < high must hold, but got low={low}, high={high}. {hint}"]
+    found = [problem for value in (low, high) if (problem := check_finite_value(key, value))]
+    if log and low <= 0:
+        found.append(f"{key}: log needs low > 0, but got low={low}. Raise low, or leave log out.")
+    if step is None:
+        return found
+    if log and not (step == 1 and isinstance(low, int)):
+        found.append(f"{key}: log excludes step, but got step={step}. Leave one out.")
+    elif step <= 0:
+        found.append(f"{key}: step > 0 must hold, but got step={step}.")
+    elif step > high - low or (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
+        last = Decimal(str(low)) + (Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)) * Decimal(str(step))
+        hint = f"Make high {last}?" if last > low else "Make it smaller."
+        found.append(f"{key}: step must divide high - low, but got low={low}, high={high}, step={step}. {hint}")
+    return found
+
+
+def _parse_when(key: str, raw: Any, problems: list[str]) -> dict[str, tuple[Value, ...]]:
+    if not isinstance(raw, Mapping) or not all(isinstance(value, Value | list) for value in raw.values()):
+        problems.append(f"{key}: when must map keys to a value or a list of values, but got {raw!r}.")
+        return {}
+    return {str(other): tuple(value) if isinstance(value, list) else (value,) for other, value in raw.items()}
+
+
+def _when_json(when: When) -> dict[str, Any]:
+    return {"when": {key: list(values) for key, values in when.items()}} if when else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number_types(annotation: Any) -> set[type]:
+    """Which of int and float a field's annotation admits, through Annotated and unions."""
+    if annotation in (int, float):
+        return {annotation}
+    if get_origin(annotation) is Annotated:
+        return _number_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_number_types, get_args(annotation)))
+    return set()

@@ -1,0 +1,235 @@
+"""From the content of a space file to a checked :class:`Space`: every problem is found, then reported at once."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cellseg.config import FIELDS, describe, flatten, parse_overrides, unknown_key
+from cellseg.errors import UserError, raise_all
+from cellseg.files import read_yaml
+from search.space import rules
+from search.space.domain import Domain, check_finite_value, is_among, parse_domain
+from search.space.settings import AshaSettings, DataSource, Generate, Resources, StudySettings
+from search.space.space import Space
+
+_MANDATORY = {
+    "metric": "segm/AP50",
+    "direction": "maximize",
+    "trials": 20,
+    "epochs": 27,
+    "space": {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+}
+"""The settings without a default, with an example that stands in for a missing one while the rest is checked."""
+_SETTINGS: tuple[str, ...] = (*StudySettings.model_fields, "space", "start_from")
+_PARTS: dict[str, type[BaseModel]] = {"asha": AshaSettings, "resources": Resources, "data": DataSource}
+
+
+def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
+    """Read and check a space file.
+
+    Args:
+        overrides: ``key=value`` with a value in YAML. A config field gets this one value instead of its domain:
+            conditions on it are resolved, keys that can no longer be active are dropped, and so are their values in
+            ``start_from``. Other keys are settings of the file, such as ``trials`` or ``asha.grace``.
+
+    Raises:
+        UserError: every problem of the overrides, or every problem of the space with them.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: must be a mapping of settings, but got {type(content).__name__}. See spaces/.")
+    return parse_space(_apply_overrides(content, overrides), str(path))
+
+
+def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``content`` with every ``key=value`` in place.
+
+    Raises:
+        UserError: text that is no ``key=value``, or an unknown key.
+    """
+    content, problems = dict(content), []
+    for key, value in parse_overrides(overrides).items():
+        top, _, inner = key.partition(".")
+        if key in FIELDS:
+            content = _fix(content, key, value)
+        elif key in _SETTINGS:
+            content[key] = value
+        elif top in _PARTS and inner in _PARTS[top].model_fields:
+            old = content.get(top)
+            content[top] = (old if isinstance(old, dict) else {}) | {inner: value}
+        else:
+            problems.append(f"--set {_unknown(key, (*FIELDS, *_inner_settings()), 'a config field or a setting')}")
+    raise_all(problems)
+    return content
+
+
+def parse_space(content: Any, where: str) -> Space:
+    """The space that the content of a space file describes; every problem begins with ``where``.
+
+    Raises:
+        UserError: every problem.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where}: must be a mapping of settings, but got {type(content).__name__}.")
+    settings, problems = _parse_settings(content)
+    domains, fixed, broken, found = _parse_keys(content.get("space", _MANDATORY["space"]))
+    problems += found
+    starts, found = _parse_starts(content.get("start_from", []))
+    problems += found
+
+    problems += rules.ownership_problems(domains, fixed)
+    problems += rules.condition_problems(domains, broken)
+    problems += rules.relevance_problems(domains, fixed, broken)
+    problems += rules.start_problems(starts, domains, broken)
+    if settings is not None and not problems:
+        domains = {key: domains[key] for key in rules.dependency_order(domains)}
+        space = Space(**dict(settings), domains=domains, fixed=fixed, start_from=tuple(starts))
+        problems += rules.combination_problems(space)
+        if not problems:
+            return space
+    raise UserError(*(f"{where}: {problem}" for problem in problems))
+
+
+def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings | None, list[str]]:
+    problems = [_misplaced(key) for key in content if key not in _SETTINGS]
+    problems += [
+        f"{name}: must be given, but got nothing. Write for example {name}: {example}."
+        for name, example in _MANDATORY.items()
+        if name not in content
+    ]
+    raw = {name: content.get(name, _MANDATORY.get(name)) for name in content if name in StudySettings.model_fields}
+    raw = {name: _MANDATORY[name] for name in _MANDATORY if name != "space"} | raw
+    if "asha" in raw:
+        raw["asha"], found = _asha_switch(raw["asha"])
+        problems += found
+    for name in ("resources", "data"):
+        if name in raw and raw[name] is None:
+            problems.append(f"{name}: must be a mapping, but got nothing. Fill it in or leave it out.")
+    nested: list[tuple[str, type[BaseModel], Any]] = [(name, model, raw.get(name)) for name, model in _PARTS.items()]
+    data = raw.get("data")
+    nested.append(("data.generate", Generate, data.get("generate") if isinstance(data, Mapping) else None))
+    unknown = [
+        _unknown(f"{name}.{key}", [f"{name}.{field}" for field in model.model_fields], "a setting")
+        for name, model, value in nested
+        if isinstance(value, Mapping)
+        for key in value
+        if key not in model.model_fields
+    ]
+    problems += unknown
+    try:
+        return StudySettings.model_validate(raw), problems
+    except ValidationError as error:  # unknown names are told above, with the nearest valid one
+        lines = describe(error.errors(include_url=False))
+        return None, problems + [line for line in lines if "extra inputs are not permitted" not in line]
+
+
+def _asha_switch(raw: Any) -> tuple[Any, list[str]]:
+    """``off`` and ``on`` (booleans to YAML) as the settings they mean."""
+    if raw is False or raw == "off":
+        return None, []
+    if raw is True or raw == "on":
+        return {}, []
+    problem = f"asha: must be {{grace, reduction}} or off, but got {raw!r}."
+    return raw, [problem] if raw is None else []
+
+
+def _parse_keys(raw: Any) -> tuple[dict[str, Domain], dict[str, Any], frozenset[str], list[str]]:
+    """Sampled domains, fixed values, keys that are neither because something is wrong with them, problems."""
+    domains: dict[str, Domain] = {}
+    fixed: dict[str, Any] = {}
+    try:
+        flat = flatten(raw, "space")
+    except UserError as error:
+        return domains, fixed, frozenset(), list(error.problems)
+    problems: list[str] = []
+    for key, value in flat.items():
+        if problem := unknown_key(key):
+            problems.append(problem)
+        elif isinstance(value, Mapping):
+            domain, found = parse_domain(key, value)
+            problems += found
+            if domain:
+                domains[key] = domain
+        elif problem := check_finite_value(key, value):
+            problems.append(problem)
+        else:
+            fixed[key] = value
+    if not domains and not problems:
+        problems.append(
+            "space: at least one key must be sampled, but got fixed values only. "
+            "Train a single config with python -m cellseg.train."
+        )
+    return domains, fixed, frozenset(flat) - set(domains) - set(fixed), problems
+
+
+def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    if not isinstance(raw, list):
+        return [], [f"start_from: must be a list of configs, but got {type(raw).__name__}."]
+    starts: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for index, entry in enumerate(raw):
+        try:
+            starts.append(flatten(entry, f"start_from[{index}]"))
+        except UserError as error:
+            problems += error.problems
+    return starts, problems
+
+
+def _misplaced(key: Any) -> str:
+    if not unknown_key(key):
+        return f"{key}: a config field must stand under space, but got it at the top. Move it there."
+    return _unknown(str(key), _SETTINGS, "a setting")
+
+
+def _unknown(key: str, valid: Iterable[str], what: str) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    same_tail = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = (same_tail or near)[:1]
+    return f"{key}: must be {what}, but got an unknown name. " + (
+        f"Did you mean '{hint[0]}'?" if hint else f"Settings are {', '.join(_SETTINGS)}."
+    )
+
+
+def _inner_settings() -> list[str]:
+    inner = [f"{part}.{name}" for part, model in _PARTS.items() for name in model.model_fields]
+    return [*_SETTINGS, *inner]
+
+
+def _fix(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """``content`` with the config field ``key`` set to ``value`` (or given another domain) and all that follows."""
+    content = dict(content)
+    if not isinstance(content.get("space"), Mapping):
+        return content  # reported when it is parsed
+    flat = flatten(content["space"], "space")
+    flat[key] = value
+    gone = set() if isinstance(value, Mapping) else {key}
+    fixed = dict.fromkeys(gone, value)
+    pending = list(gone)
+    while pending:  # what depends on a key that is gone loses the condition, or goes too
+        settled = pending.pop()
+        for other, domain in list(flat.items()):
+            when = domain.get("when") if isinstance(domain, Mapping) else None
+            if not isinstance(when, Mapping) or settled not in when:
+                continue
+            allowed = when[settled] if isinstance(when[settled], list) else [when[settled]]
+            if settled in fixed and is_among(fixed[settled], allowed):
+                flat[other] = {**domain, "when": {k: v for k, v in when.items() if k != settled}}
+            else:
+                del flat[other]
+                gone.add(other)
+                pending.append(other)
+    content["space"] = flat
+    if isinstance(content.get("start_from"), list):
+        content["start_from"] = [_without(entry, gone) for entry in content["start_from"]]
+        content["start_from"] = [entry for entry in content["start_from"] if entry != {}]
+    return content
+
+
+def _without(start: Any, keys: set[str]) -> Any:
+    if not isinstance(start, Mapping):
+        return start
+    return {key: value for key, value in flatten(start, "start_from").items() if key not in keys}

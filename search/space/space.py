@@ -1,0 +1,137 @@
+"""A search space: what is sampled, what is fixed, and how a study measures it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cellseg.config import TrialConfig
+from search.asha import Asha
+from search.space.domain import Domain, is_among
+from search.space.settings import AshaSettings, DataSource, Resources
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Params = dict[str, Any]
+"""Values of the sampled keys that are active, by dotted key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A search space.
+
+    :func:`search.space.load_space` makes checked ones. Made directly it is taken as it is: a benchmark can search over
+    keys that no config has, as long as it does not ask for :meth:`config`.
+    """
+
+    metric: str
+    """Name of the validation metric that ranks and prunes."""
+    direction: Literal["maximize"] = "maximize"
+    """Larger is better: the only direction there is."""
+    trials: int
+    """How many trials the study is to finish, those of former runs included."""
+    epochs: int
+    """Full length of a trial."""
+    seed: int = 0
+    """The study's seed; everything random in it derives from this and a trial's number."""
+    keep: int = 3
+    """Checkpoints of this many best trials stay on disk."""
+    asha: AshaSettings | None = field(default_factory=AshaSettings)
+    """When trials are stopped. None: never."""
+    resources: Resources | None = None
+    """What one trial occupies. None: a GPU where there is one, else a CPU."""
+    data: DataSource | None = None
+    """Where the data is, unless the command says so."""
+    domains: Mapping[str, Domain]
+    """The sampled keys, each after the keys that its condition names, otherwise in the order of the file."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """The keys that have one value in all trials."""
+    start_from: tuple[Params, ...] = ()
+    """Values of some sampled keys, to be tried first, in this order."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that two spaces share exactly if their trials may stand in one study.
+
+        It covers what a trial's result depends on: metric, direction, epochs, seed, asha, sampled and fixed keys. It
+        leaves out trials, keep, resources, data (whose content has a fingerprint of its own) and start_from.
+        """
+        content = self.to_json()
+        for name in ("trials", "keep", "resources", "data", "start_from"):
+            content.pop(name, None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def is_active(self, key: str, params: Mapping[str, Any]) -> bool:
+        """Whether the sampled key ``key`` has a value beside ``params``, the values of the keys it depends on."""
+        conditions = self.domains[key].when.items()
+        return all(other in params and is_among(params[other], values) for other, values in conditions)
+
+    def suggest(self, ask: Callable[[str], Any]) -> Params:
+        """The values of all active keys: ``ask`` is called for each, conditions first, and for no inactive key."""
+        params: Params = {}
+        for key in self.domains:
+            if self.is_active(key, params):
+                params[key] = ask(key)
+        return params
+
+    def sample(self, rng: np.random.Generator, start: Mapping[str, Any] | None = None) -> Params:
+        """Random values of all active keys; those in ``start`` are taken from there."""
+        start = start or {}
+        return self.suggest(lambda key: start[key] if key in start else self.domains[key].sample(rng))
+
+    def distribution(self, key: str) -> "BaseDistribution":
+        """The Optuna distribution of a sampled key."""
+        return self.domains[key].distribution()
+
+    def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
+        """The config of a trial with these params; ``data.root`` is left to the caller.
+
+        Raises:
+            UserError: the values do not go together.
+        """
+        of_study = {"train.epochs": self.epochs, "train.metric": self.metric, "train.seed": seed}
+        return TrialConfig.from_flat({**self.fixed, **params, **of_study}, where="trial")
+
+    def make_asha(self) -> Asha:
+        """The scheduler of a new study. With ``asha: off`` it has no rungs and stops nothing."""
+        settings = self.asha or AshaSettings(grace=self.epochs)
+        return Asha(settings.grace, settings.reduction, self.epochs)
+
+    def describe(self) -> list[str]:
+        """The space in lines for people."""
+        width = max(map(len, self.domains), default=0)
+        rungs = ", ".join(map(str, self.make_asha().rungs))
+        lines = [
+            f"{self.direction} {self.metric}: {self.trials} trials of {self.epochs} epochs, seed {self.seed}",
+            f"ASHA: about 1 trial in {self.asha.reduction} goes on from each of the epochs {rungs}"
+            if self.asha and rungs
+            else "ASHA: off, every trial is trained to the end",
+        ]
+        for key, domain in self.domains.items():
+            conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in domain.when.items()]
+            lines.append(f"{key:<{width}}  {domain}" + f"   when {' and '.join(conditions)}" * bool(conditions))
+        if self.fixed:
+            lines.append("fixed: " + ", ".join(f"{key}={value}" for key, value in self.fixed.items()))
+        lines += ["first: " + ", ".join(f"{key}={value}" for key, value in start.items()) for start in self.start_from]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a space file that makes this space, every default written out.
+
+        :func:`search.space.parse_space` reads it back.
+        """
+        content: dict[str, Any] = {
+            name: getattr(self, name) for name in ("metric", "direction", "trials", "epochs", "seed", "keep")
+        }
+        content["asha"] = self.asha.model_dump() if self.asha else False
+        for name, part in (("resources", self.resources), ("data", self.data)):
+            if part:
+                content[name] = part.model_dump(exclude_none=True)
+        content["space"] = {key: domain.to_json() for key, domain in self.domains.items()} | dict(self.fixed)
+        if self.start_from:
+            content["start_from"] = [dict(start) for start in self.start_from]
+        return content

@@ -1,0 +1,253 @@
+"""What a search knows and decides, without Ray: which trials there are, what to try next, who goes on.
+
+A :class:`Study` is driven by events (propose, report, end) and writes every one of them into its tables. It needs no
+cluster and no clock, so a simulation drives the very same object as Ray does.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from search.sampler import Outcome, StudySampler
+from search.space import Space
+from search.store import EpochRow, StudyStore, TrialRow
+
+PRUNED = "pruned"
+"""The ending of a trial that ASHA stopped."""
+
+OUTCOMES: dict[str, Outcome] = {
+    "epochs": Outcome.COMPLETE,
+    "patience": Outcome.COMPLETE,
+    PRUNED: Outcome.PRUNED,
+    "out-of-memory": Outcome.INFEASIBLE,
+    "non-finite": Outcome.FAILED,
+    "invalid": Outcome.FAILED,
+    "bug": Outcome.FAILED,
+    "lost": Outcome.FAILED,
+}
+"""How a trial can end, and what that means to the sampler. ``lost``: its process or machine died too often."""
+
+FAILURES_IN_A_ROW = 3
+"""So many trials failing for the same reason, with none that did not in between, end the search: more would fail
+too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial to be run."""
+
+    number: int
+    config: Mapping[str, Any]
+    """Flat TrialConfig."""
+    folder: Path
+    """Where its checkpoints go; one that lies there is continued."""
+
+
+class Study:
+    """The state of a search.
+
+    Args:
+        name: the study's name.
+        space: what is searched. Its trial target may be larger than in an earlier run.
+        store: its tables, empty or with what earlier runs left. Trials that had ended are given to the sampler and to
+            ASHA again; those that had not are proposed first, under their old numbers.
+        fixed: flat settings over the space's in every trial (where the data lie, for one).
+    """
+
+    def __init__(self, name: str, space: Space, store: StudyStore, fixed: Mapping[str, Any] | None = None):
+        self.name = name
+        self.space = space
+        self.store = store
+        self.asha = space.make_asha()
+        self.sampler = StudySampler(space, space.seed)
+        self.abort_reason: str | None = None
+        self._fixed = dict(fixed or {})
+        self._rows = {row.number: row for row in store.trials()}
+        self._running: set[int] = set()
+        self._waiting: list[int] = []
+        self._failures: list[str] = []
+        self._replay()
+
+    # What is known
+
+    @property
+    def rows(self) -> list[TrialRow]:
+        """All trials by number."""
+        return [self._rows[number] for number in sorted(self._rows)]
+
+    @property
+    def leaderboard(self) -> list[TrialRow]:
+        """Trials with a value, best first; of equal ones the earlier."""
+        scored = [row for row in self.rows if row.metric is not None]
+        return sorted(scored, key=lambda row: (-_value(row), row.number))
+
+    @property
+    def num_finished(self) -> int:
+        """Trials that count towards the target: all that ended but those that failed."""
+        return sum(row.state in {"COMPLETE", "PRUNED", "INFEASIBLE"} for row in self._rows.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the target is reached, or the search gave up."""
+        return self.abort_reason is not None or self.num_finished >= self.space.trials
+
+    def is_running(self, number: int) -> bool:
+        """Whether the trial was proposed and has not ended."""
+        return number in self._running
+
+    # What happens
+
+    def propose(self) -> Proposal | None:
+        """The next trial, or None if those that run (or have ended) make up the target."""
+        if self.abort_reason is not None or self.num_finished + len(self._running) >= self.space.trials:
+            return None
+        if self._waiting:
+            number = self._waiting.pop(0)
+            row = replace(self._rows[number], state="RUNNING", reason="", ended=None)
+        else:
+            number = max(self._rows, default=-1) + 1
+            params = self.sampler.ask(number)
+            row = self._new_row(number, params)
+        self._running.add(number)
+        self._put(row)
+        return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
+
+    def report(self, number: int, report: Mapping[str, Any]) -> bool:
+        """Take in an epoch; whether the trial goes on.
+
+        Args:
+            report: a :class:`cellseg.report.EpochReport` as a dict. Ranking, pruning and the sampler all use its
+                ``best_value``: the value of the checkpoint that would be exported.
+        """
+        row = self._rows[number]
+        epoch, value = report["epoch"], report["best_value"]
+        # A trial that was started again after its machine died may repeat an epoch the tables already hold.
+        self.store.add_epoch(
+            EpochRow(
+                trial=number,
+                epoch=epoch,
+                metrics=report["metrics"],
+                losses=report["losses"],
+                seconds=report["seconds"],
+                images_per_second=report["images_per_second"],
+                peak_memory_bytes=report["peak_memory_bytes"],
+                learning_rate=report["learning_rate"],
+            )
+        )
+        self._put(
+            replace(
+                row,
+                metric=value,
+                best_epoch=report["best_epoch"],
+                epochs=epoch,
+                seconds=row.seconds + report["seconds"],
+                peak_memory_bytes=max(row.peak_memory_bytes or 0, report["peak_memory_bytes"]),
+            )
+        )
+        self.sampler.report(number, epoch, value)
+        return self.asha is None or self.asha.report(number, epoch, value)
+
+    def end(self, number: int, ending: str, detail: str = "") -> None:
+        """A trial is over, for one of the reasons in :data:`OUTCOMES`."""
+        outcome = OUTCOMES[ending]
+        row = self._rows[number]
+        reason = f"{ending}: {detail}" if detail else ending
+        self._running.discard(number)
+        self._put(replace(row, state=outcome.name, reason=reason, ended=_now()))
+        self.sampler.tell(number, outcome, row.metric if outcome is Outcome.COMPLETE else None, reason)
+        self._clean_checkpoints()
+        self._watch_failures(outcome, ending, detail)
+
+    def interrupt(self) -> list[int]:
+        """The search stops before its end: trials that run are kept for the next time. Returns their numbers."""
+        numbers = sorted(self._running)
+        for number in numbers:
+            self._put(replace(self._rows[number], state="INTERRUPTED", reason="the search was stopped"))
+        self._running.clear()
+        self.store.flush()
+        return numbers
+
+    # Within
+
+    def _replay(self) -> None:
+        epochs = self.store.epochs_by_trial()
+        for row in self.rows:
+            values = self._best_values(epochs.get(row.number, []))
+            goes_on = row.state in {"RUNNING", "INTERRUPTED"}
+            outcome = None if goes_on else Outcome(row.state)
+            self.sampler.replay(
+                row.number,
+                json.loads(row.params),
+                outcome,
+                value=row.metric if outcome is Outcome.COMPLETE else None,
+                epochs=values.items(),
+                reason=row.reason,
+            )
+            if self.asha is not None and (goes_on or outcome in {Outcome.COMPLETE, Outcome.PRUNED}):
+                self.asha.replay(row.number, values.items())
+            if goes_on:
+                self._waiting.append(row.number)
+
+    def _best_values(self, epochs: Iterable[EpochRow]) -> dict[int, float]:
+        """Best value so far after each epoch of a trial."""
+        best, values = float("-inf"), {}
+        for row in epochs:
+            value = row.metrics.get(self.space.metric)
+            if value is not None:
+                best = max(best, value)
+                values[row.epoch] = best
+        return values
+
+    def _new_row(self, number: int, params: dict[str, Any]) -> TrialRow:
+        seed = trial_seed(self.space.seed, number)
+        config = self.space.config(params, seed=seed).to_flat() | self._fixed
+        return TrialRow(
+            number=number,
+            state="RUNNING",
+            params=json.dumps(params),
+            config=json.dumps(config),
+            seed=seed,
+            started=_now(),
+        )
+
+    def _put(self, row: TrialRow) -> None:
+        self._rows[row.number] = row
+        self.store.put_trial(row)
+
+    def _clean_checkpoints(self) -> None:
+        """Keep weights of the best trials, resumable state of unfinished ones, and nothing else."""
+        best = {row.number for row in self.leaderboard[: self.space.keep]}
+        unfinished = {row.number for row in self.rows if row.state in {"RUNNING", "INTERRUPTED"}}
+        for number in self._rows.keys() - unfinished:
+            folder = self.store.checkpoint_folder(number)
+            doomed = folder / "last" if number in best else folder
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def _watch_failures(self, outcome: Outcome, ending: str, detail: str) -> None:
+        if outcome is not Outcome.FAILED:
+            self._failures.clear()
+            return
+        cause = detail.strip().splitlines()[-1] if detail.strip() else ending
+        self._failures.append(cause)
+        same = Counter(self._failures[-FAILURES_IN_A_ROW:]).most_common(1)[0]
+        if same[1] >= FAILURES_IN_A_ROW:
+            self.abort_reason = f"{FAILURES_IN_A_ROW} trials in a row ended as '{ending}': {same[0]}"
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The seed of a trial: different for every trial, the same whenever the study is run again."""
+    return study_seed * 100_003 + number
+
+
+def _value(row: TrialRow) -> float:
+    assert row.metric is not None
+    return row.metric
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,160 @@
+"""The form of a study's tables: rows, columns, and Parquet files that say what they are."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cellseg.errors import UserError
+from cellseg.files import atomic_path
+
+FORMAT, FORMAT_VERSION = "cellseg-study", 1
+STATES: tuple[str, ...] = ("RUNNING", "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE", "INTERRUPTED")
+"""Of a trial. INTERRUPTED: the search was stopped, and the trial goes on when it is continued."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow:
+    """A trial as the tables know it."""
+
+    number: int
+    state: str
+    """One of :data:`STATES`."""
+    reason: str = ""
+    """Why it ended, one line for people; empty while it runs."""
+    params: str
+    """The sampled values: JSON of ``{dotted key: value}``."""
+    config: str
+    """The whole config it runs with: JSON of ``{dotted key: value}``."""
+    seed: int
+    metric: float | None = None
+    """Best value of the study's metric; None before the first, and where it is not finite."""
+    best_epoch: int | None = None
+    """The epoch of that value, from 1."""
+    epochs: int = 0
+    """Epochs trained."""
+    seconds: float = 0.0
+    """Time in these epochs."""
+    started: str | None = None
+    ended: str | None = None
+    """Times in UTC, ISO 8601."""
+    node: str = ""
+    """Name of the machine."""
+    peak_memory_bytes: int | None = None
+    """Most memory at any time, of the GPU where there is one."""
+    parameters: int | None = None
+    """Trainable parameters of the model."""
+
+    def __post_init__(self) -> None:
+        assert self.state in STATES, self.state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRow:
+    """An epoch of a trial."""
+
+    trial: int
+    epoch: int
+    """From 1."""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """Validation metrics by name. Values that are not finite are stored as null and come back as None."""
+    losses: Mapping[str, float | None] = field(default_factory=dict)
+    """Mean training losses by name; not finite ones as for metrics."""
+    seconds: float = 0.0
+    images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    learning_rate: float | None = None
+
+
+_TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int64()
+_NUMBERS = pa.map_(_TEXT, _NUMBER)
+_METADATA = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
+
+
+def _schema(row: type, types: Mapping[str, pa.DataType], nullable: Iterable[str]) -> pa.Schema:
+    columns = [pa.field(column.name, types[column.name], column.name in set(nullable)) for column in fields(row)]
+    return pa.schema(columns, metadata=_METADATA)
+
+
+TRIAL_SCHEMA = _schema(
+    TrialRow,
+    dict.fromkeys(("state", "reason", "params", "config", "started", "ended", "node"), _TEXT)
+    | dict.fromkeys(("number", "seed", "best_epoch", "epochs", "peak_memory_bytes", "parameters"), _COUNT)
+    | dict.fromkeys(("metric", "seconds"), _NUMBER),
+    nullable=("metric", "best_epoch", "started", "ended", "peak_memory_bytes", "parameters"),
+)
+EPOCH_SCHEMA = _schema(
+    EpochRow,
+    dict.fromkeys(("trial", "epoch", "peak_memory_bytes"), _COUNT)
+    | dict.fromkeys(("metrics", "losses"), _NUMBERS)
+    | dict.fromkeys(("seconds", "images_per_second", "learning_rate"), _NUMBER),
+    nullable=("images_per_second", "peak_memory_bytes", "learning_rate"),
+)
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The table of a file that :func:`write_table` wrote.
+
+    Raises:
+        UserError: damaged, not ours, of a newer format, or with other columns.
+    """
+    try:
+        # Through a file object: a path would be searched for partition columns in folder names.
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        detail = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: must be a readable Parquet file, but got: {detail}. Restore it from a copy."
+        ) from error
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    version = metadata.get("format_version", "")
+    check_format(path, metadata.get("format"), int(version) if version.isdecimal() else None)
+    if not table.schema.equals(schema, check_metadata=False):
+        raise UserError(f"{path}: must have the columns of format {FORMAT_VERSION}, but got {table.schema.names}.")
+    return table
+
+
+def check_format(path: Path, name: Any, version: Any) -> None:
+    """Refuse a file whose mark is not ours or of a newer format, as a UserError."""
+    if name != FORMAT or not isinstance(version, int):
+        raise UserError(
+            f"{path}: must be written by search.run, but got a file without its mark. Choose another folder."
+        )
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: must be of format {FORMAT_VERSION} or older, but got {version}. Update this software to read it."
+        )
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, atomically."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def epoch_batch(row: EpochRow) -> pa.RecordBatch:
+    """A batch of one row."""
+    values = asdict(row)
+    for name in ("metrics", "losses"):
+        values[name] = {key: finite(value) for key, value in values[name].items()}
+    return pa.RecordBatch.from_pylist([values], schema=EPOCH_SCHEMA)
+
+
+def join_rows(rows: list[pa.RecordBatch]) -> pa.Table:
+    """One table of many batches."""
+    return pa.Table.from_batches(rows, EPOCH_SCHEMA).combine_chunks()
+
+
+def split_rows(table: pa.Table) -> list[pa.RecordBatch]:
+    """A batch for each row of an epoch table."""
+    return table.replace_schema_metadata(EPOCH_SCHEMA.metadata).to_batches(max_chunksize=1)
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None for one that is not finite: a null cannot be taken for a score."""
+    return None if value is None or not math.isfinite(value) else float(value)

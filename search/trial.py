@@ -1,0 +1,119 @@
+"""The one file where Ray meets ``cellseg.fit``: a Trainable whose step is one epoch.
+
+A class Trainable has no thread to stop, so a process takes the next trial as soon as the last one is told to end,
+however long that one's clean-up takes (``reset_config``). What the driver needs for pruning and its tables travels in
+the result; checkpoints are written by ``fit`` itself into the trial's folder, and a trial that is started again goes on
+from there.
+"""
+
+import gc
+import json
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from cellseg.config import TrialConfig
+from cellseg.errors import UserError
+from cellseg.report import EpochReport, TrainingError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ENDING, DETAIL, REPORT = "ending", "detail", "report"
+"""Keys of a result: why the trial is over (or None), the text to that, and the EpochReport as JSON (Tune would
+flatten a dict, and metric names hold its separator). Never Tune's own ``done``: the scheduler is not shown such a
+result."""
+
+
+def trial_name(study: str, number: int) -> str:
+    """What a trial is called in Ray's dashboard, in process lists and on the board."""
+    return f"{study}/t{number:04d}"
+
+
+class CellTrainable(tune.Trainable):
+    """Trains one trial after another in one process.
+
+    The config that Ray passes holds ``study`` (name), ``number``, ``config`` (flat TrialConfig) and ``folder`` (where
+    the trial's checkpoints go). ``data`` is the packed table in Ray's object store: mapped, not copied.
+    """
+
+    def setup(self, config: dict[str, Any], data: "pa.Table | None" = None) -> None:
+        from cellseg.data.packed import PackedDataset
+
+        self._limit_threads()
+        self._data = PackedDataset(data)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch. Whatever ends the trial is told as data; an exception here would look like a lost
+        machine."""
+        self._show_name()
+        try:
+            report = next(self._reports, None)
+        except TrainingError as error:
+            return self._end(error.reason, error.detail)
+        except UserError as error:
+            return self._end("invalid", str(error))
+        except Exception as error:
+            if _cuda_is_broken(error):
+                raise  # the process is of no use any more: let it die, Ray starts the trial in another
+            return self._end("bug", traceback.format_exc(limit=-6))
+        if report is None:  # resumed when it was already trained to the end
+            return self._end("epochs", "")
+        return {REPORT: json.dumps(asdict(report)), ENDING: report.ending, DETAIL: ""}
+
+    def cleanup(self) -> None:
+        """Let go of model, optimiser and loader, on the GPU too."""
+        self._reports: Iterator[EpochReport] = iter(())
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def __repr__(self) -> str:
+        # Ray's dashboard asks once, when the process starts.
+        return getattr(self, "_name", type(self).__name__)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._name = trial_name(config["study"], config["number"])
+        self._show_name()
+        self._reports = self._fit(config)
+
+    def _fit(self, config: dict[str, Any]) -> Iterator[EpochReport]:
+        # A generator of its own: nothing of a trial is built before its first step, whose errors are caught.
+        from cellseg.train import fit
+
+        yield from fit(TrialConfig.from_flat(config["config"]), self._data, Path(config["folder"]))
+
+    def _end(self, ending: str, detail: str) -> dict[str, Any]:
+        return {REPORT: json.dumps(None), ENDING: ending, DETAIL: detail}
+
+    def _show_name(self) -> None:
+        import ray
+
+        # The dashboard's list of worker processes and `ps` show the trial that runs now.
+        ray._raylet.setproctitle(f"ray::{self._name}")
+
+    def _limit_threads(self) -> None:
+        import ray
+        import torch
+
+        # Trials that share a machine and each take all its cores slow each other down by an order of magnitude.
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(cpus)))
+
+
+def _cuda_is_broken(error: Exception) -> bool:
+    text = str(error)
+    return "CUDA error" in text or "cuDNN" in text or "device-side assert" in text

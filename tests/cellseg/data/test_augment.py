@@ -1,0 +1,204 @@
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cellseg.config import AugmentConfig
+from cellseg.data.augment import PRESETS, Augmentation, background_color, build_augmentation, random_crop
+from cellseg.data.planes import read_instances
+
+BIG = 40_000
+"""Added to cell numbers: neither uint8 nor int16 holds them."""
+
+
+def picture(height: int = 96, width: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Bright squares on a dark ground, and their two planes."""
+    image_HWC = np.full((height, width, 3), 30, np.uint8)
+    planes_PHW = np.zeros((2, height, width), np.uint16)
+    for index, (top, left) in enumerate(np.ndindex(height // 24, width // 24)):
+        window = slice(top * 24 + 4, top * 24 + 18), slice(left * 24 + 4, left * 24 + 18)
+        image_HWC[window] = 220
+        planes_PHW[(index % 2, *window)] = BIG + index
+    return image_HWC, planes_PHW
+
+
+def build(preset: str, strength: float = 1.0) -> Augmentation:
+    return build_augmentation(AugmentConfig(preset=preset, strength=strength))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_keeps_form_and_brings_in_no_new_numbers(preset):
+    image_HWC, planes_PHW = picture()
+    before = image_HWC.copy(), planes_PHW.copy()
+    augmentation = build(preset)
+    for seed in range(12):
+        changed_HWC, changed_PHW = augmentation(image_HWC, planes_PHW, seed)
+        assert changed_HWC.dtype == np.uint8
+        assert changed_PHW.dtype == np.uint16
+        assert changed_HWC.shape[:2] == changed_PHW.shape[1:]
+        assert sorted(changed_HWC.shape[:2]) == [96, 120]
+        assert changed_HWC.flags.c_contiguous and changed_PHW.flags.c_contiguous
+        for plane_HW, changed_HW in zip(planes_PHW, changed_PHW, strict=True):
+            assert np.isin(changed_HW, plane_HW).all()
+        assert changed_PHW.max() > BIG
+    assert np.array_equal(image_HWC, before[0]) and np.array_equal(planes_PHW, before[1])
+
+
+@pytest.mark.parametrize("preset", set(PRESETS) - {"none"})
+def test_the_result_depends_on_the_seed_alone(preset):
+    first, second = build(preset), pickle.loads(pickle.dumps(build(preset)))
+    results = {seed: first(*picture(), seed) for seed in range(10)}
+    for seed in reversed(range(10)):
+        for expected, got in zip(results[seed], second(*picture(), seed), strict=True):
+            assert np.array_equal(expected, got)
+    assert len({image_HWC.tobytes() for image_HWC, _ in results.values()}) > 4
+
+
+def test_no_augmentation_changes_nothing():
+    image_HWC, planes_PHW = picture()
+    changed_HWC, changed_PHW = build("none")(image_HWC, planes_PHW, 3)
+    assert np.array_equal(changed_HWC, image_HWC) and np.array_equal(changed_PHW, planes_PHW)
+
+
+def test_flips_reach_all_eight_ways_and_move_the_image_with_its_planes():
+    planes_PHW = np.arange(6, dtype=np.uint16).reshape(1, 2, 3)
+    image_HWC = np.repeat(planes_PHW[0, ..., None], 3, axis=2).astype(np.uint8)
+    seen = set()
+    for seed in range(80):
+        changed_HWC, changed_PHW = build("flips")(image_HWC, planes_PHW, seed)
+        assert np.array_equal(changed_HWC[..., 0], changed_PHW[0])
+        seen.add((changed_PHW.shape, changed_PHW.tobytes()))
+    assert len(seen) == 8
+
+
+def test_color_moves_no_pixel():
+    image_HWC, planes_PHW = picture()
+    for seed in range(5):
+        expected_PHW = build("flips")(image_HWC, planes_PHW, seed)[1]
+        assert np.array_equal(build("color")(image_HWC, planes_PHW, seed)[1], expected_PHW)
+
+
+@pytest.mark.parametrize("preset", ["geometric", "elastic"])
+def test_image_and_planes_are_warped_alike(preset):
+    augmentation = build(preset)
+    for seed in range(12):
+        changed_HWC, changed_PHW = augmentation(*picture(), seed)
+        seen, cells = changed_HWC[..., 0] > 125, (changed_PHW > 0).any(axis=0)
+        assert (seen & cells).sum() / (seen | cells).sum() > 0.9
+
+
+def test_what_moves_in_from_outside_has_the_colour_of_the_background_and_no_cell():
+    image_HWC = np.full((80, 80, 3), (200, 180, 190), np.uint8)
+    planes_PHW = np.zeros((1, 80, 80), np.uint16)
+    image_HWC[:25], planes_PHW[:, :25] = (90, 40, 120), 7  # a cell at the border: a reflection would double it
+    for seed in range(12):
+        changed_HWC, changed_PHW = build("geometric")(image_HWC, planes_PHW, seed)
+        outside = changed_PHW[0] == 0
+        assert np.abs(changed_HWC[outside].astype(int) - (200, 180, 190)).max(axis=1).mean() < 5
+        assert (changed_HWC >= 39).all()
+
+
+def test_cells_of_an_elastic_image_stay_in_one_piece_and_keep_their_size():
+    image_HWC, planes_PHW = picture()
+    labels_N = np.ones(BIG + 100, np.int64)
+    before = read_instances(planes_PHW, labels_N)
+    areas = []
+    for seed in range(12):
+        after = read_instances(build("elastic")(image_HWC, planes_PHW, seed)[1], labels_N)
+        assert after.numbers_N.tolist() == before.numbers_N.tolist()
+        sides_N2 = after.boxes_N4[:, 2:] - after.boxes_N4[:, :2]
+        assert sides_N2.max() < 3 * 14
+        areas.append(after.areas_N)
+    assert np.mean(areas) == pytest.approx(before.areas_N.mean(), rel=0.15)
+
+
+@pytest.mark.parametrize("preset", ["color", "full"])
+def test_a_grey_image_stays_grey(preset):
+    for seed in range(8):
+        changed_HWC, _ = build(preset)(*picture(), seed)
+        assert (changed_HWC.max(axis=2) - changed_HWC.min(axis=2)).max() <= 1
+
+
+def test_strength_widens_the_change():
+    image_HWC, planes_PHW = picture()
+    change = {}
+    for strength in (0.0, 1.0):
+        augmentation = build("color", strength)
+        flips = build("flips")
+        change[strength] = np.mean(
+            [
+                np.abs(
+                    augmentation(image_HWC, planes_PHW, s)[0].astype(int) - flips(image_HWC, planes_PHW, s)[0]
+                ).mean()
+                for s in range(15)
+            ]
+        )
+    assert 0 < change[0.0] < change[1.0] / 4
+
+
+def test_steps_act_independently_of_each_other():
+    flips, geometric, elastic, full = build("flips"), build("geometric"), build("elastic"), build("full")
+    image_HWC, planes_PHW = picture()
+    counts = []
+    for augmentation in (geometric, elastic, full):
+        moved = [
+            not np.array_equal(augmentation(image_HWC, planes_PHW, s)[1], flips(image_HWC, planes_PHW, s)[1])
+            for s in range(60)
+        ]
+        counts.append(sum(moved))
+    # affine acts with 0.8, elastic with 0.5, one of the two with 0.9: more often than either alone
+    assert counts[1] < counts[0] < 60
+    assert counts[2] > counts[0]
+
+
+def test_an_image_full_of_cells_still_has_a_fill_colour():
+    image_HWC = np.full((16, 16, 3), (1, 2, 3), np.uint8)
+    assert background_color(image_HWC, np.ones((1, 16, 16), np.uint16)) == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 86)])
+def test_tiny_images_survive_the_full_preset(size):
+    image_HWC, planes_PHW = np.zeros((*size, 3), np.uint8), np.ones((1, *size), np.uint16)
+    for seed in range(6):
+        changed_HWC, changed_PHW = build("full")(image_HWC, planes_PHW, seed)
+        assert changed_HWC.shape[:2] == changed_PHW.shape[1:]
+
+
+def test_importing_albumentations_asks_no_server_and_leaves_the_environment_alone():
+    program = (
+        "import os, urllib.request\n"
+        "def refuse(*a, **k): raise SystemExit('asked the network')\n"
+        "urllib.request.OpenerDirector.open = refuse\n"
+        "from cellseg.config import AugmentConfig\n"
+        "import cellseg.data.augment as augment, sys\n"
+        "assert 'albumentations' not in sys.modules, 'imported too early'\n"
+        "augment.build_augmentation(AugmentConfig(preset='color'))\n"
+        "assert 'albumentations' in sys.modules and 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_crop_shows_the_same_place_in_image_and_planes():
+    planes_PHW = np.arange(40 * 50, dtype=np.uint16).reshape(1, 40, 50)
+    image_HWC = np.repeat((planes_PHW[0] % 251)[..., None], 3, axis=2).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    corners = set()
+    for _ in range(30):
+        crop_HWC, crop_PHW = random_crop(image_HWC, planes_PHW, 32, rng)
+        assert crop_HWC.shape == (32, 32, 3) and crop_PHW.shape == (1, 32, 32)
+        assert np.array_equal(crop_HWC[..., 0], crop_PHW[0] % 251)
+        corners.add(int(crop_PHW[0, 0, 0]))
+    assert len(corners) > 20
+
+
+def test_a_crop_of_a_smaller_image_is_padded_at_bottom_and_right():
+    image_HWC, planes_PHW = np.full((10, 40, 3), 9, np.uint8), np.full((2, 10, 40), BIG, np.uint16)
+    crop_HWC, crop_PHW = random_crop(image_HWC, planes_PHW, 32, np.random.default_rng(0))
+    assert (crop_HWC[:10] == 9).all() and (crop_HWC[10:] == 0).all()
+    assert (crop_PHW[:, :10] == BIG).all() and (crop_PHW[:, 10:] == 0).all()
+    assert crop_PHW.shape == (2, 32, 32) and crop_PHW.dtype == np.uint16
