@@ -9,8 +9,8 @@ moment therefore leaves the old checkpoint or the new one. Nothing in a folder n
 """
 
 import hashlib
-import pickle
 import platform
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,11 @@ class Checkpoint:
             raise UserError(
                 f"{path}: must be the file that {DESCRIPTION} describes, but got another hash. Copy it again."
             )
-        return _load_tensors(path)
+        return load_tensors(path)
 
     def load_training(self) -> dict[str, Any] | None:
         """The training state, or None if this checkpoint was not kept for resuming."""
-        return None if self.info.training is None else _load_tensors(self.folder / self.info.training)
+        return None if self.info.training is None else load_tensors(self.folder / self.info.training)
 
 
 def versions() -> dict[str, str]:
@@ -104,11 +104,9 @@ def save_checkpoint(
     epoch = description["epoch"]
     weights = folder / f"weights-{epoch:04d}.pt"
     state = folder / f"training-{epoch:04d}.pt"
-    with atomic_path(weights) as temporary:
-        torch.save(model.state_dict(), temporary)
+    _save_tensors(weights, model.state_dict())
     if training is not None:
-        with atomic_path(state) as temporary:
-            torch.save(training, temporary)
+        _save_tensors(state, training)
     info = CheckpointInfo(
         **description,
         versions=versions(),
@@ -139,7 +137,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     content = read_json(folder / DESCRIPTION)
     names = {field.name for field in fields(CheckpointInfo)}
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION or content.keys() != names:
+    if version == FORMAT_VERSION and content.keys() != names:
+        wrong = ", ".join(sorted(content.keys() ^ names))
+        raise UserError(f"{folder / DESCRIPTION}: must have exactly the keys it was written with, but {wrong} differ.")
+    if version != FORMAT_VERSION:
         raise UserError(
             f"{folder / DESCRIPTION}: format_version {FORMAT_VERSION} is needed, but got {version}. "
             "Use the version of cellseg that wrote it."
@@ -153,12 +154,30 @@ def find_weights(folder: Path) -> Path:
     return checkpoint.folder / checkpoint.info.weights
 
 
-def _load_tensors(path: Path) -> dict[str, Any]:
+def load_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU: tensors and plain values. Code in the file is not run.
+
+    Raises:
+        UserError: missing, damaged, or holding anything else.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: must be a readable file of tensors, but got '{reason}'.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd pickle protocols: the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: must be a readable file of tensors, but got '{reason}'. Copy it again.") from error
+    except Exception as error:  # the bytes of a damaged file may be any instruction, and fail in any way
+        raise UserError(
+            f"{path}: must be a file of tensors and plain values only (torch.save of a state dict), but got something "
+            f"else or a damaged file ({type(error).__name__}). Save it again."
+        ) from error
+
+
+def _save_tensors(path: Path, value: dict[str, Any]) -> None:
+    # Into an open file: given a path, torch reports a full disk as a RuntimeError about positions.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(value, file)
 
 
 def _hash(path: Path) -> str:

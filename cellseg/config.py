@@ -26,6 +26,7 @@ from cellseg.files import YAMLError, parse_yaml
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 Metric = Literal["segm/AP", "segm/AP50", "segm/AP75", "segm/AP@all", "segm/AP50@all", "segm/AP75@all"]
 """``segm/AP`` is COCO's AP at 100 detections per image and class, as leaderboards run it; ``@all`` has no such limit.
@@ -38,7 +39,10 @@ Backbone = Literal["resnet10t", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 class _Part(BaseModel):
     # strict: "8" is no number and 1 is no text. Integers are still taken where a float is asked for.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    # Infinity is refused because JSON, and so a checkpoint, cannot hold it.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataConfig(_Part):
@@ -65,7 +69,7 @@ class DataConfig(_Part):
     """The training images are split, stratified by class, into this many folds of equal size."""
     fold: Annotated[int, Field(ge=0)] = 0
     """The fold that validates; the others train."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the split. Trials that are to be compared must share it."""
 
     @model_validator(mode="after")
@@ -164,11 +168,13 @@ class OptimConfig(_Part):
     """Optimiser and learning-rate schedule."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
+    """``sgd`` with momentum, or ``adamw`` with torch's betas."""
     lr: Positive = 1e-4
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Pull of all weights towards 0: added to the gradients by SGD, apart from them (decoupled) by AdamW."""
     schedule: Literal["constant", "step", "warmup-cosine"] = "warmup-cosine"
     """Course of the learning rate over the whole ``train.epochs``, also when a trial is stopped early."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -196,7 +202,7 @@ class TrainConfig(_Part):
     """Mixed precision on a GPU; a CPU always computes in float32."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes. The samples are the same for any number."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of weights, order, augmentation and sampling."""
 
 

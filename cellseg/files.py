@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,10 @@ def read_yaml(path: Path) -> Any:
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, by the rules of :func:`read_yaml`; raises :class:`YAMLError`."""
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except ValueError as error:  # a value that looks like a date or is tagged as a number, but is none
+        raise YAMLError(str(error)) from error
 
 
 def _parse(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
@@ -99,17 +102,20 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
+            if not isinstance(key, Hashable):
+                continue  # the base class says what is wrong
+            if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.YAMLError(f"the key '{key}' stands twice in one mapping, the second time in line {line}")
-            if isinstance(key, str):
-                seen.add(key)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+    re.compile(r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,21 +40,18 @@ def fit(
         UserError: settings the data or the model cannot meet, or a folder of another run.
         TrainingError: a loss that is not finite, or a GPU out of memory.
     """
-    import torch
-
     from cellseg.training import TrainingRun, peak_memory
 
-    run = TrainingRun(config, data, folder, device)
-    run.resume()
+    with _memory_as_training_error():
+        run = TrainingRun(config, data, folder, device)
+        run.resume()
     while run.ending() is None:
         run.epoch += 1
         started = time.perf_counter()
-        try:
+        with _memory_as_training_error():
             losses = run.train_epoch(on_step)
             trained = time.perf_counter()
             metrics = run.validate()
-        except torch.OutOfMemoryError as error:
-            raise TrainingError("out-of-memory", str(error).splitlines()[0]) from error
         run.remember(metrics)
         yield EpochReport(
             epoch=run.epoch,
@@ -68,6 +66,16 @@ def fit(
             peak_memory_bytes=peak_memory(run.device),
             ending=run.ending(),
         )
+
+
+@contextmanager
+def _memory_as_training_error() -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError("out-of-memory", str(error).splitlines()[0]) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +118,8 @@ def _command(arguments: argparse.Namespace) -> int:
                 progress.reset(bar, description=f"epoch {report.epoch + 1}")
                 progress.console.print(
                     f"epoch {report.epoch:3d}  loss {report.losses['loss']:.4f}  "
-                    f"{config.train.metric} {report.value:.4f}  {report.images_per_second:.1f} images/s  {report.seconds:.0f} s"
+                    f"{config.train.metric} {report.value:.4f}  "
+                    f"{report.images_per_second:.1f} images/s, {report.seconds:.0f} s"
                 )
         except TrainingError as failure:
             raise UserError(

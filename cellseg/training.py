@@ -154,7 +154,8 @@ class TrainingRun:
         assert training is not None
         self.model.load_state_dict(checkpoint.load_weights())
         self.optimizer.load_state_dict(training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
+        if training["scaler"]:  # empty where that run needed none
+            self.scaler.load_state_dict(training["scaler"])
         self.best_value, self.best_epoch = training["best_value"], training["best_epoch"]
         self.epoch = checkpoint.info.epoch
 

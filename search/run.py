@@ -60,6 +60,8 @@ def _search(space: "Space", name: str, arguments: argparse.Namespace) -> int:
     data = prepare_data(space, arguments.data, arguments.results)
     study = open_study(space, name, arguments.results, data)
     console = Console()
+    if not console.is_terminal:  # a log has no width; rich would cut the table to 80 columns
+        console = Console(width=160)
     if study.is_over:
         say(f"study '{name}' has its {space.trials} trials; more with --trials N")
     else:

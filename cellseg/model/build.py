@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -71,6 +72,8 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
     model = GeneralizedRCNN(
         backbone, _rpn(config, v2), _roi_heads(config, inference, num_classes + 1, head_norm), _Normalize()
     )
+    if config.weights == "coco" and not v2:
+        overwrite_eps(model, 0.0)  # frozen norms had no eps when torchvision trained these weights
     if load:
         load_detector_weights(model, config.weights, config.detector)
     _check_size(model, config.max_trainable)

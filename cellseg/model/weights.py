@@ -3,14 +3,12 @@
 ImageNet weights belong to the backbone alone and are loaded where it is built.
 """
 
-import pickle
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
-from cellseg.checkpoint import find_weights
+from cellseg.checkpoint import find_weights, load_tensors
 from cellseg.errors import UserError
 
 NAMED = ("none", "imagenet", "coco")
@@ -48,21 +46,22 @@ def _coco_state(detector: str) -> dict[str, Tensor]:
 
 
 def _file_state(weights: str) -> dict[str, Tensor]:
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        path = find_weights(path)
-    if not path.is_file():
+    try:
+        path = Path(weights).expanduser()
+        if path.is_dir():
+            path = find_weights(path)
+        exists = path.is_file()
+    except (OSError, RuntimeError):  # a name too long for a file, the home of nobody
+        exists = False
+    if not exists:
         raise UserError(
             f"model.weights: must be {', '.join(NAMED)}, a file or a checkpoint folder, but got '{weights}'. "
             "Check the path."
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(
-            f"model.weights: {path} must be a file of tensors only (torch.save of a state dict), but got "
-            f"'{str(error).splitlines()[0]}'."
-        ) from error
+        state = load_tensors(path)
+    except UserError as error:
+        raise UserError(*(f"model.weights: {problem}" for problem in error.problems)) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -73,26 +72,27 @@ def _file_state(weights: str) -> dict[str, Tensor]:
 
 def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     own = model.state_dict()
+    prefix = ""
     if not any(key.startswith("backbone.") for key in state):  # weights of a classifier: its backbone alone
-        state = {f"backbone.body.{key}": value for key, value in state.items() if not key.startswith(("fc.", "head."))}
-        expected = {key for key in own if key.startswith("backbone.body.")}
-    else:
-        expected = set(own)
+        prefix = "backbone.body."
+        state = {f"{prefix}{key}": value for key, value in state.items() if not key.startswith(("fc.", "head."))}
     new_classes = {
-        key for key in expected if key.startswith(CLASS_LAYERS) and key in state and state[key].shape != own[key].shape
+        key for key in state.keys() & own.keys() if key.startswith(CLASS_LAYERS) and state[key].shape != own[key].shape
     }
-    state = {key: value for key, value in state.items() if key not in new_classes}
-    expected -= new_classes
+    try:
+        # torchvision's modules rename what its older files (COCO v1) call otherwise, so names are compared by loading.
+        result = model.load_state_dict({k: v for k, v in state.items() if k not in new_classes}, strict=False)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"model.weights: {origin} must fit the model, but got {detail}") from error
     # Batch norms count batches; frozen ones do not have the counter, and nothing reads it.
-    missing = sorted(key for key in expected - state.keys() if not key.endswith("num_batches_tracked"))
-    surplus = sorted(key for key in state.keys() - own.keys() if not key.endswith("num_batches_tracked"))
+    missing, surplus = (
+        sorted(key for key in keys if not key.endswith("num_batches_tracked") and key not in new_classes)
+        for keys in result
+    )
+    missing = [key for key in missing if key.startswith(prefix)]
     if missing or surplus:
         raise UserError(
             f"model.weights: {origin} must fit the model, but got {len(missing)} missing and {len(surplus)} unknown "
             f"entries, such as '{(missing + surplus)[0]}'. Use the backbone, detector and norm they were trained with."
         )
-    try:
-        model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"model.weights: {origin} must fit the model, but got {detail}") from error
