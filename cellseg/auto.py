@@ -7,6 +7,7 @@ import numpy as np
 from cellseg.config import DataConfig, TrialConfig
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
+from cellseg.data.statistics import anchors_for
 
 
 def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
@@ -29,16 +30,6 @@ def cell_sides(data: PackedDataset, config: DataConfig) -> np.ndarray:
         scale = math.sqrt(new_height * new_width / (height * width))
         sides.append(scale * np.sqrt((boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])))
     return np.concatenate(sides) if sides else np.zeros(0)
-
-
-def anchors_for(sides: np.ndarray) -> str:
-    """The anchor range whose smallest size is the power of two nearest to the small cells (10th percentile).
-
-    Five sizes in factors of two then reach 16 times as far, one for each FPN level. Between 2-32 and 32-512.
-    """
-    small = float(np.percentile(sides, 10)) if len(sides) else 32.0
-    smallest = 2 ** min(5, max(1, round(math.log2(max(small, 1.0)))))
-    return f"{smallest}-{smallest * 16}"
 
 
 def detections_for(data: PackedDataset) -> int:

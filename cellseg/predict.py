@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cellseg.checkpoint import Checkpoint
     from cellseg.config import TrialConfig
-    from cellseg.data.dataset import TestImage
+    from cellseg.data.testset import TestImage
     from cellseg.detections import Detections
 
 
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.checkpoint import open_checkpoint
-    from cellseg.data.dataset import read_test_list
+    from cellseg.data.testset import read_test_list
     from cellseg.device import pick_device
 
     checkpoint = open_checkpoint(arguments.checkpoint)

@@ -51,7 +51,7 @@ class Board:
         for row in self._study.rows:
             if self._told.get(row.number) != (row.state, row.epochs):
                 self._told[row.number] = (row.state, row.epochs)
-                self._console.print(self._line(row), soft_wrap=True, highlight=False)
+                self._console.print(self._line(row), soft_wrap=True, highlight=False, markup=False)
 
     def render(self) -> Group:
         """Header, table of running and best trials."""
@@ -87,7 +87,9 @@ def leaderboard_table(study: Study, max_rows: int = MAX_ROWS) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "trial", "state", "epochs", study.space.metric, *(key.split(".")[-1] for key in keys)):
         table.add_column(name, no_wrap=True)
-    for rank, row in enumerate(shown, start=1):
+    for rank, row in enumerate(ranked, start=1):
+        if row not in shown:
+            continue
         params = json.loads(row.params)
         table.add_row(
             str(rank) if row.metric is not None else "",
@@ -95,7 +97,7 @@ def leaderboard_table(study: Study, max_rows: int = MAX_ROWS) -> Table:
             Text(row.state.lower(), style=STYLES[row.state]),
             f"{row.epochs}/{study.space.epochs}",
             "" if row.metric is None else f"{row.metric:.4f} @{row.best_epoch}",
-            *(format_value(params[key]) if key in params else "-" for key in keys),
+            *(Text(format_value(params[key])) if key in params else "-" for key in keys),
         )
     if len(ranked) > len(shown):
         table.caption = f"and {len(ranked) - len(shown)} more"

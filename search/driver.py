@@ -53,7 +53,7 @@ def ray_cluster(address: str | None) -> Iterator[str]:
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{reason}'. "
             "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token on every machine."
@@ -75,13 +75,14 @@ def run_study(
         on_event: called after everything that happened to a trial.
 
     Raises:
-        UserError: the study gave up because every trial fails for the same reason.
+        UserError: the study gave up because its trials fail, or its tables cannot be written.
     """
-    trainable = tune.with_parameters(CellTrainable, data=table)
-    trainable.__name__ = f"{CellTrainable.__name__}_{study.name}"  # the actors' class in Ray's dashboard
+    trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
+    # What Ray's dashboard shows as the actors' class.
+    trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
     with tempfile.TemporaryDirectory(prefix="search-") as scratch, _sigterm_as_ctrl_c(), _quiet_tune():
         tuner = tune.Tuner(
-            tune.with_resources(trainable, dict(resources)),
+            trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_Searcher(study, on_event),
                 scheduler=_Scheduler(study, on_event),
@@ -100,7 +101,12 @@ def run_study(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            if (ours := _user_error(error)) is not None:
+                raise ours from None
+            raise
     interrupted = study.interrupt()
     if study.abort_reason is not None:
         raise UserError(
@@ -139,6 +145,13 @@ def num_slots(resources: Mapping[str, float]) -> int:
     return max(1, slots)
 
 
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that one of our parts raised, which Tune wraps in errors of its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 class _Disposable:
     """A part of Tune's that leaves nothing behind: Tune pickles its parts for a restore that never comes."""
 
@@ -153,12 +166,10 @@ class _Searcher(_Disposable, Searcher):
         super().__init__()  # no metric: the study reads the reports, Tune need not
         self._study = study
         self._on_event = on_event
-        self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         proposal = self._study.propose()
         if proposal is not None:
-            self._numbers[trial_id] = proposal.number
             return {
                 "study": self._study.name,
                 "number": proposal.number,
@@ -169,11 +180,7 @@ class _Searcher(_Disposable, Searcher):
         return Searcher.FINISHED if self._study.is_over else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """A trial is over. The scheduler told the study, but for one whose process died once too often."""
-        number = self._numbers.pop(trial_id, None)
-        if number is not None and error and self._study.is_running(number):
-            self._study.end(number, "lost", f"its process died {MAX_MACHINE_LOSSES + 1} times")
-            self._on_event()
+        """Nothing: the scheduler told the study."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's tables are the state."""
@@ -200,6 +207,15 @@ class _Scheduler(_Disposable, FIFOScheduler):
             self._study.end(number, PRUNED, f"at epoch {report['epoch']}" if report else "")
         self._on_event()
         return TrialScheduler.CONTINUE if goes_on and ending is None else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
+        """The trial's process died, or can no longer be used."""
+        if not trial.should_recover():
+            error = trial.get_pickled_error()
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            cause = next((line for line in reversed(lines) if line.strip()), "")
+            self._study.end(trial.config["number"], "lost", f"its process died {MAX_MACHINE_LOSSES + 1} times: {cause}")
+            self._on_event()
 
 
 class _Stopper(_Disposable, tune.Stopper):

@@ -35,15 +35,17 @@ def _command(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from cellseg.checkpoint import open_checkpoint
-    from cellseg.data.dataset import read_test_list
+    from cellseg.data.testset import read_test_list
     from cellseg.device import pick_device
     from cellseg.predict import write_results
     from cellseg.training import BEST
+    from search.setup import check_name
     from search.store import StudyStore, latest_study
 
     if arguments.study is None:
         store = latest_study(arguments.results)
     else:
+        check_name(arguments.study)
         store = StudyStore.open(arguments.results / arguments.study)
     row = choose_trial(store, arguments.trial)
     checkpoint = open_checkpoint(store.checkpoint_folder(row.number) / BEST)

@@ -1,6 +1,7 @@
 """Search a space: ``python -m search.run spaces/quickstart.yaml``. The same command continues the study."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
 
 if TYPE_CHECKING:
+    from search.setup import StudyData
     from search.space import Space
 
 RESULTS = Path("results")
@@ -30,15 +32,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    from search.setup import check_name, prepare_data, study_lock
     from search.space import load_space
 
     overrides = list(arguments.set)
     overrides += [f"{key}={value}" for key in ("trials", "epochs") if (value := getattr(arguments, key)) is not None]
     space = load_space(arguments.space, overrides)
-    name = arguments.study or arguments.space.stem
+    name = arguments.space.stem if arguments.study is None else arguments.study
+    check_name(name)
     if arguments.dry_run:
         return _dry_run(space, name)
-    return _search(space, name, arguments)
+    data = prepare_data(space, arguments.data, arguments.results)
+    with study_lock(arguments.results, name):
+        return _search(space, name, data, arguments)
 
 
 def _dry_run(space: "Space", name: str) -> int:
@@ -47,17 +53,16 @@ def _dry_run(space: "Space", name: str) -> int:
     return EXIT_OK
 
 
-def _search(space: "Space", name: str, arguments: argparse.Namespace) -> int:
+def _search(space: "Space", name: str, data: "StudyData", arguments: argparse.Namespace) -> int:
     import optuna
     from rich.console import Console
 
     from search.board import Board, leaderboard_table
     from search.driver import ray_cluster, run_study, trial_resources
     from search.gallery import write_overlays
-    from search.setup import open_study, prepare_data
+    from search.setup import open_study
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
-    data = prepare_data(space, arguments.data, arguments.results)
     study = open_study(space, name, arguments.results, data)
     console = Console()
     if not console.is_terminal:  # a log has no width; rich would cut the table to 80 columns
@@ -67,7 +72,7 @@ def _search(space: "Space", name: str, arguments: argparse.Namespace) -> int:
     else:
         wanted = space.resources.model_dump() if space.resources else None
         with ray_cluster(arguments.address) as dashboard:
-            say(f"Ray dashboard: http://{dashboard} (if it asks for a token: ~/.ray/auth_token)")
+            say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
             for line in space.describe():
                 say(line)
             resources = trial_resources(wanted)
@@ -85,16 +90,16 @@ def _search(space: "Space", name: str, arguments: argparse.Namespace) -> int:
     overlays = write_overlays(study, data.packed)
     say(f"Best: trial t{best.number:04d}, validation {space.metric} {best.metric:.4f} in epoch {best.best_epoch}")
     say(f"Results: {study.store.folder}  overlays: {overlays}")
-    say(f"Next: python -m search.export --best --study {name}" + _results_option(arguments))
+    say(f"Next: python -m search.export --best --study {shlex.quote(name)}" + _results_option(arguments))
     return EXIT_OK
 
 
 def _again(arguments: argparse.Namespace) -> str:
-    return "python -m search.run " + " ".join(sys.argv[1:])
+    return "python -m search.run " + shlex.join(sys.argv[1:])
 
 
 def _results_option(arguments: argparse.Namespace) -> str:
-    return "" if arguments.results == RESULTS else f" --results {arguments.results}"
+    return "" if arguments.results == RESULTS else f" --results {shlex.quote(str(arguments.results))}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """Before the first trial: the data a study runs on, and its folder, new or continued."""
 
+import fcntl
+import os
 import platform
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +22,8 @@ from search.space import Generate, Space
 from search.store import StudyStore
 from search.study import Study
 
+GENERATED = "generated"
+"""Folder beside the studies that holds generated cells."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "albumentations", "pycocotools", "numpy", "pyarrow")
 
 
@@ -60,10 +66,51 @@ def prepare_data(space: Space, data: Path | None, results: Path) -> StudyData:
 
 def generated(wanted: Generate, results: Path) -> Path:
     """The folder of generated cells with these numbers, made if it is not there. Its name says what it holds."""
-    folder = results / "generated" / "-".join(f"{name}{value}" for name, value in wanted.model_dump().items())
+    folder = results / GENERATED / "-".join(f"{name}{value}" for name, value in wanted.model_dump().items())
     if not folder.is_dir():
         generate_dataset(folder, **wanted.model_dump())
     return folder
+
+
+def check_name(name: str) -> None:
+    """Refuse a study name that is no plain folder name, as a UserError."""
+    if name == GENERATED or not re.fullmatch(r"\w[\w .+-]{0,79}", name):
+        raise UserError(
+            "--study: must be 1 to 80 letters, digits, spaces or any of _.+-, begin with a letter, digit or _, and not "
+            f"be '{GENERATED}', but got '{name}'. Choose another name."
+        )
+
+
+@contextmanager
+def study_lock(results: Path, name: str) -> Iterator[None]:
+    """Keep other commands from writing to the study for the time of the block. A killed process loses its lock.
+
+    Raises:
+        UserError: another command works on the study, or its folder cannot be written.
+    """
+    folder = results / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the folder must be writable, but got '{error.strerror}'. Choose another --results DIR."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"study '{name}': one command at a time may work on it, but {file.read() or 'another process'} does. "
+                "Wait for it, or choose another --study NAME."
+            ) from error
+        except OSError:
+            pass  # a file system without locks: rather unprotected than not at all
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def open_study(space: Space, name: str, results: Path, data: StudyData) -> Study:
@@ -104,8 +151,6 @@ def describe_study(space: Space, name: str, data: StudyData) -> dict[str, Any]:
 
 
 def _hardware() -> dict[str, Any]:
-    import os
-
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -114,15 +159,15 @@ def _hardware() -> dict[str, Any]:
 
 def _check_same(name: str, study: Mapping[str, Any], space: Space, data_fingerprint: str) -> None:
     problems = []
-    if study["space_fingerprint"] != space.fingerprint:
+    if study.get("space_fingerprint") != space.fingerprint:
         problems.append(
             f"study '{name}': must go on with the space it began with, but got other values, metric, epochs or ASHA: "
             "its trials could not be compared. Choose another --study NAME, or go back to the former space."
         )
-    if study["data_fingerprint"] != data_fingerprint:
+    if study.get("data_fingerprint") != data_fingerprint:
         problems.append(
             f"study '{name}': must go on with the data it began with, but got other images, masks or reading settings "
-            f"(it began with {study['data_root']}). Choose another --study NAME."
+            f"(it began with {study.get('data_root')}). Choose another --study NAME."
         )
     if problems:
         raise UserError(*problems)

@@ -6,7 +6,6 @@ cluster and no clock, so a simulation drives the very same object as Ray does.
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,9 +31,9 @@ OUTCOMES: dict[str, Outcome] = {
 }
 """How a trial can end, and what that means to the sampler. ``lost``: its process or machine died too often."""
 
-FAILURES_IN_A_ROW = 3
-"""So many trials failing for the same reason, with none that did not in between, end the search: more would fail
-too."""
+FAILURES_IN_A_ROW, ANY_FAILURES_IN_A_ROW = 3, 10
+"""So many trials failing for the same reason, or for any, with none that did not in between, end the search: more would
+fail too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +88,12 @@ class Study:
     @property
     def num_finished(self) -> int:
         """Trials that count towards the target: all that ended but those that failed."""
-        return sum(row.state in {"COMPLETE", "PRUNED", "INFEASIBLE"} for row in self._rows.values())
+        return sum(row.state in {"COMPLETE", "PRUNED", "INFEASIBLE"} for row in self.rows)
 
     @property
     def is_over(self) -> bool:
         """Whether the target is reached, or the search gave up."""
         return self.abort_reason is not None or self.num_finished >= self.space.trials
-
-    def is_running(self, number: int) -> bool:
-        """Whether the trial was proposed and has not ended."""
-        return number in self._running
 
     # What happens
 
@@ -121,16 +116,21 @@ class Study:
         """Take in an epoch; whether the trial goes on.
 
         Args:
-            report: a :class:`cellseg.report.EpochReport` as a dict. Ranking, pruning and the sampler all use its
-                ``best_value``: the value of the checkpoint that would be exported.
+            report: a :class:`cellseg.report.EpochReport` as a dict, with None for what is not known. Ranking, pruning
+                and the sampler all use its ``best_value``: the value of the checkpoint that would be exported.
         """
-        row = self._rows[number]
         epoch, value = report["epoch"], report["best_value"]
-        # A trial that was started again after its machine died may repeat an epoch the tables already hold.
+        if epoch > self._rows[number].epochs:  # a trial that was started again repeats the epoch it goes on from
+            self._add_epoch(number, report)
+        self.sampler.report(number, epoch, value)
+        return self.asha.report(number, epoch, value)
+
+    def _add_epoch(self, number: int, report: Mapping[str, Any]) -> None:
+        row = self._rows[number]
         self.store.add_epoch(
             EpochRow(
                 trial=number,
-                epoch=epoch,
+                epoch=report["epoch"],
                 metrics=report["metrics"],
                 losses=report["losses"],
                 seconds=report["seconds"],
@@ -142,15 +142,13 @@ class Study:
         self._put(
             replace(
                 row,
-                metric=value,
+                metric=report["best_value"],
                 best_epoch=report["best_epoch"],
-                epochs=epoch,
+                epochs=report["epoch"],
                 seconds=row.seconds + report["seconds"],
-                peak_memory_bytes=max(row.peak_memory_bytes or 0, report["peak_memory_bytes"]),
+                peak_memory_bytes=max(row.peak_memory_bytes or 0, report["peak_memory_bytes"] or 0),
             )
         )
-        self.sampler.report(number, epoch, value)
-        return self.asha is None or self.asha.report(number, epoch, value)
 
     def end(self, number: int, ending: str, detail: str = "") -> None:
         """A trial is over, for one of the reasons in :data:`OUTCOMES`."""
@@ -188,10 +186,11 @@ class Study:
                 epochs=values.items(),
                 reason=row.reason,
             )
-            if self.asha is not None and (goes_on or outcome in {Outcome.COMPLETE, Outcome.PRUNED}):
-                self.asha.replay(row.number, values.items())
+            self.asha.replay(row.number, values.items())
             if goes_on:
                 self._waiting.append(row.number)
+            if row.state == "RUNNING":
+                self._put(replace(row, state="INTERRUPTED", reason="the search was killed"))
 
     def _best_values(self, epochs: Iterable[EpochRow]) -> dict[int, float]:
         """Best value so far after each epoch of a trial."""
@@ -234,14 +233,17 @@ class Study:
             return
         cause = detail.strip().splitlines()[-1] if detail.strip() else ending
         self._failures.append(cause)
-        same = Counter(self._failures[-FAILURES_IN_A_ROW:]).most_common(1)[0]
-        if same[1] >= FAILURES_IN_A_ROW:
-            self.abort_reason = f"{FAILURES_IN_A_ROW} trials in a row ended as '{ending}': {same[0]}"
+        last = self._failures[-FAILURES_IN_A_ROW:]
+        # A loss that explodes is a trial's own: neighbours with a smaller learning rate may train well.
+        if ending != "non-finite" and len(last) == FAILURES_IN_A_ROW and len(set(last)) == 1:
+            self.abort_reason = f"{FAILURES_IN_A_ROW} trials in a row ended as '{ending}': {cause}"
+        elif len(self._failures) >= ANY_FAILURES_IN_A_ROW:
+            self.abort_reason = f"{ANY_FAILURES_IN_A_ROW} trials in a row failed, the last as '{ending}': {cause}"
 
 
 def trial_seed(study_seed: int, number: int) -> int:
     """The seed of a trial: different for every trial, the same whenever the study is run again."""
-    return study_seed * 100_003 + number
+    return (study_seed * 100_003 + number) % 2**32
 
 
 def _value(row: TrialRow) -> float:

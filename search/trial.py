@@ -18,7 +18,7 @@ from ray import tune
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
-from cellseg.report import EpochReport, TrainingError
+from cellseg.report import TrainingError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,11 +69,11 @@ class CellTrainable(tune.Trainable):
             return self._end("bug", traceback.format_exc(limit=-6))
         if report is None:  # resumed when it was already trained to the end
             return self._end("epochs", "")
-        return {REPORT: json.dumps(asdict(report)), ENDING: report.ending, DETAIL: ""}
+        return {REPORT: json.dumps(report), ENDING: report["ending"], DETAIL: ""}
 
     def cleanup(self) -> None:
         """Let go of model, optimiser and loader, on the GPU too."""
-        self._reports: Iterator[EpochReport] = iter(())
+        self._reports: Iterator[dict[str, Any]] = iter(())
         gc.collect()
         import torch
 
@@ -90,11 +90,15 @@ class CellTrainable(tune.Trainable):
         self._show_name()
         self._reports = self._fit(config)
 
-    def _fit(self, config: dict[str, Any]) -> Iterator[EpochReport]:
+    def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """EpochReports as dicts; for a trial that goes on, the one of its last epoch first."""
         # A generator of its own: nothing of a trial is built before its first step, whose errors are caught.
         from cellseg.train import fit
 
-        yield from fit(TrialConfig.from_flat(config["config"]), self._data, Path(config["folder"]))
+        folder = Path(config["folder"])
+        if (former := last_report(folder)) is not None:
+            yield former
+        yield from map(asdict, fit(TrialConfig.from_flat(config["config"]), self._data, folder))
 
     def _end(self, ending: str, detail: str) -> dict[str, Any]:
         return {REPORT: json.dumps(None), ENDING: ending, DETAIL: detail}
@@ -112,6 +116,32 @@ class CellTrainable(tune.Trainable):
         # Trials that share a machine and each take all its cores slow each other down by an order of magnitude.
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, int(cpus)))
+
+
+def last_report(folder: Path) -> dict[str, Any] | None:
+    """The report of the epoch that a trial goes on from, as far as its checkpoints know it; None for a new trial.
+
+    A search that was stopped may have missed it, and with it a rung or the trial's best value.
+    """
+    from cellseg.checkpoint import has_checkpoint, open_checkpoint
+    from cellseg.training import BEST, LAST
+
+    if not (has_checkpoint(folder / LAST) and has_checkpoint(folder / BEST)):
+        return None
+    last, best = open_checkpoint(folder / LAST).info, open_checkpoint(folder / BEST).info
+    if best.epoch > last.epoch:  # killed between the two: that epoch is trained again
+        return None
+    unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes"))
+    return unknown | {
+        "epoch": last.epoch,
+        "losses": {},
+        "metrics": last.metrics,
+        "value": last.value,
+        "best_value": best.value,
+        "best_epoch": best.epoch,
+        "seconds": 0.0,
+        "ending": None,
+    }
 
 
 def _cuda_is_broken(error: Exception) -> bool:

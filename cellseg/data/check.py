@@ -19,22 +19,20 @@ from scipy import ndimage
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.config import DataConfig
 from cellseg.data.coco import add_reading_options, config_from
-from cellseg.data.dataset import (
-    TEST_FOLDER,
-    TEST_LIST,
-    Dataset,
-    Source,
-    TestImage,
-    has_test_list,
-    in_threads,
-    list_test_files,
-    open_dataset,
-    read_test_list,
-)
+from cellseg.data.dataset import open_dataset
 from cellseg.data.packed import Progress
 from cellseg.data.planes import read_instances
 from cellseg.data.sample import Sample
+from cellseg.data.source import Dataset, Source, in_threads
 from cellseg.data.statistics import DataStatistics
+from cellseg.data.testset import (
+    TEST_FOLDER,
+    TEST_LIST,
+    TestImage,
+    has_test_list,
+    list_test_files,
+    read_test_list,
+)
 from cellseg.data.tiff import read_image
 from cellseg.errors import UserError
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellseg.config import DataConfig
-from cellseg.data.dataset import Dataset, in_threads, open_dataset, relative_name
+from cellseg.data.dataset import open_dataset
 from cellseg.data.planes import read_instances
 from cellseg.data.sample import Sample
+from cellseg.data.source import Dataset, in_threads, relative_name
 from cellseg.data.statistics import DataStatistics, count_labels
 from cellseg.errors import UserError, raise_all
 from cellseg.files import atomic_path
@@ -45,7 +46,7 @@ class PackedDataset:
         """Hash of all input files and reading settings, 32 hexadecimal digits."""
         self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
         self.settings: dict[str, str] = json.loads(metadata["settings"])
-        """How the files were read, see :class:`cellseg.data.dataset.Dataset`."""
+        """How the files were read, see :class:`cellseg.data.source.Dataset`."""
 
     def __reduce__(self) -> tuple:
         return type(self), (self.table,)

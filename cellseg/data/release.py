@@ -1,7 +1,7 @@
 """The release layout: a folder per training image, with a map of cell ids per class.
 
     ROOT/train/<id>/image.tif, class1.tif, class2.tif, ...     (a class without cells has no file)
-    ROOT/test_release/<id>.tif                                 (see ``read_test_list`` in dataset.py)
+    ROOT/test_release/<id>.tif                                 (see ``read_test_list`` in testset.py)
     ROOT/test_image_name_to_ids.json
 
 Ids are unique within a class map only, and have gaps; a sample numbers its cells anew, class by class.
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from cellseg.data.dataset import Dataset, list_images
 from cellseg.data.sample import MAX_INSTANCES, Sample
+from cellseg.data.source import Dataset, list_images
 from cellseg.data.tiff import TIFF_SUFFIXES, read_id_map, read_image
 from cellseg.errors import UserError
 
@@ -49,7 +49,7 @@ class ReleaseSource:
         return *self.images, *(path for _, path in self.class_maps)
 
     def load(self) -> Sample:
-        """See :meth:`cellseg.data.dataset.Source.load`."""
+        """See :meth:`cellseg.data.source.Source.load`."""
         problems = self._listing_problems()
         image_HWC = None
         if len(self.images) == 1:

@@ -1,5 +1,6 @@
 """What a data set looks like in numbers: enough to choose anchors, scale and detection limits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -48,7 +49,6 @@ class DataStatistics:
             labels: for each image the (N,) classes, from 1.
             sizes: for each image (height, width) in px.
         """
-        from cellseg.auto import anchors_for  # the one rule for anchors; it reads packed data, which counts with us
 
         counts_IK = count_labels(labels, len(class_names))
         sides = [np.sqrt((box_N4[:, 2] - box_N4[:, 0]) * (box_N4[:, 3] - box_N4[:, 1])) for box_N4 in boxes]
@@ -128,3 +128,13 @@ def _spread(quantiles: tuple[float, ...]) -> str:
     if low == high:
         return f"{low:.0f}"
     return f"{low:.0f} to {high:.0f}, median {quantiles[2]:.0f}, nine in ten {quantiles[1]:.0f} to {quantiles[3]:.0f}"
+
+
+def anchors_for(sides: np.ndarray) -> str:
+    """The anchor range whose smallest size is the power of two nearest to the small cells (10th percentile).
+
+    Five sizes in factors of two then reach 16 times as far, one for each FPN level. Between 2-32 and 32-512.
+    """
+    small = float(np.percentile(sides, 10)) if len(sides) else 32.0
+    smallest = 2 ** min(5, max(1, round(math.log2(max(small, 1.0)))))
+    return f"{smallest}-{smallest * 16}"

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from cellseg.config import DataConfig
-from cellseg.data.dataset import TestImage, in_threads, open_dataset, read_test_list
+from cellseg.data.dataset import open_dataset
+from cellseg.data.source import in_threads
+from cellseg.data.testset import TestImage, read_test_list
 from cellseg.errors import UserError
 
 ENTRY = {"file_name": "t0.tif", "id": 1, "height": 24, "width": 30}

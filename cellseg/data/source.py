@@ -1,0 +1,101 @@
+"""What a data set is before it is read: a list of samples, each read only when its source is asked to."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from cellseg.data.sample import Sample
+from cellseg.data.tiff import IMAGE_SUFFIXES
+from cellseg.errors import UserError
+
+
+class Source(Protocol):
+    """One annotated image on disk."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the data set."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that :meth:`load` reads; one that several sources share stands in each."""
+
+    def load(self) -> Sample:
+        """Read the image and its cells.
+
+        Raises:
+            UserError: with all problems of this sample.
+        """
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The annotated images under a folder."""
+
+    root: Path
+    """Absolute folder of the data set."""
+    layout: str
+    """``release`` or ``coco``."""
+    class_names: tuple[str, ...]
+    """Name of class ``i + 1``."""
+    sources: tuple[Source, ...]
+    """At least one, in the order of their names."""
+    settings: dict[str, str]
+    """What, besides the files, decides what is read: layout, instances, annotations."""
+    notes: tuple[str, ...] = ()
+    """What was passed over while listing: stray files, crowd annotations."""
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Files in ``folder`` that are images by their suffix, hidden ones left out, sorted; none if there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """``path`` as text with forward slashes that is the same on every machine: relative to ``root``, else its name."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(
+    work: Callable[[Item], Result],
+    items: list[Item] | tuple[Item, ...],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Item, Result | UserError]]:
+    """``(item, work(item))`` for each item, in order, worked on by one thread per CPU.
+
+    Decoding and hashing release the GIL, so threads suffice. At most two items per thread wait to be consumed, so
+    memory stays bounded however slow the consumer is. A UserError takes the place of a result; other errors are raised.
+
+    Args:
+        on_progress: called in the caller's thread with (items done, all items) after each.
+    """
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            rest = iter(items)
+            for index, item in enumerate(items):
+                while len(waiting) < 2 * workers and (following := next(rest, None)) is not None:
+                    waiting.append(pool.submit(work, following))
+                try:
+                    yield item, waiting.popleft().result()
+                except UserError as error:
+                    yield item, error
+                if on_progress is not None:
+                    on_progress(index + 1, len(items))
+        finally:
+            pool.shutdown(cancel_futures=True)

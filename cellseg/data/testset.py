@@ -1,0 +1,88 @@
+"""The test images of a data set: the list that names them, and the files that are there."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cellseg.data.source import list_images
+from cellseg.errors import UserError, raise_all
+from cellseg.files import read_json
+
+TEST_LIST, TEST_FOLDER = "test_image_name_to_ids.json", "test_release"
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """An entry of the test list."""
+
+    __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
+
+    file_name: str
+    image_id: int
+    height: int
+    """Pixels, as the list says."""
+    width: int
+    path: Path | None
+    """The image file; None where it is absent."""
+
+
+def has_test_list(root: Path) -> bool:
+    """Whether the data set names test images at all."""
+    return (Path(root) / TEST_LIST).is_file()
+
+
+def read_test_list(root: Path) -> list[TestImage]:
+    """The test images that ``test_image_name_to_ids.json`` lists, in its order, found in ``test_release/``.
+
+    A file is also found where only its suffix differs in case.
+
+    Raises:
+        UserError: no list, an entry without a valid file_name, id, height and width, or names or ids that repeat.
+    """
+    path = Path(root) / TEST_LIST
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{path}: must be a list [{{"file_name", "id", "height", "width"}}, ...] with entries.')
+    raise_all(problem for index, entry in enumerate(entries) for problem in _entry_problems(path, index, entry))
+    raise_all(
+        f"{path}: {key} must be unique, but got {value!r} {count} times. Remove the others."
+        for key in ("file_name", "id")
+        for value, count in Counter(entry[key] for entry in entries).items()
+        if count > 1
+    )
+    present = {_suffix_folded(file.name): file for file in list_test_files(root)}
+    return [
+        TestImage(
+            file_name=entry["file_name"],
+            image_id=entry["id"],
+            height=entry["height"],
+            width=entry["width"],
+            path=present.get(_suffix_folded(entry["file_name"])),
+        )
+        for entry in entries
+    ]
+
+
+def list_test_files(root: Path) -> list[Path]:
+    """The image files in ``test_release/``, sorted; none if there is no such folder."""
+    return list_images(Path(root) / TEST_FOLDER)
+
+
+def _suffix_folded(name: str) -> str:
+    path = Path(name)
+    return str(path.with_suffix(path.suffix.lower())) if path.suffix else name
+
+
+def _entry_problems(path: Path, index: int, entry: Any) -> Iterator[str]:
+    where = f"{path}: entry {index}"
+    if not isinstance(entry, dict):
+        yield f"{where}: must be a mapping with file_name, id, height and width, but got {entry!r}."
+        return
+    if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+        yield f"{where}: file_name must be a text, but got {entry.get('file_name')!r}."
+    for key, least in (("id", 0), ("height", 1), ("width", 1)):
+        value = entry.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            yield f"{where}: {key} must be a whole number of at least {least}, but got {value!r}."
