@@ -44,6 +44,7 @@ class CheckpointInfo:
     metrics: dict[str, float]
     """All validation metrics of this epoch."""
     parameters: int
+    """All of the model's, frozen ones included."""
     data_fingerprint: str
     """Fingerprint of the packed data the model was trained on."""
     versions: dict[str, str]

@@ -29,6 +29,8 @@ class EpochReport:
     """Training images per second of training time, validation not counted."""
     peak_memory_bytes: int
     """Most memory so far: allocated on the GPU, or resident on the CPU."""
+    parameters: int
+    """Trainable parameters of the model."""
     ending: Ending | None
     """Why this was the last epoch, or None if there is another."""
 

@@ -64,6 +64,7 @@ def fit(
             seconds=time.perf_counter() - started,
             images_per_second=len(run.split.training) / (trained - started),
             peak_memory_bytes=peak_memory(run.device),
+            parameters=run.parameters,
             ending=run.ending(),
         )
 

@@ -42,6 +42,7 @@ class TrainingRun:
         self.truths = [Detections.from_sample(data[index]) for index in self.split.validation]
         torch.manual_seed(config.train.seed)
         self.model = build_model(config.model, config.inference, data.num_classes).to(self.device)
+        self.parameters = count_parameters(self.model, trainable=True)
         self.optimizer = build_optimizer(self.model, config.optim)
         amp = config.train.amp if self.device.type == "cuda" else "off"
         self.amp_dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

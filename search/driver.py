@@ -53,9 +53,8 @@ def ray_cluster(address: str | None) -> Iterator[str]:
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{reason}'. "
+            f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{_first_line(error)}'. "
             "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token on every machine."
         ) from error
     try:
@@ -145,6 +144,12 @@ def num_slots(resources: Mapping[str, float]) -> int:
     return max(1, slots)
 
 
+def _first_line(error: BaseException | None) -> str:
+    """What is wrong, without Ray's advice and the worker's traceback."""
+    error = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _user_error(error: BaseException | None) -> UserError | None:
     """The UserError that one of our parts raised, which Tune wraps in errors of its own."""
     while error is not None and not isinstance(error, UserError):
@@ -200,7 +205,7 @@ class _Scheduler(_Disposable, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
         number = trial.config["number"]
         report, ending = json.loads(result[REPORT]), result[ENDING]
-        goes_on = self._study.report(number, report) if report is not None else False
+        goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
         if ending is not None:
             self._study.end(number, ending, result[DETAIL])
         elif not goes_on:
@@ -211,9 +216,7 @@ class _Scheduler(_Disposable, FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
         """The trial's process died, or can no longer be used."""
         if not trial.should_recover():
-            error = trial.get_pickled_error()
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            cause = next((line for line in reversed(lines) if line.strip()), "")
+            cause = _first_line(trial.get_pickled_error())
             self._study.end(trial.config["number"], "lost", f"its process died {MAX_MACHINE_LOSSES + 1} times: {cause}")
             self._on_event()
 

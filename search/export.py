@@ -32,29 +32,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
-    from cellseg.checkpoint import open_checkpoint
     from cellseg.data.testset import read_test_list
-    from cellseg.device import pick_device
-    from cellseg.predict import write_results
-    from cellseg.training import BEST
-    from search.setup import check_name
-    from search.store import StudyStore, latest_study
+    from search.store import StudyStore, check_name, latest_study
 
     if arguments.study is None:
         store = latest_study(arguments.results)
     else:
         check_name(arguments.study)
         store = StudyStore.open(arguments.results / arguments.study)
+    images = read_test_list(arguments.data or Path(store.study["data_root"]))
     row = choose_trial(store, arguments.trial)
+
+    # Torch takes seconds to import: what can be wrong without it was told before.
+    from rich.progress import Progress
+
+    from cellseg.checkpoint import open_checkpoint
+    from cellseg.device import pick_device
+    from cellseg.predict import write_results
+    from cellseg.training import BEST
+
     checkpoint = open_checkpoint(store.checkpoint_folder(row.number) / BEST)
     info = checkpoint.info
     say(
         f"study {store.study['name']}, trial t{row.number:04d}: validation {info.metric} {info.value:.4f} "
         f"in epoch {info.epoch}, weights {info.weights_blake2b[:12]}"
     )
-    images = read_test_list(arguments.data or Path(store.study["data_root"]))
     device = pick_device(arguments.device)
     with Progress(transient=True) as progress:
         bar = progress.add_task("predicting", total=len(images))
@@ -80,14 +82,15 @@ def choose_trial(store: "StudyStore", number: int | None) -> "TrialRow":
     Raises:
         UserError: no such trial, none with a value, or its checkpoint was not kept.
     """
-    from cellseg.checkpoint import has_checkpoint
-    from cellseg.training import BEST
-
     best = store.best_trials(1)
     rows = best if number is None else [row for row in store.trials() if row.number == number]
     if not rows:
         wanted = "a trial with a value" if number is None else f"a trial {number}"
         raise UserError(f"{store.folder}: must hold {wanted}, but got none. Run the search first.")
+
+    from cellseg.checkpoint import has_checkpoint
+    from cellseg.training import BEST
+
     row = rows[0]
     if not has_checkpoint(store.checkpoint_folder(row.number) / BEST):
         kept = [r.number for r in store.trials() if has_checkpoint(store.checkpoint_folder(r.number) / BEST)]

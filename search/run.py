@@ -32,8 +32,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.setup import check_name, prepare_data, study_lock
+    from search.setup import prepare_data, study_lock
     from search.space import load_space
+    from search.store import check_name
 
     overrides = list(arguments.set)
     overrides += [f"{key}={value}" for key in ("trials", "epochs") if (value := getattr(arguments, key)) is not None]

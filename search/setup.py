@@ -3,7 +3,6 @@
 import fcntl
 import os
 import platform
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +18,9 @@ from cellseg.data.split import split
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
 from search.space import Generate, Space
-from search.store import StudyStore
+from search.store import GENERATED, StudyStore
 from search.study import Study
 
-GENERATED = "generated"
-"""Folder beside the studies that holds generated cells."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "albumentations", "pycocotools", "numpy", "pyarrow")
 
 
@@ -70,15 +67,6 @@ def generated(wanted: Generate, results: Path) -> Path:
     if not folder.is_dir():
         generate_dataset(folder, **wanted.model_dump())
     return folder
-
-
-def check_name(name: str) -> None:
-    """Refuse a study name that is no plain folder name, as a UserError."""
-    if name == GENERATED or not re.fullmatch(r"\w[\w .+-]{0,79}", name):
-        raise UserError(
-            "--study: must be 1 to 80 letters, digits, spaces or any of _.+-, begin with a letter, digit or _, and not "
-            f"be '{GENERATED}', but got '{name}'. Choose another name."
-        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@
 One process writes; any number read while it does, for every file is replaced as a whole. Nothing needs unpickling.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -41,6 +42,10 @@ __all__ = ["STATES", "EpochRow", "StudyStore", "TrialRow", "latest_study", "list
 
 PART_ROWS = 1024
 """Rows of a full part of the epoch table."""
+
+
+GENERATED = "generated"
+"""Folder beside the studies that holds generated cells."""
 
 
 class StudyStore:
@@ -220,6 +225,15 @@ class StudyStore:
 
     def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:
         write_table(self._part_file(part), join_rows(rows))
+
+
+def check_name(name: str) -> None:
+    """Refuse a study name that is no plain folder name, as a UserError."""
+    if name == GENERATED or not re.fullmatch(r"\w[\w .+-]{0,79}", name):
+        raise UserError(
+            "--study: must be 1 to 80 letters, digits, spaces or any of _.+-, begin with a letter, digit or _, and not "
+            f"be '{GENERATED}', but got '{name}'. Choose another name."
+        )
 
 
 def list_studies(results: Path) -> list[StudyStore]:

@@ -112,20 +112,21 @@ class Study:
         self._put(row)
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
 
-    def report(self, number: int, report: Mapping[str, Any]) -> bool:
+    def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
         """Take in an epoch; whether the trial goes on.
 
         Args:
+            node: name of the machine.
             report: a :class:`cellseg.report.EpochReport` as a dict, with None for what is not known. Ranking, pruning
                 and the sampler all use its ``best_value``: the value of the checkpoint that would be exported.
         """
         epoch, value = report["epoch"], report["best_value"]
         if epoch > self._rows[number].epochs:  # a trial that was started again repeats the epoch it goes on from
-            self._add_epoch(number, report)
+            self._add_epoch(number, report, node)
         self.sampler.report(number, epoch, value)
         return self.asha.report(number, epoch, value)
 
-    def _add_epoch(self, number: int, report: Mapping[str, Any]) -> None:
+    def _add_epoch(self, number: int, report: Mapping[str, Any], node: str) -> None:
         row = self._rows[number]
         self.store.add_epoch(
             EpochRow(
@@ -146,7 +147,9 @@ class Study:
                 best_epoch=report["best_epoch"],
                 epochs=report["epoch"],
                 seconds=row.seconds + report["seconds"],
+                node=node,
                 peak_memory_bytes=max(row.peak_memory_bytes or 0, report["peak_memory_bytes"] or 0),
+                parameters=report.get("parameters") or row.parameters,
             )
         )
 

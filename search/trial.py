@@ -131,7 +131,7 @@ def last_report(folder: Path) -> dict[str, Any] | None:
     last, best = open_checkpoint(folder / LAST).info, open_checkpoint(folder / BEST).info
     if best.epoch > last.epoch:  # killed between the two: that epoch is trained again
         return None
-    unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes"))
+    unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes", "parameters"))
     return unknown | {
         "epoch": last.epoch,
         "losses": {},

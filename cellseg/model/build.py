@@ -9,13 +9,12 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
 
 from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range
 from cellseg.errors import UserError
 from cellseg.model.anchors import CellAnchors, build_rpn_head
 from cellseg.model.backbones import FPNBackbone, build_body
-from cellseg.model.heads import CellRoIHeads
+from cellseg.model.heads import CellRoIHeads, PyramidRoIAlign
 from cellseg.model.norms import group_norm
 from cellseg.model.weights import load_detector_weights
 
@@ -123,7 +122,7 @@ def _roi_heads(
         box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [width], norm_layer=head_norm)
     mask_widths = [config.mask_head_width] * config.mask_head_layers
     return CellRoIHeads(
-        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        box_roi_pool=PyramidRoIAlign(levels, output_size=7),
         box_head=box_head,
         box_predictor=FastRCNNPredictor(width, num_outputs),
         fg_iou_thresh=0.5,
@@ -134,7 +133,7 @@ def _roi_heads(
         score_thresh=inference.score_threshold,
         nms_thresh=inference.nms_threshold,
         detections_per_img=config.detections_per_image,
-        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_roi_pool=PyramidRoIAlign(levels, output_size=14),
         mask_head=MaskRCNNHeads(channels, mask_widths, 1, norm_layer=head_norm),
         mask_predictor=MaskRCNNPredictor(config.mask_head_width, config.mask_head_width, num_outputs),
     )

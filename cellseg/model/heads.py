@@ -8,8 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from cellseg.data.targets import roi_mask_targets
+
+
+class PyramidRoIAlign(MultiScaleRoIAlign):
+    """torchvision's pooling from FPN levels, with the strides known instead of guessed.
+
+    torchvision guesses them at the first forward, from that batch's image sizes before padding, for the life of the
+    module. An image 33 px high is padded to 64: it would halve the strides for every image after it, and what a run
+    learns would depend on which images came first, after a resume too.
+    """
+
+    def __init__(self, levels: list[str], output_size: int):
+        """``levels`` are names of FPN levels, ``"0"`` (stride 4) to ``"3"`` (stride 32), finest first."""
+        super().__init__(levels, output_size, sampling_ratio=2)
+        exponents = [2 + int(level) for level in levels]
+        self.scales = [2.0**-exponent for exponent in exponents]
+        self.map_levels = initLevelMapper(exponents[0], exponents[-1])
 
 
 class CellRoIHeads(RoIHeads):

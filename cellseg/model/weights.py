@@ -19,6 +19,7 @@ CLASS_LAYERS = (
     "roi_heads.mask_predictor.mask_fcn_logits.",
 )
 """Layers whose shape depends on the classes: they start anew where the number of classes differs."""
+REMEDY = "Use the backbone, detector, norm and widths they were trained with."
 
 
 def load_detector_weights(model: nn.Module, weights: str, detector: str) -> None:
@@ -84,7 +85,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
         result = model.load_state_dict({k: v for k, v in state.items() if k not in new_classes}, strict=False)
     except RuntimeError as error:
         detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"model.weights: {origin} must fit the model, but got {detail}") from error
+        raise UserError(f"model.weights: {origin} must fit the model, but got {detail} {REMEDY}") from error
     # Batch norms count batches; frozen ones do not have the counter, and nothing reads it.
     missing, surplus = (
         sorted(key for key in keys if not key.endswith("num_batches_tracked") and key not in new_classes)
@@ -94,5 +95,5 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     if missing or surplus:
         raise UserError(
             f"model.weights: {origin} must fit the model, but got {len(missing)} missing and {len(surplus)} unknown "
-            f"entries, such as '{(missing + surplus)[0]}'. Use the backbone, detector and norm they were trained with."
+            f"entries, such as '{(missing + surplus)[0]}'. {REMEDY}"
         )

@@ -36,21 +36,28 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
             ``start_from``. Other keys are settings of the file, such as ``trials`` or ``asha.grace``.
 
     Raises:
-        UserError: every problem of the overrides, or every problem of the space with them.
+        UserError: every problem of the overrides and of the space with them.
     """
     content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: must be a mapping of settings, but got {type(content).__name__}. See spaces/.")
-    return parse_space(_apply_overrides(content, overrides), str(path))
+    content, problems = _apply_overrides(content, overrides)
+    try:
+        space = parse_space(content, str(path))
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from None
+    raise_all(problems)
+    return space
 
 
-def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``content`` with every ``key=value`` in place.
+def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """``content`` with every ``key=value`` in place whose key is known, and the problems with the others.
 
     Raises:
-        UserError: text that is no ``key=value``, or an unknown key.
+        UserError: text that is no ``key=value``.
     """
-    content, problems = dict(content), []
+    problems: list[str] = []
+    content = dict(content)
     for key, value in parse_overrides(overrides).items():
         top, _, inner = key.partition(".")
         if key in FIELDS:
@@ -62,8 +69,7 @@ def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> di
             content[top] = (old if isinstance(old, dict) else {}) | {inner: value}
         else:
             problems.append(f"--set {_unknown(key, (*FIELDS, *_inner_settings()), 'a config field or a setting')}")
-    raise_all(problems)
-    return content
+    return content, problems
 
 
 def parse_space(content: Any, where: str) -> Space:

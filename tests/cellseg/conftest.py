@@ -1,0 +1,52 @@
+"""A small generated data set and a model small enough to train within a test."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellseg.config import DataConfig, TrialConfig
+from cellseg.data.packed import PackedDataset, open_packed
+from cellseg.data.synthetic import generate_dataset
+
+TINY = {
+    "data.num_folds": 4,
+    "model.backbone": "resnet10t",
+    "model.weights": "none",
+    "model.fpn_channels": 16,
+    "model.box_head_width": 32,
+    "model.mask_head_layers": 1,
+    "model.mask_head_width": 16,
+    "model.rpn_proposals": 50,
+    "model.roi_samples": 16,
+    "model.anchors": "4-64",
+    "model.detections_per_image": 20,
+    "optim.lr": 1e-3,
+    "train.epochs": 2,
+    "train.batch_size": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training and two test images of about 64 px, in the release layout."""
+    root = tmp_path_factory.mktemp("synthetic") / "data"
+    generate_dataset(root, train=8, test=2, seed=0, size=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def packed(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    """The training images of ``synthetic_root``."""
+    return open_packed(DataConfig(root=str(synthetic_root)), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., TrialConfig]:
+    """Makes the config of a tiny run; keywords as in ``TrialConfig.replace``."""
+
+    def make(**flat: Any) -> TrialConfig:
+        return TrialConfig.from_flat(TINY).replace(**flat)
+
+    return make

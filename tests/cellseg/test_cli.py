@@ -1,0 +1,82 @@
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from cellseg.cli import run_command, say
+from cellseg.errors import UserError
+
+
+def run(command, *argv: str) -> int:
+    parser = argparse.ArgumentParser(prog="it")
+    parser.add_argument("--number", type=int, default=0)
+    return run_command(parser, command, argv)
+
+
+def test_the_commands_own_status_is_returned(capsys):
+    def command(arguments):
+        say(f"number {arguments.number}")
+        return arguments.number
+
+    assert run(command) == 0
+    assert run(command, "--number", "7") == 7
+    assert capsys.readouterr().out == "number 0\nnumber 7\n"
+
+
+def test_every_problem_is_a_line_on_standard_error_and_the_status_is_2(capsys):
+    def command(_):
+        raise UserError("a: one", "b: two")
+
+    assert run(command) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: a: one\nerror: b: two\n"
+
+
+def test_debug_shows_the_traceback_as_well(capsys):
+    def command(_):
+        raise UserError("a: one")
+
+    assert run(command, "--debug") == 2
+    captured = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in captured
+    assert captured.endswith("error: a: one\n")
+
+
+def test_ctrl_c_is_status_130_without_a_traceback(capsys):
+    def command(_):
+        raise KeyboardInterrupt
+
+    assert run(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    def command(_):
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        run(command)
+
+
+@pytest.mark.parametrize("argv", [["--number", "x"], ["--unknown"], ["surplus"]])
+def test_bad_arguments_are_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as raised:
+        run(lambda _: 0, *argv)
+    assert raised.value.code == 2
+    assert "usage: it" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = (
+        "import argparse, sys\n"
+        "from cellseg.cli import run_command, say\n"
+        "sys.exit(run_command(argparse.ArgumentParser(), lambda _: [say('x' * 999) for _ in range(9999)] and 0, []))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=30) == 0

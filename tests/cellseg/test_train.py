@@ -1,0 +1,385 @@
+import itertools
+import math
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+import yaml
+
+from cellseg import train, training
+from cellseg.checkpoint import open_checkpoint
+from cellseg.cli import run_command
+from cellseg.config import METRICS
+from cellseg.data.packed import PackedDataset
+from cellseg.data.split import Split
+from cellseg.errors import UserError
+from cellseg.predict import load_model
+from cellseg.report import EpochReport, TrainingError
+from cellseg.train import fit
+
+CPU = torch.device("cpu")
+TIMES = ("seconds", "images_per_second", "peak_memory_bytes")
+
+
+def run(config, packed, folder) -> list[EpochReport]:
+    return list(fit(config, packed, folder, device=CPU))
+
+
+def numbers(reports) -> list[dict]:
+    """The reports without what depends on the clock."""
+    return [{key: value for key, value in asdict(report).items() if key not in TIMES} for report in reports]
+
+
+def weights_in(folder) -> dict[str, torch.Tensor]:
+    return open_checkpoint(folder).load_weights()
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Lets validation return the given values of the metric, one an epoch, without looking at an image."""
+
+    def script(*values: float) -> None:
+        def validate(self) -> dict[str, float]:
+            return dict.fromkeys(METRICS, values[self.epoch - 1])
+
+        monkeypatch.setattr(training.TrainingRun, "validate", validate)
+
+    return script
+
+
+@pytest.fixture
+def without_training(monkeypatch):
+    """Epochs that take no time and change nothing."""
+    monkeypatch.setattr(training.TrainingRun, "train_epoch", lambda *_: {"loss": 1.0})
+
+
+def test_an_epoch_is_a_report_of_finite_numbers(packed, tiny_config, tmp_path):
+    reports = run(tiny_config(), packed, tmp_path)
+    assert [report.epoch for report in reports] == [1, 2]
+    assert [report.ending for report in reports] == [None, "epochs"]
+    for report in reports:
+        parts = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+        assert set(report.losses) == {*parts, "loss"}
+        assert report.losses["loss"] == pytest.approx(sum(report.losses[name] for name in parts))
+        assert all(math.isfinite(value) for value in report.losses.values())
+        assert set(METRICS) <= set(report.metrics)
+        assert report.value == report.metrics["segm/AP50"]
+        assert report.seconds > 0 and report.images_per_second > 0 and report.peak_memory_bytes > 0
+    assert reports[0].losses["loss"] > reports[1].losses["loss"]
+    assert reports[0].learning_rate > reports[1].learning_rate > 0
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(packed, tiny_config, tmp_path):
+    config = tiny_config(train__epochs=1)
+    one, same_seed = run(config, packed, tmp_path / "1"), run(config, packed, tmp_path / "2")
+    assert numbers(one) == numbers(same_seed)
+    assert same(weights_in(tmp_path / "1/last"), weights_in(tmp_path / "2/last"))
+    other = run(config.replace(train__seed=1), packed, tmp_path / "3")
+    assert other[0].losses["loss"] != one[0].losses["loss"]
+
+
+def test_the_number_of_loader_processes_changes_nothing(packed, tiny_config, tmp_path):
+    config = tiny_config(train__epochs=1)
+    alone = run(config, packed, tmp_path / "1")
+    assert numbers(run(config.replace(train__workers=2), packed, tmp_path / "2")) == numbers(alone)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_killed_after_an_epoch_goes_on_as_if_nothing_had_happened(packed, tiny_config, tmp_path, optimizer):
+    config = tiny_config(train__epochs=2, optim__optimizer=optimizer, augment__preset="full")
+    whole = run(config, packed, tmp_path / "whole")
+    killed = fit(config, packed, tmp_path / "killed", device=CPU)
+    before = [next(killed)]
+    killed.close()
+    torch.rand(99)  # another process has another random state
+    after = run(config, packed, tmp_path / "killed")
+    assert numbers(before + after) == numbers(whole)
+    for folder in ("last", "best"):
+        assert same(weights_in(tmp_path / "killed" / folder), weights_in(tmp_path / "whole" / folder))
+    states = [open_checkpoint(tmp_path / name / "last").load_training() for name in ("killed", "whole")]
+    assert str(states[0]) == str(states[1])
+
+
+@pytest.mark.parametrize("unsaved", ["best", "last"])
+def test_a_run_killed_while_saving_goes_on_from_the_epoch_before(packed, tiny_config, tmp_path, monkeypatch, unsaved):
+    config = tiny_config(train__epochs=2)
+    whole = run(config, packed, tmp_path / "whole")
+    original = training.save_checkpoint
+
+    def killed(folder, *arguments, **keywords):
+        if keywords["epoch"] == 2 and folder.name == unsaved:
+            raise KeyboardInterrupt
+        original(folder, *arguments, **keywords)
+
+    monkeypatch.setattr(training, "save_checkpoint", killed)
+    # The best epoch is to be the second, so that both folders are written in it.
+    monkeypatch.setattr(training.TrainingRun, "validate", lambda self: dict.fromkeys(METRICS, self.epoch / 10))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, packed, tmp_path / "killed")
+    monkeypatch.setattr(training, "save_checkpoint", original)
+    (report,) = run(config, packed, tmp_path / "killed")
+    assert (report.epoch, report.best_epoch) == (2, 2)
+    assert report.losses == whole[1].losses
+    for folder in ("last", "best"):
+        assert open_checkpoint(tmp_path / "killed" / folder).info.epoch == 2
+        assert same(weights_in(tmp_path / "killed" / folder), weights_in(tmp_path / "whole/last"))
+
+
+def test_a_finished_run_has_nothing_to_report(packed, tiny_config, tmp_path, scripted, without_training):
+    scripted(0.1, 0.2)
+    assert len(run(tiny_config(), packed, tmp_path)) == 2
+    assert run(tiny_config(), packed, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"optim__lr": 0.5}, r"optim\.lr changed"),
+        ({"train__epochs": 9, "train__seed": 4}, r"train\.epochs, train\.seed changed"),
+        ({"model__fpn_channels": 24}, r"model\.fpn_channels changed"),
+    ],
+)
+def test_a_folder_of_other_settings_is_not_continued(
+    packed, tiny_config, tmp_path, scripted, without_training, change, named
+):
+    scripted(0.1, 0.2)
+    run(tiny_config(), packed, tmp_path)
+    with pytest.raises(UserError, match=rf"holds a run to be resumed with the same settings, but {named}"):
+        run(tiny_config(**change), packed, tmp_path)
+
+
+def test_where_the_data_lie_and_how_they_are_loaded_may_change(
+    packed, tiny_config, tmp_path, scripted, without_training
+):
+    scripted(0.1, 0.2)
+    next(fit(tiny_config(), packed, tmp_path, device=CPU))
+    moved = tiny_config(data__root="/elsewhere", train__workers=1)
+    assert [report.epoch for report in run(moved, packed, tmp_path)] == [2]
+
+
+def test_a_folder_of_other_data_is_not_continued(packed, tiny_config, tmp_path, scripted, without_training):
+    scripted(0.1, 0.2)
+    run(tiny_config(), packed, tmp_path)
+    metadata = packed.table.schema.metadata | {b"fingerprint": b"another"}
+    other = PackedDataset(packed.table.replace_schema_metadata(metadata))
+    with pytest.raises(UserError, match=r"but the data changed\. Choose another folder"):
+        run(tiny_config(), other, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_not_started_over_silently(packed, tiny_config, tmp_path, scripted, without_training):
+    scripted(0.1, 0.2)
+    next(fit(tiny_config(), packed, tmp_path, device=CPU))
+    (state,) = (tmp_path / "last").glob("training-*.pt")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"training-0001\.pt: must be a file of tensors"):
+        run(tiny_config(), packed, tmp_path)
+
+
+def test_patience_ends_a_run_without_a_new_best(packed, tiny_config, tmp_path, scripted, without_training):
+    scripted(0.1, 0.3, 0.2, 0.3, 0.2, 0.9)
+    reports = run(tiny_config(train__epochs=6, train__patience=3), packed, tmp_path)
+    assert [report.epoch for report in reports] == [1, 2, 3, 4, 5]
+    assert [report.ending for report in reports] == [None] * 4 + ["patience"]
+    assert run(tiny_config(train__epochs=6, train__patience=3), packed, tmp_path) == []
+
+
+def test_the_best_checkpoint_is_of_the_best_epoch_and_the_first_of_equals(
+    packed, tiny_config, tmp_path, scripted, without_training
+):
+    scripted(0.1, 0.3, 0.2, 0.3)
+    reports = run(tiny_config(train__epochs=4), packed, tmp_path)
+    assert [report.best_epoch for report in reports] == [1, 2, 2, 2]
+    assert [report.best_value for report in reports] == [0.1, 0.3, 0.3, 0.3]
+    best, last = open_checkpoint(tmp_path / "best").info, open_checkpoint(tmp_path / "last").info
+    assert (best.epoch, best.value, best.training) == (2, 0.3, None)
+    assert (last.epoch, last.value) == (4, 0.3)
+    assert len(list((tmp_path / "best").iterdir())) == 2
+    assert len(list((tmp_path / "last").iterdir())) == 3
+
+
+def test_the_best_is_remembered_over_a_restart(packed, tiny_config, tmp_path, scripted, without_training):
+    scripted(0.3, 0.2)
+    next(fit(tiny_config(), packed, tmp_path, device=CPU))
+    (report,) = run(tiny_config(), packed, tmp_path)
+    assert (report.value, report.best_value, report.best_epoch) == (0.2, 0.3, 1)
+    assert open_checkpoint(tmp_path / "best").info.epoch == 1
+
+
+def test_a_checkpoint_says_what_it_was_trained_with(packed, tiny_config, tmp_path, scripted, without_training):
+    scripted(0.1)
+    config = tiny_config(train__epochs=1, model__anchors="auto", model__detections_per_image="auto")
+    run(config, packed, tmp_path)
+    info = open_checkpoint(tmp_path / "best").info
+    assert info.data_fingerprint == packed.fingerprint
+    assert info.class_names == packed.class_names
+    assert info.config["model.anchors"] != "auto" and info.config["model.detections_per_image"] == 100
+    assert info.metrics["segm/AP"] == 0.1
+    assert info.parameters == sum(p.numel() for p in load_model(open_checkpoint(tmp_path / "best")).parameters())
+
+
+def test_steps_are_counted_within_the_epoch(packed, tiny_config, tmp_path, scripted):
+    scripted(0.1)
+    steps = []
+    list(
+        fit(
+            tiny_config(train__epochs=1, train__batch_size=4),
+            packed,
+            tmp_path,
+            device=CPU,
+            on_step=lambda *s: steps.append(s),
+        )
+    )
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_gradients_are_clipped_to_the_norm(packed, tiny_config, tmp_path, scripted):
+    scripted(0.1)
+    frozen = {"optim__optimizer": "sgd", "optim__momentum": 0.0, "optim__weight_decay": 0.0, "train__batch_size": 6}
+    config = tiny_config(train__epochs=1, optim__lr=1.0, optim__schedule="constant", optim__clip_norm=1e-3, **frozen)
+    train_run = training.TrainingRun(config, packed, tmp_path, CPU)
+    before = {name: p.detach().clone() for name, p in train_run.model.named_parameters()}
+    train_run.epoch = 1
+    train_run.train_epoch(None)
+    after = dict(train_run.model.named_parameters())
+    moved = math.sqrt(sum((after[name].detach() - old).square().sum().item() for name, old in before.items()))
+    assert moved == pytest.approx(1e-3, rel=0.05)  # one step at rate 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(packed, tiny_config, tmp_path, monkeypatch):
+    original = training.TrainingRun._train_step
+
+    def exploding(self, batch):
+        losses = original(self, batch)
+        return losses | {"loss_mask": losses["loss_mask"] * math.nan} if self.epoch == 2 else losses
+
+    monkeypatch.setattr(training.TrainingRun, "_train_step", exploding)
+    reports = fit(tiny_config(train__epochs=3), packed, tmp_path, device=CPU)
+    next(reports)
+    with pytest.raises(TrainingError, match="non-finite: loss_mask in epoch 2") as raised:
+        next(reports)
+    assert raised.value.reason == "non-finite"
+    assert open_checkpoint(tmp_path / "last").info.epoch == 1
+
+
+def test_a_rate_that_is_far_too_high_ends_the_run_as_non_finite(packed, tiny_config, tmp_path):
+    wild = {"optim__lr": 1e30, "optim__schedule": "constant", "optim__optimizer": "sgd", "optim__clip_norm": None}
+    with pytest.raises(TrainingError, match="non-finite"):
+        run(tiny_config(train__epochs=3, train__batch_size=1, **wild), packed, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["build_model", "predict_images"])
+def test_a_gpu_out_of_memory_is_told_as_such_wherever_it_happens(packed, tiny_config, tmp_path, monkeypatch, where):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(training, where, full)
+    with pytest.raises(TrainingError) as raised:
+        run(tiny_config(), packed, tmp_path)
+    assert (raised.value.reason, raised.value.detail) == (
+        "out-of-memory",
+        "CUDA out of memory. Tried to allocate 2 GiB.",
+    )
+
+
+def test_two_images_can_be_learned_by_heart(packed, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "split", lambda *_: Split((0, 4), (0, 4)))
+    config = tiny_config(
+        train__epochs=60,
+        train__batch_size=1,
+        optim__lr=3e-3,
+        model__fpn_channels=32,
+        model__box_head_width=64,
+        model__mask_head_width=32,
+        model__roi_samples=32,
+        augment__preset="none",
+    )
+    assert any(report.value > 0.3 for report in fit(config, packed, tmp_path, device=CPU))  # after ten or so
+
+
+# The command
+
+
+@pytest.fixture
+def command(synthetic_root, tmp_path, monkeypatch):
+    """Runs ``python -m cellseg.train`` in this process on a config file made of nested settings."""
+    monkeypatch.setenv("CELLSEG_CACHE", str(tmp_path / "cache"))
+    counter = itertools.count()
+
+    def run_it(settings, *argv: str) -> int:
+        path = tmp_path / f"config{next(counter)}.yaml"
+        path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
+        return run_command(
+            train._parser(),
+            train._command,
+            [str(path), "--data", str(synthetic_root), "--out", str(tmp_path / "out"), "--device", "cpu", *argv],
+        )
+
+    return run_it
+
+
+def test_the_command_trains_and_says_where_the_best_checkpoint_is(command, tiny_config, tmp_path, capsys):
+    assert command(tiny_config().to_flat(), "--set", "train.epochs=1") == 0
+    out = capsys.readouterr().out
+    assert "8 images of 4 classes, cpu, checkpoints in" in out
+    assert "epoch   1  loss " in out
+    assert out.replace("\n", "").endswith(f"in epoch 1, {tmp_path / 'out' / 'best'}")
+    assert open_checkpoint(tmp_path / "out/best").info.epoch == 1
+    assert command(tiny_config().to_flat(), "--set", "train.epochs=1") == 0
+    assert "is already trained to the end" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "argv", "problems"),
+    [
+        (
+            {"optim": {"lr": -1, "lrr": 1}},
+            [],
+            ["optim.lrr: must be a config field", "optim.lr: must be greater than 0"],
+        ),
+        ({}, ["--set", "optim.lr=x"], ["optim.lr: must be a valid number, but got 'x'"]),
+        ({}, ["--set", "optim.lr"], ["--set: must be KEY=VALUE, but got 'optim.lr'"]),
+        ("a: [1", [], ["must be valid YAML"]),
+        ("- 1", [], ["must be a mapping of settings, but got list"]),
+        ({}, ["--data", "/nowhere/at/all"], ["/nowhere/at/all"]),
+        ({}, ["--device", "gpu"], ["--device: must be a device of this machine, but got 'gpu'"]),
+        ({"data": {"num_folds": 9}, "model": {"weights": "none"}}, [], ["data.num_folds: each fold needs an image"]),
+        ({"model": {"weights": "nowhere.pt"}}, [], ["model.weights: must be none, imagenet, coco, a file"]),
+        ({"model": {"weights": "none", "max_trainable": 5}}, [], ["model.max_trainable: at most 5 trainable"]),
+    ],
+)
+def test_a_bad_input_is_one_line_a_problem_and_leaves_nothing(command, tmp_path, capsys, settings, argv, problems):
+    small = {"model.backbone": "resnet10t", "model.weights": "none"}
+    if isinstance(settings, dict) and "model" not in settings:
+        settings = small | settings
+    elif isinstance(settings, dict):
+        settings = settings | {"model.backbone": "resnet10t"}
+    assert command(settings, *argv) == 2
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == len(problems)
+    for line, problem in zip(lines, problems, strict=True):
+        assert line.startswith("error: ")
+        assert problem in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_cannot_go_on_is_told_with_a_remedy(command, tiny_config, capsys, monkeypatch):
+    def explode(*_):
+        raise TrainingError("non-finite", "loss_mask in epoch 1")
+
+    monkeypatch.setattr(training.TrainingRun, "train_epoch", explode)
+    assert command(tiny_config().to_flat()) == 2
+    err = capsys.readouterr().err
+    assert "training ended with non-finite: loss_mask in epoch 1. Lower optim.lr" in err
+
+
+def test_a_folder_that_cannot_be_written_is_told(command, tiny_config, tmp_path, capsys, without_training, scripted):
+    scripted(0.1, 0.2)
+    (tmp_path / "out").write_text("a file, not a folder")
+    assert command(tiny_config().to_flat()) == 2
+    assert "the folder must be writable" in capsys.readouterr().err
