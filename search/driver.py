@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def ray_cluster(address: str | None) -> Iterator[str]:
     # The newer of Tune's two reporters cannot be silenced; the board takes its place.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     try:
+        _require_answer(address or "")
         context = ray.init(
             address=address or "local",
             include_dashboard=None if address else True,
@@ -52,7 +54,7 @@ def ray_cluster(address: str | None) -> Iterator[str]:
             logging_level=logging.ERROR,
             configure_logging=True,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{_first_line(error)}'. "
             "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token on every machine."
@@ -61,6 +63,13 @@ def ray_cluster(address: str | None) -> Iterator[str]:
         yield context.dashboard_url or ""
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT. Ray itself would go on trying for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def run_study(

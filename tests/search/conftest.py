@@ -1,0 +1,94 @@
+"""Fixtures of the search's tests."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SPACE = """
+metric: segm/AP50
+direction: maximize
+trials: 3
+epochs: 2
+keep: 1
+resources: {cpu: 1}
+data:
+  generate: {train: 10, test: 3, seed: 1, size: 64}
+space:
+  optim.lr: {low: 1e-3, high: 1e-2, log: true}
+  model.backbone: resnet10t
+  model.weights: none
+  model.fpn_channels: 8
+  model.box_head_width: 16
+  model.mask_head_layers: 1
+  model.mask_head_width: 8
+  model.rpn_proposals: 20
+  model.roi_samples: 8
+"""
+
+
+@dataclass
+class Workplace:
+    """A folder with a space file, in which commands run as people run them."""
+
+    folder: Path
+    output: str = ""
+    """What the first search printed."""
+
+    def command(self, module: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", module, *arguments]
+
+    def run(self, module: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.command(module, *arguments), cwd=cwd or self.folder, capture_output=True, text=True, timeout=400
+        )
+
+
+@pytest.fixture
+def workplace(tmp_path) -> Workplace:
+    """A space of a model too small to learn much, and nothing else."""
+    (tmp_path / "tiny cells.yaml").write_text(SPACE)
+    return Workplace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory) -> Workplace:
+    """A finished search: the command ran once, into the relative folder ``results``. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "tiny cells.yaml").write_text(SPACE)
+    place = Workplace(folder)
+    done = place.run("search.run", "tiny cells.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    place.output = done.stdout
+    return place
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Packed data go to a folder of the test run, in subprocesses too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELLSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_ray(tmp_path_factory):
+    """One small Ray for all tests that need one; starting it takes seconds."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+            "RAY_AIR_NEW_OUTPUT": "0",
+        }.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import the stand-ins
+        ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()

@@ -1,0 +1,134 @@
+"""Stand-ins that several tests of the search share: a space without data, reports, and trials that do not train.
+
+Worker processes import this module, so it imports neither pytest nor torch.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cellseg.report import TrainingError
+from search.space import Space, parse_space
+from search.store import StudyStore
+from search.study import Study
+from search.trial import CellTrainable
+
+METRIC = "segm/AP50"
+
+
+def make_space(**settings: Any) -> Space:
+    """Two sampled keys, six trials of four epochs, rungs at 1 and 3; ``settings`` stand over that."""
+    content = {
+        "metric": METRIC,
+        "direction": "maximize",
+        "trials": 6,
+        "epochs": 4,
+        "keep": 2,
+        "asha": {"grace": 1, "reduction": 3},
+        "space": {
+            "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "train.batch_size": {"choices": [1, 2, 4]},
+            "model.weights": "none",
+        },
+    }
+    return parse_space(content | settings, "space.yaml")
+
+
+def make_study(folder: Path, name: str = "study", **settings: Any) -> Study:
+    """A study in ``folder/name``, new or continued."""
+    place = folder / name
+    store = StudyStore.open(place) if StudyStore.exists(place) else StudyStore.create(place, {"name": name})
+    return Study(name, make_space(**settings), store)
+
+
+def make_report(epoch: int, value: float, *, ending: str | None = None, **metrics: float) -> dict[str, Any]:
+    """An EpochReport as a dict, of a trial that gets better with every epoch."""
+    return {
+        "epoch": epoch,
+        "losses": {"loss": 1.0 / epoch},
+        "metrics": {METRIC: value} | metrics,
+        "value": value,
+        "best_value": value,
+        "best_epoch": epoch,
+        "learning_rate": 1e-3,
+        "seconds": 0.5,
+        "images_per_second": 10.0,
+        "peak_memory_bytes": 10**6,
+        "parameters": 1000,
+        "ending": ending,
+    }
+
+
+def empty_table() -> pa.Table:
+    """A packed table without images."""
+    metadata = {"fingerprint": "0" * 32, "class_names": '["class1"]', "settings": "{}"}
+    return pa.schema([("name", pa.string())]).with_metadata(metadata).empty_table()
+
+
+class FakeTrainable(CellTrainable):
+    """Runs one of :data:`FITS`, by the study's name, instead of training."""
+
+    def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        return FITS[config["study"]](config)
+
+    def _limit_threads(self) -> None:
+        pass  # it would import torch
+
+    def cleanup(self) -> None:
+        self._reports = iter(())
+
+
+def _epochs(config: dict[str, Any], value: float, epoch_seconds: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Four epochs that get better, with a checkpoint of their own kind: one that died goes on where it was."""
+    last = Path(config["folder"]) / "last" / "epoch"
+    last.parent.mkdir(parents=True, exist_ok=True)
+    epoch = int(last.read_text()) if last.exists() else 0
+    if epoch:
+        yield make_report(epoch, value + epoch / 100, pid=os.getpid())
+    while epoch < 4:
+        epoch += 1
+        time.sleep(epoch_seconds)
+        last.write_text(str(epoch))
+        (last.parent.parent / "best").mkdir(exist_ok=True)
+        yield make_report(epoch, value + epoch / 100, ending="epochs" if epoch == 4 else None, pid=os.getpid())
+
+
+def _mixed(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every fate that a trial can have, by its number."""
+    number, folder = config["number"], Path(config["folder"])
+    notes = folder.parent.parent.parent / "notes"
+    with (notes / f"t{number}").open("a") as file:
+        file.write(Path("/proc/self/cmdline").read_text().strip("\0") + "\n")
+    starts = len((notes / f"t{number}").read_text().splitlines())
+    value = 0.0 if number in {2, 3} else 0.1 + number / 20  # rising: only 2 and 3 are behind at a rung
+    for report in _epochs(config, value):
+        try:
+            if number == 4 and report["epoch"] == 3 and starts == 1:
+                os._exit(1)
+            if number == 5 and report["epoch"] == 2:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            if number == 6 and report["epoch"] == 2:
+                raise KeyError("a bug [/of ours]")
+            if number == 7:
+                raise TrainingError("out-of-memory", "tried to allocate 80 GiB")
+            yield report
+        finally:
+            if number == 3:
+                time.sleep(5)
+                (notes / "slow").touch()
+
+
+def _broken(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from ()
+    raise ValueError("the same for every trial")
+
+
+FITS = {
+    "mixed": _mixed,
+    "broken": _broken,
+    "steady": lambda config: _epochs(config, config["number"] / 10, epoch_seconds=0.2),
+}

@@ -1,0 +1,192 @@
+"""The command as people run it: from a space file to results, interrupted, killed and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from cellseg.checkpoint import open_checkpoint
+from cellseg.cli import EXIT_INTERRUPTED, run_command
+from search.run import _command, _parser
+from search.store import StudyStore
+
+pytestmark = pytest.mark.timeout(500)
+
+
+def store_of(place) -> StudyStore:
+    return StudyStore.open(place.folder / "results" / "tiny cells")
+
+
+def test_a_search_begins_with_the_dashboard_and_ends_with_the_next_command(searched):
+    lines = searched.output.splitlines()
+    assert lines[0].startswith("Ray dashboard: http://127.0.0.1:")
+    assert lines[1] == "maximize segm/AP50: 3 trials of 2 epochs, seed 0"
+    best = store_of(searched).best_trials(1)[0]
+    assert f"Best: trial t{best.number:04d}, validation segm/AP50 {best.metric:.4f}" in searched.output
+    assert lines[-1] == "Next: python -m search.export --best --study 'tiny cells'"
+    assert sum(line.startswith("t000") for line in lines) >= 6, "in a log, a line for what happened"
+
+
+def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(searched):
+    folder = searched.folder / "results" / "tiny cells"
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "study.json",
+        "trials.parquet",
+        "epochs",
+        "checkpoints",
+        "overlays",
+    }
+    assert json.loads((folder / "study.json").read_text())["name"] == "tiny cells"
+    store = store_of(searched)
+    assert [row.number for row in store.trials()] == [0, 1, 2]
+    assert {row.state for row in store.trials()} <= {"COMPLETE", "PRUNED"}
+    assert all(row.metric is not None and row.node and row.parameters for row in store.trials())
+    assert [row.epoch for row in store.epochs() if row.trial == 0] == list(range(1, store.trials()[0].epochs + 1))
+    best = store.best_trials(1)[0]
+    assert [path.relative_to(folder).as_posix() for path in folder.glob("checkpoints/*/*")] == [
+        f"checkpoints/t{best.number:04d}/best"
+    ]
+    info = open_checkpoint(store.checkpoint_folder(best.number) / "best").info
+    assert (info.value, info.epoch) == (best.metric, best.best_epoch)
+    assert {path.name for path in searched.folder.iterdir()} == {"tiny cells.yaml", "results"}
+
+
+def test_overlays_show_the_validation_images(searched):
+    pictures = list((searched.folder / "results" / "tiny cells" / "overlays").iterdir())
+    images = {folder.name for folder in (searched.folder / "results" / "generated").glob("*/train/*")}
+    assert 1 <= len(pictures) < 5
+    assert {picture.stem for picture in pictures} < images
+    assert all(picture.suffix == ".png" and picture.read_bytes()[:4] == b"\x89PNG" for picture in pictures)
+
+
+def test_the_same_command_again_trains_nothing(searched, capsys, monkeypatch):
+    monkeypatch.chdir(searched.folder)
+    before = store_of(searched).trials()
+    assert run_command(_parser(), _command, ["tiny cells.yaml"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("study 'tiny cells' has its 3 trials; more with --trials N\n")
+    assert "dashboard" not in out
+    assert err == ""
+    assert store_of(searched).trials() == before
+
+
+class Search:
+    """A search in a process of its own. Everything it starts carries a mark in its environment."""
+
+    def __init__(self, place, *arguments: str):
+        self.mark = uuid.uuid4().hex
+        self.output = place.folder / f"{self.mark}.log"
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                place.command("search.run", "tiny cells.yaml", *arguments),
+                cwd=place.folder,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"SEARCH_TEST_MARK": self.mark},
+                start_new_session=True,
+            )
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 300
+        while text not in self.output.read_text():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.1)
+
+    def end(self, sent: signal.Signals) -> int:
+        self.process.send_signal(sent)
+        return self.process.wait(120)
+
+    def left_over(self, seconds: float = 120) -> list[str]:
+        """Processes that it started and that are still there after a while: Ray's agents look for their master now
+        and then."""
+        deadline = time.monotonic() + seconds
+        while (names := self._children()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return names
+
+    def _children(self) -> list[str]:
+        names = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes():
+                    names.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue  # it ended, or it is not ours
+        return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_says_how_to_go_on_and_does(workplace, sent):
+    search = Search(workplace, "--epochs", "4")
+    search.wait_for("epoch 1/4")
+    assert search.end(sent) == EXIT_INTERRUPTED, search.output.read_text()
+    assert (
+        "Stopped. python -m search.run 'tiny cells.yaml' --epochs 4 goes on where it was." in search.output.read_text()
+    )
+    assert "Traceback" not in search.output.read_text()
+    assert search.left_over() == []
+    interrupted = {row.number: row for row in store_of(workplace).trials()}
+    assert "INTERRUPTED" in {row.state for row in interrupted.values()}
+    assert "RUNNING" not in {row.state for row in interrupted.values()}
+
+    done = workplace.run("search.run", "tiny cells.yaml", "--epochs", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = store_of(workplace).trials()
+    assert [row.number for row in rows] == [0, 1, 2]
+    assert {row.state for row in rows} <= {"COMPLETE", "PRUNED"}
+    for number, row in interrupted.items():
+        assert rows[number].config == row.config
+        assert rows[number].epochs >= row.epochs
+        epochs = [epoch.epoch for epoch in store_of(workplace).epochs(number)]
+        assert epochs == list(range(1, rows[number].epochs + 1)), "no epoch is missing or double"
+
+
+@pytest.mark.slow
+def test_a_killed_search_leaves_no_processes_and_goes_on(workplace):
+    search = Search(workplace, "--epochs", "4")
+    search.wait_for("epoch 1/4")
+    assert search.end(signal.SIGKILL) == -signal.SIGKILL
+    assert search.left_over() == []
+    assert "RUNNING" in {row.state for row in store_of(workplace).trials()}, "it could not say goodbye"
+
+    done = workplace.run("search.run", "tiny cells.yaml", "--epochs", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = store_of(workplace).trials()
+    assert [row.number for row in rows] == [0, 1, 2]
+    assert {row.state for row in rows} <= {"COMPLETE", "PRUNED"}
+    for row in rows:
+        assert [epoch.epoch for epoch in store_of(workplace).epochs(row.number)] == list(range(1, row.epochs + 1))
+
+
+@pytest.mark.slow
+def test_a_second_command_on_a_running_study_is_refused_and_more_trials_continue_it(workplace):
+    search = Search(workplace)
+    search.wait_for("running")
+    second = workplace.run("search.run", "tiny cells.yaml")
+    assert second.returncode == 2
+    assert second.stderr.startswith("error: study 'tiny cells': one command at a time may work on it, but process ")
+    assert search.process.wait(400) == 0
+    before = store_of(workplace).trials()
+    more = workplace.run("search.run", "tiny cells.yaml", "--trials", "4")
+    assert more.returncode == 0, more.stdout + more.stderr
+    rows = store_of(workplace).trials()
+    assert rows[:3] == before
+    assert [row.number for row in rows] == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
+def test_an_address_without_a_cluster_is_one_clear_line(workplace, address):
+    done = workplace.run("search.run", "tiny cells.yaml", "--address", address)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: --address: a Ray cluster must answer at '{address}', but got")
+    assert "Traceback" not in done.stderr

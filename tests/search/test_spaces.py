@@ -1,0 +1,27 @@
+"""The spaces in spaces/ are sound."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cellseg.cli import run_command
+from search.run import _command, _parser
+
+SPACES = sorted((Path(__file__).parents[2] / "spaces").glob("**/*.yaml"))
+
+
+def test_there_are_spaces():
+    assert SPACES
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_a_dry_run_prints_the_plan_and_starts_nothing(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "search.driver", None)  # importing it fails
+    assert run_command(_parser(), _command, [str(path), "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"study {path.stem}\nmaximize segm/AP")
+    assert "ASHA" in out
+    assert err == ""
+    assert not list(tmp_path.iterdir())
