@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
-from cellseg.files import atomic_path, read_json, write_json
+from cellseg.files import atomic_path, read_json, sweep, write_json
 
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
@@ -119,6 +119,7 @@ def save_checkpoint(
     for path in folder.glob("*.pt"):
         if path.name not in {info.weights, info.training}:
             path.unlink(missing_ok=True)
+    sweep(folder)
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -143,13 +143,14 @@ def check_results(path: Path, images: "Sequence[TestImage]", num_classes: int) -
     sizes = {image.image_id: [image.height, image.width] for image in images}
     problems = []
     for index, record in enumerate(records):
-        size = sizes.get(record["image_id"])
-        if size is None or record["segmentation"]["size"] != size:
-            problems.append(f"{path.name}: record {index} must be of a listed image and size, but got {record}.")
-        elif not (1 <= record["category_id"] <= num_classes and 0 <= record["score"] <= 1):
-            problems.append(f"{path.name}: record {index} has a bad category or score: {record}.")
+        where = f"{path.name}: record {index} (image {record['image_id']})"
+        size, label, score = record["segmentation"]["size"], record["category_id"], record["score"]
+        if sizes.get(record["image_id"]) != size:
+            problems.append(f"{where}: must be of a listed image and its size, but got {size}.")
+        elif not (1 <= label <= num_classes and 0 <= score <= 1):
+            problems.append(f"{where}: must have a class up to {num_classes} and a score, but got {label}, {score}.")
         elif not all(math.isfinite(value) for value in record["bbox"]):
-            problems.append(f"{path.name}: record {index} has a bad box: {record}.")
+            problems.append(f"{where}: must have a finite box, but got {record['bbox']}.")
     if problems:
         raise UserError(*problems[:10])
     if not records:  # loadRes cannot read an empty list; no detections are a legal result
@@ -177,16 +178,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.checkpoint import open_checkpoint
-    from cellseg.data.testset import read_test_list
+    from cellseg.data.testset import describe_absent, read_test_list
     from cellseg.device import pick_device
 
     checkpoint = open_checkpoint(arguments.checkpoint)
     images = read_test_list(arguments.root)
     count = write_results(checkpoint, images, arguments.out, device=pick_device(arguments.device))
-    absent = [image.file_name for image in images if image.path is None]
-    if absent:
-        say(f"missing: {len(absent)} of {len(images)} listed test images are not there: {', '.join(absent[:5])} ...")
-    say(f"{arguments.out}: {count} detections on {len(images) - len(absent)} images")
+    if missing := describe_absent(images):
+        say(missing)
+    num_predicted = sum(image.path is not None for image in images)
+    say(f"{arguments.out}: {count} detections on {num_predicted} images")
     return EXIT_OK
 
 

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from cellseg.data.testset import read_test_list
+    from cellseg.data.testset import describe_absent, read_test_list
     from search.store import StudyStore, check_name, latest_study
 
     if arguments.study is None:
@@ -67,10 +67,10 @@ def _command(arguments: argparse.Namespace) -> int:
             device=device,
             on_image=lambda done, _: progress.update(bar, completed=done),
         )
-    absent = [image.file_name for image in images if image.path is None]
-    if absent:
-        say(f"missing: {len(absent)} of {len(images)} listed test images have no file: {', '.join(absent[:10])}")
-    say(f"{arguments.out}: {count} detections on {len(images) - len(absent)} images, read back with pycocotools")
+    if missing := describe_absent(images):
+        say(missing)
+    num_predicted = sum(image.path is not None for image in images)
+    say(f"{arguments.out}: {count} detections on {num_predicted} images, read back with pycocotools")
     if arguments.zip:
         say(f"{write_archive(arguments.out)}: {ARCHIVED_NAME} at its root")
     return EXIT_OK

@@ -17,6 +17,7 @@ from cellseg.data.packed import PackedDataset, open_packed
 from cellseg.data.split import split
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
+from cellseg.files import sweep
 from search.space import Generate, Space
 from search.store import GENERATED, StudyStore
 from search.study import Study
@@ -109,6 +110,8 @@ def open_study(space: Space, name: str, results: Path, data: StudyData) -> Study
     """
     folder = results.resolve() / name
     now = describe_study(space, name, data)
+    for place in (folder, folder / "epochs"):
+        sweep(place)
     if (folder / "study.json").exists():
         store = StudyStore.open(folder)
         former = store.study

@@ -1,7 +1,7 @@
 """The test images of a data set: the list that names them, and the files that are there."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,15 @@ class TestImage:
     width: int
     path: Path | None
     """The image file; None where it is absent."""
+
+
+def describe_absent(images: Sequence[TestImage]) -> str | None:
+    """A line that names the listed images without a file, the first ten of many; None if all are there."""
+    absent = [image.file_name for image in images if image.path is None]
+    if not absent:
+        return None
+    names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+    return f"missing: {len(absent)} of {len(images)} listed test images have no file: {names}"
 
 
 def has_test_list(root: Path) -> bool:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cellseg.errors import UserError
-from cellseg.files import atomic_path, read_json, read_yaml, write_json
+from cellseg.files import atomic_path, read_json, read_yaml, sweep, write_json
 
 
 def content_of(folder) -> dict[str, str]:
@@ -175,3 +175,14 @@ def test_bad_yaml_is_one_line_with_the_reason(tmp_path, text, match):
         read_yaml(tmp_path / "a.yaml")
     assert str(raised.value).startswith(f"{tmp_path / 'a.yaml'}: must be valid YAML, but got: ")
     assert "\n" not in str(raised.value)
+
+
+def test_sweeping_removes_what_a_killed_writer_left_and_nothing_else(tmp_path):
+    (tmp_path / ".weights-0001.pt.x7k2").mkdir()
+    (tmp_path / ".weights-0001.pt.x7k2" / "weights-0001.pt").write_bytes(b"half")
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "weights-0001.pt").write_bytes(b"whole")
+    (tmp_path / "epochs").mkdir()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "epochs", "weights-0001.pt"]
+    sweep(tmp_path / "absent")

@@ -250,7 +250,7 @@ def test_the_command_says_which_image_is_missing(checkpoint, root, tmp_path, cap
     absent.unlink()
     assert command(checkpoint().folder, root, tmp_path / "out.json") == 0
     out = capsys.readouterr().out
-    assert f"missing: 1 of 2 listed test images are not there: {absent.name}" in out
+    assert f"missing: 1 of 2 listed test images have no file: {absent.name}" in out
     assert "20 detections on 1 images" in out
 
 
