@@ -38,6 +38,14 @@ def run_command(
         # The reader of our output went away (`... | head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A path that no check foresaw: too long a name, a folder one may not look into.
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {error.filename}: must be usable, but got '{error.strerror}'. Check the path.", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def say(text: str = "") -> None:

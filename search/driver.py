@@ -12,10 +12,11 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -155,6 +156,8 @@ def num_slots(resources: Mapping[str, float]) -> int:
 
 def _first_line(error: BaseException | None) -> str:
     """What is wrong, without Ray's advice and the worker's traceback."""
+    if error is None:
+        return "for no reason that Ray knows"
     error = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -225,9 +228,17 @@ class _Scheduler(_Disposable, FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
         """The trial's process died, or can no longer be used."""
         if not trial.should_recover():
-            cause = _first_line(trial.get_pickled_error())
+            cause = _first_line(_last_error(trial))
             self._study.end(trial.config["number"], "lost", f"its process died {MAX_MACHINE_LOSSES + 1} times: {cause}")
             self._on_event()
+
+
+def _last_error(trial: "Trial") -> Exception | None:
+    """What ended the trial's process. Tune's own getter reads a copy that is synchronised later, or too late."""
+    if trial.pickled_error_file is None:
+        return None
+    with Path(trial.pickled_error_file).open("rb") as file:
+        return cloudpickle.load(file)
 
 
 class _Stopper(_Disposable, tune.Stopper):

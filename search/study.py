@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cellseg.errors import UserError
 from search.sampler import Outcome, StudySampler
 from search.space import Space
 from search.store import EpochRow, StudyStore, TrialRow
@@ -107,7 +108,11 @@ class Study:
         else:
             number = max(self._rows, default=-1) + 1
             params = self.sampler.ask(number)
-            row = self._new_row(number, params)
+            try:
+                row = self._new_row(number, params)
+            except UserError as error:
+                self._reject(number, params, error)
+                return self.propose()
         self._running.add(number)
         self._put(row)
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
@@ -216,6 +221,15 @@ class Study:
             seed=seed,
             started=_now(),
         )
+
+    def _reject(self, number: int, params: dict[str, Any], error: UserError) -> None:
+        """End a trial whose values break a rule over several fields, which the space's check did not come upon."""
+        seed = trial_seed(self.space.seed, number)
+        self._running.add(number)
+        self._put(
+            TrialRow(number=number, state="RUNNING", params=json.dumps(params), config="{}", seed=seed, started=_now())
+        )
+        self.end(number, "invalid", str(error))
 
     def _put(self, row: TrialRow) -> None:
         self._rows[row.number] = row

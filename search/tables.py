@@ -25,7 +25,7 @@ class TrialRow:
     state: str
     """One of :data:`STATES`."""
     reason: str = ""
-    """Why it ended, one line for people; empty while it runs."""
+    """Why it ended: the ending, and what there is to say about it (for a bug its traceback); empty while it runs."""
     params: str
     """The sampled values: JSON of ``{dotted key: value}``."""
     config: str

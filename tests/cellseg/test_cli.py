@@ -1,6 +1,7 @@
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +81,22 @@ def test_a_reader_that_goes_away_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=30) == 0
+
+
+def test_a_path_that_no_check_foresaw_is_a_line_and_status_2(capsys):
+    name = "x" * 300
+
+    def command(_: argparse.Namespace) -> int:
+        Path(name).read_text()
+        return 0
+
+    assert run_command(argparse.ArgumentParser(), command, []) == 2
+    assert capsys.readouterr().err == f"error: {name}: must be usable, but got 'File name too long'. Check the path.\n"
+
+
+def test_a_system_error_without_a_path_is_a_bug():
+    def command(_: argparse.Namespace) -> int:
+        raise OSError("no path")
+
+    with pytest.raises(OSError, match="no path"):
+        run_command(argparse.ArgumentParser(), command, [])

@@ -58,7 +58,7 @@ def mixed(small_ray, tmp_path_factory, _fake_training) -> Mixed:
     return Mixed(tmp_path_factory.mktemp("mixed"))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_the_study_reaches_its_target_whatever_happens_to_single_trials(mixed):
     assert mixed.done
     assert mixed.study.is_over
@@ -124,7 +124,7 @@ def test_only_kept_checkpoints_and_no_scratch_folder_stay(mixed):
     assert not mixed.left_over
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_cause_that_all_trials_share_ends_the_search_at_once(tmp_path):
     study = make_study(tmp_path, "broken", trials=50)
     before = scratch_folders()
@@ -136,7 +136,7 @@ def test_a_cause_that_all_trials_share_ends_the_search_at_once(tmp_path):
     assert scratch_folders() == before
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_search_cleanly_and_the_next_run_goes_on(tmp_path, sent):
     study = make_study(tmp_path, "steady", trials=4, asha=False)
@@ -159,7 +159,7 @@ def test_a_signal_ends_the_search_cleanly_and_the_next_run_goes_on(tmp_path, sen
     assert configs.items() <= {row.number: row.config for row in rows}.items()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_table_that_cannot_be_written_is_the_users_problem_and_not_a_trials(tmp_path, monkeypatch):
     study = make_study(tmp_path, "steady", asha=False)
     problem = UserError("trials.parquet: must be writable, but got 'No space left on device'. Check space and rights.")

@@ -7,6 +7,7 @@ import pytest
 from fakes import METRIC, make_report, make_study
 
 from cellseg.config import TrialConfig
+from cellseg.errors import UserError
 from search.store import StudyStore
 from search.study import ANY_FAILURES_IN_A_ROW, OUTCOMES, trial_seed
 
@@ -307,3 +308,22 @@ def test_starts_of_the_space_are_proposed_first_and_once(tmp_path):
     again = reopened(study, start_from=starts)
     rates = Counter(again.propose().config["optim.lr"] for _ in range(3))
     assert rates[2e-3] == 1
+
+
+def test_values_that_break_a_rule_together_fail_and_the_next_ones_are_proposed(study, monkeypatch):
+    config = type(study.space).config
+    attempts = []
+
+    def first_is_refused(space, params, *, seed):
+        attempts.append(params)
+        if len(attempts) == 1:
+            raise UserError("model.norm: coco weights need batch statistics, but got norm=group.")
+        return config(space, params, seed=seed)
+
+    monkeypatch.setattr(type(study.space), "config", first_is_refused)
+    assert study.propose().number == 1
+    refused = study.rows[0]
+    assert (refused.state, refused.metric) == ("FAILED", None)
+    assert refused.reason == "invalid: model.norm: coco weights need batch statistics, but got norm=group."
+    assert json.loads(refused.params) == attempts[0]
+    assert reopened(study).rows[0].state == "FAILED"
