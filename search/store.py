@@ -262,14 +262,17 @@ def _study_folders(results: Path) -> list[Path]:
     return sorted(active, key=active.__getitem__, reverse=True)
 
 
-def _last_activity(folder: Path) -> str:
-    """When its last trial started or ended, or its description was written. Copying keeps it, unlike file times."""
+def _last_activity(folder: Path) -> tuple[bool, str]:
+    """Whether it has trials (one that could not start has none, and nothing to export), and when one of them started or
+    ended, or its description was written. Copying keeps that, unlike file times."""
+    has_trials = False
     times = [str(_read_study(folder / "study.json")["written"])]
     trials = folder / "trials.parquet"
     if trials.exists():
         table = read_table(trials, TRIAL_SCHEMA)
+        has_trials = table.num_rows > 0
         times += [time for name in ("started", "ended") for time in table[name].to_pylist() if time]
-    return max(times)
+    return has_trials, max(times)
 
 
 def _read_study(path: Path) -> dict[str, Any]:

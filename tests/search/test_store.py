@@ -246,6 +246,12 @@ def test_the_latest_study_is_the_one_that_was_worked_on_last(tmp_path):
     assert [study.name for study in list_studies(tmp_path)] == ["first", "second"]
 
 
+def test_a_study_that_never_began_does_not_hide_one_with_trials(tmp_path):
+    StudyStore.create(tmp_path / "worked", {}).put_trial(trial(0, started="2020-01-01T00:00:00+00:00"))
+    StudyStore.create(tmp_path / "could not start", {})
+    assert latest_study(tmp_path).name == "worked"
+
+
 def test_without_studies_the_latest_is_an_error(tmp_path):
     assert list_studies(tmp_path / "nothing") == []
     with pytest.raises(UserError, match=r"must hold a study, but got none\. Run python -m"):
