@@ -7,7 +7,7 @@ import numpy as np
 from cellseg.config import DataConfig, TrialConfig
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
-from cellseg.data.statistics import anchors_for
+from cellseg.data.statistics import COCO_DETECTIONS, anchors_for
 
 
 def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
@@ -35,4 +35,4 @@ def cell_sides(data: PackedDataset, config: DataConfig) -> np.ndarray:
 def detections_for(data: PackedDataset) -> int:
     """Twice the most cells of any image, and no fewer than COCO's 100."""
     most = max((len(data.labels(index)) for index in range(len(data))), default=0)
-    return max(100, 2 * most)
+    return max(COCO_DETECTIONS, 2 * most)

@@ -33,7 +33,7 @@ class CheckpointInfo:
     """The content of ``checkpoint.json``."""
 
     config: dict[str, Any]
-    """The effective TrialConfig, flat, without ``auto``."""
+    """The effective TrialConfig, flat: what ``auto`` takes from the data stands there as its value."""
     class_names: tuple[str, ...]
     metric: str
     """Name of the metric that chose this epoch."""

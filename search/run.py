@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--address", metavar="ADDR", help="a Ray cluster, or auto; default: this machine alone")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the space and print the plan; no data, no training"
+    )
     return parser
 
 

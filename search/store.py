@@ -152,12 +152,17 @@ class StudyStore:
         """All trials by number."""
         return [self._trials[number] for number in sorted(self._trials)]
 
-    def best_trials(self, k: int) -> list[TrialRow]:
-        """The ``k`` trials of highest metric, best first, of equal ones the earlier; fewer if fewer have a metric.
+    def trial(self, number: int) -> TrialRow:
+        """The trial with that number, which must be there."""
+        return self._trials[number]
+
+    def best_trials(self, k: int | None = None) -> list[TrialRow]:
+        """The ``k`` trials (all by default) of highest metric, best first, of equal ones the earlier; fewer if fewer
+        have a metric.
 
         A trial counts however it ended, since its best checkpoint is as good as its metric says.
         """
-        scored = [(-row.metric, row.number) for row in self._trials.values() if row.metric is not None]
+        scored = [(-row.metric, row.number) for row in list(self._trials.values()) if row.metric is not None]
         return [self._trials[number] for _, number in sorted(scored)[:k]]
 
     def epochs(self, trial: int | None = None) -> list[EpochRow]:

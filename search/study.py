@@ -67,7 +67,6 @@ class Study:
         self.sampler = StudySampler(space, space.seed)
         self.abort_reason: str | None = None
         self._fixed = dict(fixed or {})
-        self._rows = {row.number: row for row in store.trials()}
         self._running: set[int] = set()
         self._waiting: list[int] = []
         self._failures: list[str] = []
@@ -78,13 +77,12 @@ class Study:
     @property
     def rows(self) -> list[TrialRow]:
         """All trials by number."""
-        return [self._rows[number] for number in sorted(self._rows)]
+        return self.store.trials()
 
     @property
     def leaderboard(self) -> list[TrialRow]:
         """Trials with a value, best first; of equal ones the earlier."""
-        scored = [row for row in self.rows if row.metric is not None]
-        return sorted(scored, key=lambda row: (-_value(row), row.number))
+        return self.store.best_trials()
 
     @property
     def num_finished(self) -> int:
@@ -104,9 +102,9 @@ class Study:
             return None
         if self._waiting:
             number = self._waiting.pop(0)
-            row = replace(self._rows[number], state="RUNNING", reason="", ended=None)
+            row = replace(self.store.trial(number), state="RUNNING", reason="", ended=None)
         else:
-            number = max(self._rows, default=-1) + 1
+            number = max((row.number for row in self.rows), default=-1) + 1
             params = self.sampler.ask(number)
             try:
                 row = self._new_row(number, params)
@@ -114,7 +112,7 @@ class Study:
                 self._reject(number, params, error)
                 return self.propose()
         self._running.add(number)
-        self._put(row)
+        self.store.put_trial(row)
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
 
     def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
@@ -126,13 +124,13 @@ class Study:
                 and the sampler all use its ``best_value``: the value of the checkpoint that would be exported.
         """
         epoch, value = report["epoch"], report["best_value"]
-        if epoch > self._rows[number].epochs:  # a trial that was started again repeats the epoch it goes on from
+        if epoch > self.store.trial(number).epochs:  # a trial that was started again repeats the epoch it goes on from
             self._add_epoch(number, report, node)
         self.sampler.report(number, epoch, value)
         return self.asha.report(number, epoch, value)
 
     def _add_epoch(self, number: int, report: Mapping[str, Any], node: str) -> None:
-        row = self._rows[number]
+        row = self.store.trial(number)
         self.store.add_epoch(
             EpochRow(
                 trial=number,
@@ -145,7 +143,7 @@ class Study:
                 learning_rate=report["learning_rate"],
             )
         )
-        self._put(
+        self.store.put_trial(
             replace(
                 row,
                 metric=report["best_value"],
@@ -161,10 +159,10 @@ class Study:
     def end(self, number: int, ending: str, detail: str = "") -> None:
         """A trial is over, for one of the reasons in :data:`OUTCOMES`."""
         outcome = OUTCOMES[ending]
-        row = self._rows[number]
+        row = self.store.trial(number)
         reason = f"{ending}: {detail}" if detail else ending
         self._running.discard(number)
-        self._put(replace(row, state=outcome.name, reason=reason, ended=_now()))
+        self.store.put_trial(replace(row, state=outcome.name, reason=reason, ended=_now()))
         self.sampler.tell(number, outcome, row.metric if outcome is Outcome.COMPLETE else None, reason)
         self._clean_checkpoints()
         self._watch_failures(outcome, ending, detail)
@@ -173,7 +171,9 @@ class Study:
         """The search stops before its end: trials that run are kept for the next time. Returns their numbers."""
         numbers = sorted(self._running)
         for number in numbers:
-            self._put(replace(self._rows[number], state="INTERRUPTED", reason="the search was stopped"))
+            self.store.put_trial(
+                replace(self.store.trial(number), state="INTERRUPTED", reason="the search was stopped")
+            )
         self._running.clear()
         self.store.flush()
         return numbers
@@ -198,7 +198,7 @@ class Study:
             if goes_on:
                 self._waiting.append(row.number)
             if row.state == "RUNNING":
-                self._put(replace(row, state="INTERRUPTED", reason="the search was killed"))
+                self.store.put_trial(replace(row, state="INTERRUPTED", reason="the search was killed"))
 
     def _best_values(self, epochs: Iterable[EpochRow]) -> dict[int, float]:
         """Best value so far after each epoch of a trial."""
@@ -226,22 +226,19 @@ class Study:
         """End a trial whose values break a rule over several fields, which the space's check did not come upon."""
         seed = trial_seed(self.space.seed, number)
         self._running.add(number)
-        self._put(
+        self.store.put_trial(
             TrialRow(number=number, state="RUNNING", params=json.dumps(params), config="{}", seed=seed, started=_now())
         )
         self.end(number, "invalid", str(error))
 
-    def _put(self, row: TrialRow) -> None:
-        self._rows[row.number] = row
-        self.store.put_trial(row)
-
     def _clean_checkpoints(self) -> None:
         """Keep weights of the best trials, resumable state of unfinished ones, and nothing else."""
         best = {row.number for row in self.leaderboard[: self.space.keep]}
-        unfinished = {row.number for row in self.rows if row.state in {"RUNNING", "INTERRUPTED"}}
-        for number in self._rows.keys() - unfinished:
-            folder = self.store.checkpoint_folder(number)
-            doomed = folder / "last" if number in best else folder
+        for row in self.rows:
+            if row.state in {"RUNNING", "INTERRUPTED"}:
+                continue
+            folder = self.store.checkpoint_folder(row.number)
+            doomed = folder / "last" if row.number in best else folder
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _watch_failures(self, outcome: Outcome, ending: str, detail: str) -> None:
@@ -261,11 +258,6 @@ class Study:
 def trial_seed(study_seed: int, number: int) -> int:
     """The seed of a trial: different for every trial, the same whenever the study is run again."""
     return (study_seed * 100_003 + number) % 2**32
-
-
-def _value(row: TrialRow) -> float:
-    assert row.metric is not None
-    return row.metric
 
 
 def _now() -> str:

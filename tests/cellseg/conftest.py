@@ -50,3 +50,26 @@ def tiny_config() -> Callable[..., TrialConfig]:
         return TrialConfig.from_flat(TINY).replace(**flat)
 
     return make
+
+
+@pytest.fixture
+def save_untrained() -> Callable[..., Path]:
+    """``save_untrained(model, folder, config)``: a checkpoint of a model of four classes as it is; its folder."""
+    from cellseg.checkpoint import save_checkpoint
+
+    def save(model: Any, folder: Path, config: TrialConfig) -> Path:
+        save_checkpoint(
+            folder,
+            model,
+            config=config.to_flat(),
+            class_names=("a", "b", "c", "d"),
+            metric="segm/AP50",
+            value=0.5,
+            epoch=1,
+            metrics={},
+            parameters=1,
+            data_fingerprint="0",
+        )
+        return folder
+
+    return save

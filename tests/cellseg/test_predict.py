@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from cellseg import predict
-from cellseg.checkpoint import open_checkpoint, save_checkpoint
+from cellseg.checkpoint import open_checkpoint
 from cellseg.cli import run_command
 from cellseg.data.testset import read_test_list
 from cellseg.errors import UserError
@@ -107,25 +107,14 @@ def test_images_of_any_size_can_be_predicted(tiny_config, height, width):
 
 
 @pytest.fixture
-def checkpoint(tiny_config, tmp_path):
+def checkpoint(tiny_config, tmp_path, save_untrained):
     """Untrained, but it finds a lot."""
 
     def make(**flat):
         config = tiny_config(**{"inference__score_threshold": 0.0} | flat)
         torch.manual_seed(0)
-        save_checkpoint(
-            tmp_path / "best",
-            build_model(config.model, config.inference, 4),
-            config=config.to_flat(),
-            class_names=("a", "b", "c", "d"),
-            metric="segm/AP50",
-            value=0.5,
-            epoch=1,
-            metrics={},
-            parameters=1,
-            data_fingerprint="0",
-        )
-        return open_checkpoint(tmp_path / "best")
+        model = build_model(config.model, config.inference, 4)
+        return open_checkpoint(save_untrained(model, tmp_path / "best", config))
 
     return make
 

@@ -9,7 +9,6 @@ import torch
 import torch.hub
 from torchvision.models import resnet18
 
-from cellseg.checkpoint import save_checkpoint
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.errors import UserError
 from cellseg.model.build import build_model
@@ -181,32 +180,18 @@ def test_a_detector_with_one_anchor_size_a_level_serves_one_with_more(build, tra
     assert torch.equal(head.cls_logits.bias, torch.cat([bias, bias]))
 
 
-def checkpoint_of(model, folder: Path, config) -> Path:
-    save_checkpoint(
-        folder,
-        model,
-        config=config.to_flat(),
-        class_names=("a", "b", "c", "d"),
-        metric="segm/AP50",
-        value=0.5,
-        epoch=1,
-        metrics={},
-        parameters=1,
-        data_fingerprint="0",
-    )
-    return folder
-
-
-def test_a_checkpoint_folder_is_loaded_whole(build, trained, tmp_path, tiny_config):
-    folder = checkpoint_of(trained, tmp_path / "best", tiny_config(model__norm="batch"))
+def test_a_checkpoint_folder_is_loaded_whole(build, trained, tmp_path, tiny_config, save_untrained):
+    folder = save_untrained(trained, tmp_path / "best", tiny_config(model__norm="batch"))
     assert_equal(build(model__weights=str(folder)), trained.state_dict())
 
 
-def test_prediction_needs_none_of_the_weights_that_training_started_from(no_network, trained, tmp_path, tiny_config):
+def test_prediction_needs_none_of_the_weights_that_training_started_from(
+    no_network, trained, tmp_path, tiny_config, save_untrained
+):
     config = tiny_config(model__norm="batch", model__weights="imagenet")
     from cellseg.checkpoint import open_checkpoint
 
-    folder = checkpoint_of(trained, tmp_path / "best", config)
+    folder = save_untrained(trained, tmp_path / "best", config)
     assert_equal(load_model(open_checkpoint(folder)), trained.state_dict())
 
 
