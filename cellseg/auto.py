@@ -1,28 +1,49 @@
-"""``auto`` becomes a value: settings that follow from the training data."""
+"""Settings that follow from the data become values: ``auto``, and ``dataset`` normalisation."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from cellseg.config import DataConfig, TrialConfig
 from cellseg.data.packed import PackedDataset
-from cellseg.data.resize import scaled_size
+from cellseg.data.resize import scaled_size, to_color
+from cellseg.data.split import split
 from cellseg.data.statistics import COCO_DETECTIONS, anchors_for
+
+PIXELS_PER_IMAGE = 1 << 16
+"""Of a larger image, every n-th pixel along both sides counts for the normalisation, so that about so many do."""
+
+SMALLEST_DEVIATION = 1 / 255
+"""Standard deviation of normalisation, at least: one grey level. A channel without variation is not blown up to noise,
+nor divided by zero."""
 
 
 def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
-    """``config`` with every ``auto`` that depends on the data replaced; what a checkpoint stores as its config."""
+    """``config`` with every setting that depends on the data as a value; what a checkpoint stores as its config.
+
+    Raises:
+        UserError: normalisation follows from the training images, but there are too few images to split.
+    """
     model = config.model
     values: dict[str, object] = {}
     if model.anchors == "auto":
         values["model__anchors"] = anchors_for(cell_sides(data, config.data))
     if model.detections_per_image == "auto":
         values["model__detections_per_image"] = detections_for(data)
+    if model.normalization == "dataset":
+        values["model__normalization"] = normalization_for(
+            data, split(data.label_counts, config.data).training, config.data
+        )
     return config.replace(**values) if values else config
 
 
 def cell_sides(data: PackedDataset, config: DataConfig) -> np.ndarray:
-    """Sides sqrt(w * h) of all cells' boxes in pixels of the network's input, (cells,) float64."""
+    """Sides sqrt(w * h) of all cells' boxes in pixels of the network's input, (cells,) float64.
+
+    They are those of validation and prediction: ``train_scale_min``, which shrinks training images now and then, does
+    not count. Where ``square`` distorts an image, a side is scaled by the root of the area's factor.
+    """
     sides = []
     for index, (height, width) in enumerate(data.sizes):
         boxes_N4 = data.boxes(index)
@@ -36,3 +57,28 @@ def detections_for(data: PackedDataset) -> int:
     """Twice the most cells of any image, and no fewer than COCO's 100."""
     most = max((len(data.labels(index)) for index in range(len(data))), default=0)
     return max(COCO_DETECTIONS, 2 * most)
+
+
+def normalization_for(data: PackedDataset, indices: Sequence[int], config: DataConfig) -> str:
+    """``R,G,B/R,G,B``: mean and standard deviation of the pixel values, in [0, 1], of the images at ``indices``.
+
+    Values are those the network sees (``config.color``), at the images' own scale. Every image weighs the same, however
+    large it is, as it does in training: an epoch visits each once. The deviation is that of a pixel of a random image
+    from the mean, so it holds differences between images as well as within them.
+    """
+    moments = np.array([_moments(to_color(_some_pixels(data[index].image_HWC), config.color)) for index in indices])
+    mean_C, square_C = moments.mean(axis=0)
+    deviation_C = np.sqrt((square_C - mean_C**2).clip(min=0)).clip(min=SMALLEST_DEVIATION)
+    return "/".join(",".join(f"{value:.4f}" for value in values_C) for values_C in (mean_C, deviation_C))
+
+
+def _some_pixels(image_HWC: np.ndarray) -> np.ndarray:
+    height, width = image_HWC.shape[:2]
+    step = math.ceil(math.sqrt(height * width / PIXELS_PER_IMAGE))
+    return np.ascontiguousarray(image_HWC[::step, ::step])
+
+
+def _moments(image_HWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) mean of the values and of their squares, of uint8 values as shares of 255."""
+    values_HWC = image_HWC / 255
+    return values_HWC.mean(axis=(0, 1)), np.square(values_HWC).mean(axis=(0, 1))

@@ -1,42 +1,44 @@
-"""Optimisers and learning-rate schedules.
+"""Optimisers, and which parameters learn how fast and decay."""
 
-A schedule is a pure function of the step, so a resumed run needs no schedule state: the rate follows from where it is.
-"""
-
-import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from cellseg.config import OptimConfig
 
+BODY = "backbone.body."
+"""Prefix of the names of the backbone's parameters, without the FPN's."""
+
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser over the model's trainable parameters."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = parameter_groups(model, config)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The rate of step ``step``, counted from 0, of a run of ``epochs`` whole epochs.
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The trainable parameters in groups of equal treatment: one group where ``config`` makes no difference.
 
-    warmup-cosine rises linearly from ``lr / warmup_steps`` to ``lr`` and then falls along half a cosine to almost 0
-    (Loshchilov & Hutter 2017, without restarts); step multiplies by ``gamma`` after every ``step_epochs``.
+    A group has, beside torch's ``params``, ``lr`` and ``weight_decay``, an ``lr_factor``: its share of the rate that
+    :func:`set_learning_rate` sets. With ``decay_on`` ``weights``, parameters of one dimension do not decay: those are
+    the biases and the scales and shifts of norms, and every weight of a convolution or linear map has more.
     """
-    if config.schedule == "step":
-        return config.lr * config.gamma ** (step // steps_per_epoch // config.step_epochs)
-    if config.schedule == "warmup-cosine":
-        total = steps_per_epoch * epochs
-        warmup = round(config.warmup_fraction * total)
-        if step < warmup:
-            return config.lr * (step + 1) / warmup
-        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-    return config.lr
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = config.backbone_lr_factor if name.startswith(BODY) else 1.0
+            spared = config.decay_on == "weights" and parameter.ndim <= 1
+            groups.setdefault((factor, 0.0 if spared else config.weight_decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.lr * factor, "lr_factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group of ``optimizer`` the same rate."""
+    """Give every group of :func:`parameter_groups` its share of ``rate``."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_factor"]

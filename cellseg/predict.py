@@ -1,18 +1,18 @@
-"""Images to detections, and the file a leaderboard takes: ``python -m cellseg.predict CHECKPOINT ROOT OUT.json``."""
+"""Images to detections: ``python -m cellseg.predict CHECKPOINT ROOT OUT.json``.
+
+Shape suffixes: H height, W width, C colour channels, N detections, M side of a mask, 4 = x1, y1, x2, y2 in pixels of
+the image, with exclusive right and bottom edge.
+"""
 
 import argparse
-import json
-import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cellseg.cli import EXIT_OK, run_command, say
-from cellseg.errors import UserError
-from cellseg.files import atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from cellseg.checkpoint import Checkpoint
     from cellseg.config import TrialConfig
-    from cellseg.data.testset import TestImage
     from cellseg.detections import Detections
 
 
@@ -41,32 +40,66 @@ def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -
 def predict_image(model: "nn.Module", image_HWC: np.ndarray, config: "TrialConfig") -> "Detections":
     """The cells of one image, in its own pixels.
 
+    With several ``inference.scales`` the model sees the image at each of them; what it finds is merged as it merges
+    detections itself, by ``inference.nms`` and up to ``model.detections_per_image``. A cell keeps the mask that was
+    predicted with it.
+
     Args:
         model: in evaluation mode; its parameters' device does the work.
         image_HWC: (H, W, 3) uint8 RGB of any size. It is brought to the scale and colour the model was trained on.
+        config: resolved by :func:`cellseg.auto.resolve_auto`.
     """
-    import torch
-
-    from cellseg.data.resize import resize_image, scaled_size, to_color
+    from cellseg.config import parse_numbers
+    from cellseg.data.resize import multiply_size, scaled_size, to_color
     from cellseg.detections import Detections
     from cellseg.rle import paste_masks
 
     height, width = image_HWC.shape[:2]
     size = scaled_size(height, width, config.data)
-    scaled_HWC = resize_image(to_color(image_HWC, config.data.color), size)
+    colored_HWC = to_color(image_HWC, config.data.color)
+    # Factors of a tiny image may come to the same size: a dict holds each once, in order.
+    sizes = dict.fromkeys(multiply_size(size, factor) for factor in parse_numbers(config.inference.scales, "factors"))
+    found = [_detect(model, colored_HWC, size) for size in sizes]
+    merged = found[0] if len(found) == 1 else _merge(found, config)
+    rles = paste_masks(merged["masks"][:, 0], merged["boxes"], height, width, config.inference.mask_threshold)
+    return Detections(
+        size=(height, width),
+        boxes_N4=merged["boxes"],
+        scores_N=merged["scores"],
+        labels_N=merged["labels"],
+        rles=tuple(rles),
+    )
+
+
+def _detect(model: "nn.Module", image_HWC: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What the model finds in ``image_HWC`` scaled to ``size``: boxes (N, 4) in pixels of the image as it came, scores
+    (N,), labels (N,) and masks (N, 1, M, M)."""
+    import torch
+
+    from cellseg.data.resize import resize_image
+
+    height, width = image_HWC.shape[:2]
+    scaled_HWC = resize_image(image_HWC, size)
     device = next(model.parameters()).device
     tensor_CHW = torch.from_numpy(np.ascontiguousarray(scaled_HWC.transpose(2, 0, 1))).to(device).float() / 255
     with torch.inference_mode():
         found = {name: value.cpu().numpy() for name, value in model([tensor_CHW])[0].items()}
-    boxes_N4 = found["boxes"] * np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
-    rles = paste_masks(found["masks"][:, 0], boxes_N4, height, width, config.inference.mask_threshold)
-    return Detections(
-        size=(height, width),
-        boxes_N4=boxes_N4,
-        scores_N=found["scores"],
-        labels_N=found["labels"],
-        rles=tuple(rles),
-    )
+    found["boxes"] = found["boxes"] * np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
+    return found
+
+
+def _merge(found: list[dict[str, np.ndarray]], config: "TrialConfig") -> dict[str, np.ndarray]:
+    """The detections of several scales as those of one, best first."""
+    import torch
+
+    from cellseg.model.nms import suppress
+
+    limit = config.model.detections_per_image
+    assert isinstance(limit, int), "resolve_auto comes first"
+    together = {name: np.concatenate([of_scale[name] for of_scale in found]) for name in found[0]}
+    boxes_N4, scores_N, labels_N = (torch.from_numpy(together[name]) for name in ("boxes", "scores", "labels"))
+    kept_K, scores_K = suppress(boxes_N4, scores_N, labels_N, config.inference, limit)
+    return {name: values[kept_K.numpy()] for name, values in together.items()} | {"scores": scores_K.numpy()}
 
 
 def predict_images(model: "nn.Module", images: Iterable[np.ndarray], config: "TrialConfig") -> "list[Detections]":
@@ -77,94 +110,6 @@ def predict_images(model: "nn.Module", images: Iterable[np.ndarray], config: "Tr
         return [predict_image(model, image_HWC, config) for image_HWC in images]
     finally:
         model.train(was_training)
-
-
-def write_results(
-    checkpoint: "Checkpoint",
-    images: "Sequence[TestImage]",
-    out: Path,
-    *,
-    device: "torch.device | str" = "cpu",
-    on_image: Callable[[int, int], None] | None = None,
-) -> int:
-    """Predict test images and write COCO results (RLE masks) to ``out``; the number of detections.
-
-    Every listed image whose file is there is predicted; the caller decides about absent ones. The file is read back
-    with pycocotools against the list before it takes its name.
-
-    Raises:
-        UserError: an unreadable image, a size that differs from the list's, or no image at all.
-    """
-    from cellseg.data.tiff import read_image
-
-    present = [image for image in images if image.path is not None]
-    if not present:
-        raise UserError(f"{out}: needs test images, but none of the {len(images)} listed ones is there. Check --data.")
-    model = load_model(checkpoint, device)
-    config = checkpoint.config
-    problems: list[str] = []
-    results: list[dict[str, Any]] = []
-    for done, image in enumerate(present, start=1):
-        assert image.path is not None
-        try:
-            image_HWC = read_image(image.path)
-        except UserError as error:
-            problems.extend(error.problems)
-            continue
-        if image_HWC.shape[:2] != (image.height, image.width):
-            problems.append(
-                f"{image.path}: must be {image.height}x{image.width} as the test list says, but got "
-                f"{image_HWC.shape[0]}x{image_HWC.shape[1]}. Mend the list or the image."
-            )
-            continue
-        results.extend(predict_image(model, image_HWC, config).to_coco_results(image.image_id))
-        if on_image is not None:
-            on_image(done, len(present))
-    if problems:
-        raise UserError(*problems)
-    with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
-        check_results(temporary, images, len(checkpoint.info.class_names))
-    return len(results)
-
-
-def check_results(path: Path, images: "Sequence[TestImage]", num_classes: int) -> None:
-    """Load a results file with pycocotools as a leaderboard would, and compare it with the test list.
-
-    Raises:
-        UserError: ids that are not listed, masks of another size than the image, scores outside [0, 1], ...
-    """
-    import contextlib
-    import io
-
-    from pycocotools.coco import COCO
-
-    records = json.loads(path.read_text(encoding="utf-8"))
-    sizes = {image.image_id: [image.height, image.width] for image in images}
-    problems = []
-    for index, record in enumerate(records):
-        where = f"{path.name}: record {index} (image {record['image_id']})"
-        size, label, score = record["segmentation"]["size"], record["category_id"], record["score"]
-        if sizes.get(record["image_id"]) != size:
-            problems.append(f"{where}: must be of a listed image and its size, but got {size}.")
-        elif not (1 <= label <= num_classes and 0 <= score <= 1):
-            problems.append(f"{where}: must have a class up to {num_classes} and a score, but got {label}, {score}.")
-        elif not all(math.isfinite(value) for value in record["bbox"]):
-            problems.append(f"{where}: must have a finite box, but got {record['bbox']}.")
-    if problems:
-        raise UserError(*problems[:10])
-    if not records:  # loadRes cannot read an empty list; no detections are a legal result
-        return
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image.image_id, "height": image.height, "width": image.width} for image in images],
-        "categories": [{"id": label, "name": str(label)} for label in range(1, num_classes + 1)],
-        "annotations": [],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-        loaded = coco.loadRes(str(path))
-    assert len(loaded.anns) == len(records)  # loadRes decoded every mask to measure its area
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,6 +125,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from cellseg.checkpoint import open_checkpoint
     from cellseg.data.testset import describe_absent, read_test_list
     from cellseg.device import pick_device
+    from cellseg.results import write_results
 
     checkpoint = open_checkpoint(arguments.checkpoint)
     images = read_test_list(arguments.root)

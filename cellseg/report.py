@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Ending = Literal["epochs", "patience"]
+"""All epochs done, or ended early by ``train.patience`` or ``train.stop_after_decays``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,16 +14,18 @@ class EpochReport:
     epoch: int
     """Epochs trained so far, from 1."""
     losses: dict[str, float]
-    """Mean of each Mask R-CNN loss over the epoch's steps, and their sum as ``loss``."""
+    """Mean of each of the model's losses over the epoch's batches, and their weighted sum as ``loss``. Only one
+    of weight 0 may be not finite."""
     metrics: dict[str, float]
-    """Validation metrics (:func:`cellseg.evaluate.evaluate`)."""
+    """Validation metrics (:func:`cellseg.evaluate.evaluate`), ``loss/validation`` (:mod:`cellseg.validation`), and the
+    totals over the validation images ``count/detections`` and ``count/cells``. All are finite."""
     value: float
-    """``config.train.metric`` of this epoch."""
+    """``config.train.metric`` of this epoch, as it is: a loss is positive, and smaller is better."""
     best_value: float
     """Best value so far; the checkpoint ``best`` is of ``best_epoch``."""
     best_epoch: int
     learning_rate: float
-    """Rate of the epoch's last step."""
+    """Rate of the epoch's last optimiser step; the backbone's is this times ``optim.backbone_lr_factor``."""
     seconds: float
     """Wall-clock time of training and validation."""
     images_per_second: float

@@ -38,7 +38,7 @@ def fit(
 
     Raises:
         UserError: settings the data or the model cannot meet, or a folder of another run.
-        TrainingError: a loss that is not finite, or a GPU out of memory.
+        TrainingError: a training or validation loss that is not finite, or a GPU out of memory.
     """
     from cellseg.training import TrainingRun, peak_memory
 
@@ -52,7 +52,7 @@ def fit(
             losses = run.train_epoch(on_step)
             trained = time.perf_counter()
             metrics = run.validate()
-        run.remember(metrics)
+        run.remember(losses, metrics)
         yield EpochReport(
             epoch=run.epoch,
             losses=losses,
@@ -60,7 +60,7 @@ def fit(
             value=metrics[config.train.metric],
             best_value=run.best_value,
             best_epoch=run.best_epoch,
-            learning_rate=run.optimizer.param_groups[0]["lr"],
+            learning_rate=run.learning_rate,
             seconds=time.perf_counter() - started,
             images_per_second=len(run.split.training) / (trained - started),
             peak_memory_bytes=peak_memory(run.device),
@@ -81,7 +81,9 @@ def _memory_as_training_error() -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cellseg.train", description=__doc__)
-    parser.add_argument("config", type=Path, help="YAML file of settings (cellseg/config.py), nested or dotted")
+    parser.add_argument(
+        "config", type=Path, help="YAML file of settings (`python -m cellseg.config` lists them), nested or dotted"
+    )
     parser.add_argument("--data", type=Path, help="folder of the data set; default: the config's data.root")
     parser.add_argument("--out", type=Path, help="folder of the run; default: results/train-<config's name>")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting over the file's")

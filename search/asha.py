@@ -64,7 +64,8 @@ class Asha:
         second report of the same trial at the same rung replaces the first.
 
         Args:
-            value: the metric at that epoch, larger is better; finite, because the caller ends other trials.
+            value: the metric at that epoch, larger is better (:func:`cellseg.config.gain` makes it so); finite, because
+                the caller ends other trials.
             tie_breaker: decides between equal values, smaller is better, finite. Give it always or never.
         """
         assert math.isfinite(value) and math.isfinite(tie_breaker), (trial, epoch, value, tie_breaker)

@@ -2,18 +2,25 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from search.experiment import Experiment
 from search.store import TrialRow
-from search.study import Study
+
+if TYPE_CHECKING:
+    from search.study import Study
 
 MAX_ROWS = 15
+LOG_WIDTH = 160
+"""Columns of a table in a log, which has no width of its own; rich would cut it to 80."""
 STYLES = {
     "RUNNING": "cyan",
     "COMPLETE": "green",
@@ -24,10 +31,29 @@ STYLES = {
 }
 
 
+class Standings(Protocol):
+    """What a leaderboard shows: a :class:`search.study.Study`, or its tables read again."""
+
+    @property
+    def space(self) -> Experiment: ...
+
+    @property
+    def rows(self) -> list[TrialRow]: ...
+
+    @property
+    def leaderboard(self) -> list[TrialRow]: ...
+
+
+def make_console() -> Console:
+    """The terminal, or standard output as wide as a log may be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
+
+
 class Board:
     """Shows a study while it runs. ``update`` is called after every event."""
 
-    def __init__(self, study: Study, console: Console):
+    def __init__(self, study: "Study", console: Console):
         self._study = study
         self._console = console
         self._started = time.monotonic()
@@ -56,13 +82,10 @@ class Board:
     def render(self) -> Group:
         """Header, table of running and best trials."""
         rows = self._study.rows
-        counts = ", ".join(
-            f"{count} {state.lower()}" for state in STYLES if (count := sum(row.state == state for row in rows))
-        )
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         header = Text(
             f"{self._study.name}: {self._study.num_finished} of {self._study.space.trials} trials "
-            f"({counts or 'starting'}), {minutes}:{seconds:02d}",
+            f"({state_counts(rows) or 'starting'}), {minutes}:{seconds:02d}",
             style="bold",
         )
         return Group(header, leaderboard_table(self._study))
@@ -75,7 +98,13 @@ class Board:
         )
 
 
-def leaderboard_table(study: Study, max_rows: int = MAX_ROWS) -> Table:
+def state_counts(rows: Iterable[TrialRow]) -> str:
+    """How many trials are in which state, in words; empty for none."""
+    counts = Counter(row.state for row in rows)
+    return ", ".join(f"{counts[state]} {state.lower()}" for state in STYLES if counts[state])
+
+
+def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
     """The running trials and the best ended ones, best first, with the values that tell them apart."""
     ranked = study.leaderboard
     ranked += [row for row in study.rows if row.metric is None and row.state != "FAILED"]

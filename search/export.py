@@ -48,7 +48,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
     from cellseg.checkpoint import open_checkpoint
     from cellseg.device import pick_device
-    from cellseg.predict import write_results
+    from cellseg.results import write_results
     from cellseg.training import BEST
 
     checkpoint = open_checkpoint(store.checkpoint_folder(row.number) / BEST)

@@ -1,4 +1,7 @@
-"""Search a space: ``python -m search.run spaces/quickstart.yaml``. The same command continues the study."""
+"""Search a space, or train the rows of a table: ``python -m search.run spaces/quickstart.yaml``.
+
+The same command continues the study.
+"""
 
 import argparse
 import shlex
@@ -7,17 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
+from cellseg.errors import UserError
 
 if TYPE_CHECKING:
+    from search.ablation import Ablation
+    from search.experiment import Experiment
     from search.setup import StudyData
     from search.space import Space
+    from search.study import Study
 
 RESULTS = Path("results")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.run", description=__doc__)
-    parser.add_argument("space", type=Path, help="the space, a YAML file (docs/spaces.md)")
+    parser.add_argument("space", type=Path, help="a space (docs/spaces.md) or a table (docs/reports.md), a YAML file")
     parser.add_argument("--study", metavar="NAME", help="name of the study; default: the space file's")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set; default: the space's data")
     parser.add_argument("--trials", type=int, metavar="N", help="trials to finish, those of earlier runs included")
@@ -25,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a config field or change a setting"
     )
+    parser.add_argument("--rows", metavar="A,B", help="of a table, train only these rows")
     parser.add_argument("--address", metavar="ADDR", help="a Ray cluster, or auto; default: this machine alone")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results")
     parser.add_argument(
@@ -34,44 +42,74 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    from search.ablation import Ablation
     from search.setup import prepare_data, study_lock
-    from search.space import load_space
     from search.store import check_name
 
-    overrides = list(arguments.set)
-    overrides += [f"{key}={value}" for key in ("trials", "epochs") if (value := getattr(arguments, key)) is not None]
-    space = load_space(arguments.space, overrides)
+    space = _load(arguments)
     name = arguments.space.stem if arguments.study is None else arguments.study
     check_name(name)
     if arguments.dry_run:
-        return _dry_run(space, name)
+        return _dry_run_table(space, name) if isinstance(space, Ablation) else _dry_run(space, name)
     data = prepare_data(space, arguments.data, arguments.results)
     with study_lock(arguments.results, name):
         return _search(space, name, data, arguments)
 
 
+def _load(arguments: argparse.Namespace) -> "Space | Ablation":
+    """What the file describes, with the command line's settings over it."""
+    from search.ablation import is_table, load_ablation
+    from search.space import load_space
+
+    overrides = list(arguments.set)
+    overrides += [f"{key}={value}" for key in ("trials", "epochs") if (value := getattr(arguments, key)) is not None]
+    if is_table(arguments.space):
+        rows = [] if arguments.rows is None else [name.strip() for name in arguments.rows.split(",")]
+        return load_ablation(arguments.space, overrides, rows)
+    if arguments.rows is not None:
+        raise UserError(f"--rows: is for tables, but got {arguments.space}, which has no rows. Leave it out.")
+    return load_space(arguments.space, overrides)
+
+
 def _dry_run(space: "Space", name: str) -> int:
-    for line in (f"study {name}", *space.describe()):
+    from search.plan import build_extremes, describe_cost, describe_models, never_drawn, sample_params
+
+    for line in (f"study {name}", *space.describe(), *describe_cost(space)):
         say(line)
+    samples = sample_params(space)
+    say(f"configs: {len(samples)} sampled, all valid")
+    if missing := never_drawn(space, samples):
+        say(f"never drawn: {', '.join(missing)}")
+    say(describe_models(build_extremes(space, samples)))
     return EXIT_OK
 
 
-def _search(space: "Space", name: str, data: "StudyData", arguments: argparse.Namespace) -> int:
-    import optuna
-    from rich.console import Console
+def _dry_run_table(table: "Ablation", name: str) -> int:
+    from search.plan import build_models, describe_models
 
-    from search.board import Board, leaderboard_table
+    for line in (f"study {name}", *table.describe()):
+        say(line)
+    say(describe_models(build_models(table.row_config(row).model for row in table.trained_rows)))
+    return EXIT_OK
+
+
+def _search(space: "Experiment", name: str, data: "StudyData", arguments: argparse.Namespace) -> int:
+    import optuna
+
+    from search.ablation import Ablation
+    from search.board import Board, leaderboard_table, make_console
     from search.driver import ray_cluster, run_study, trial_resources
-    from search.gallery import write_overlays
+    from search.report import study_report
     from search.setup import open_study
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
     study = open_study(space, name, arguments.results, data)
-    console = Console()
-    if not console.is_terminal:  # a log has no width; rich would cut the table to 80 columns
-        console = Console(width=160)
+    console = make_console()
+    is_table = isinstance(space, Ablation)
     if study.is_over:
-        say(f"study '{name}' has its {space.trials} trials; more with --trials N")
+        say(
+            f"study '{name}' has its {space.trials} trials; more with {'--set repeats=N' if is_table else '--trials N'}"
+        )
     else:
         wanted = space.resources.model_dump() if space.resources else None
         with ray_cluster(arguments.address) as dashboard:
@@ -82,18 +120,30 @@ def _search(space: "Space", name: str, data: "StudyData", arguments: argparse.Na
             board = Board(study, console)
             with board.shown():
                 done = run_study(study, data.packed.table, resources, on_event=board.update)
-        console.print(leaderboard_table(study))
+        if not is_table:
+            console.print(leaderboard_table(study))
         if not done:
             say(f"Stopped. {_again(arguments)} goes on where it was.")
             return EXIT_INTERRUPTED
+    if is_table:
+        study_report(study.store).show(console)
+        say(f"\nThis table again: python -m search.report --study {shlex.quote(name)}" + _results_option(arguments))
+        return EXIT_OK
+    return _show_best(study, data, arguments)
+
+
+def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace) -> int:
+    """Say which trial is the best, draw it, and name the next command."""
+    from search.gallery import write_overlays
+
     best = study.leaderboard[0] if study.leaderboard else None
     if best is None or best.metric is None:
         say("No trial has a value.")
         return EXIT_OK
     overlays = write_overlays(study, data.packed)
-    say(f"Best: trial t{best.number:04d}, validation {space.metric} {best.metric:.4f} in epoch {best.best_epoch}")
+    say(f"Best: trial t{best.number:04d}, validation {study.space.metric} {best.metric:.4f} in epoch {best.best_epoch}")
     say(f"Results: {study.store.folder}  overlays: {overlays}")
-    say(f"Next: python -m search.export --best --study {shlex.quote(name)}" + _results_option(arguments))
+    say(f"Next: python -m search.export --best --study {shlex.quote(study.name)}" + _results_option(arguments))
     return EXIT_OK
 
 

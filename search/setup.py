@@ -18,7 +18,8 @@ from cellseg.data.split import split
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
 from cellseg.files import sweep
-from search.space import Generate, Space
+from search.experiment import Experiment
+from search.space import Generate
 from search.store import GENERATED, StudyStore
 from search.study import Study
 
@@ -34,7 +35,7 @@ class StudyData:
     packed: PackedDataset
 
 
-def prepare_data(space: Space, data: Path | None, results: Path) -> StudyData:
+def prepare_data(space: Experiment, data: Path | None, results: Path) -> StudyData:
     """Find or generate the data set, pack it, and see that it can be split as the space says.
 
     Args:
@@ -102,7 +103,7 @@ def study_lock(results: Path, name: str) -> Iterator[None]:
         yield
 
 
-def open_study(space: Space, name: str, results: Path, data: StudyData) -> Study:
+def open_study(space: Experiment, name: str, results: Path, data: StudyData) -> Study:
     """The study ``results/<name>``: continued where it is there, else new.
 
     Raises:
@@ -123,7 +124,7 @@ def open_study(space: Space, name: str, results: Path, data: StudyData) -> Study
     return Study(name, space, store, fixed={"data.root": str(data.root)})
 
 
-def describe_study(space: Space, name: str, data: StudyData) -> dict[str, Any]:
+def describe_study(space: Experiment, name: str, data: StudyData) -> dict[str, Any]:
     """What ``study.json`` says: all that is needed to understand and repeat the study."""
     return {
         "name": name,
@@ -148,7 +149,7 @@ def _hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
-def _check_same(name: str, study: Mapping[str, Any], space: Space, data_fingerprint: str) -> None:
+def _check_same(name: str, study: Mapping[str, Any], space: Experiment, data_fingerprint: str) -> None:
     problems = []
     if study.get("space_fingerprint") != space.fingerprint:
         problems.append(

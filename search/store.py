@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cellseg.config import gain
 from cellseg.errors import UserError
 from cellseg.files import read_json, write_json
 from search.tables import (
@@ -59,6 +60,8 @@ class StudyStore:
         self.folder = Path(folder)
         self._buffer_seconds = buffer_seconds
         self._written = time.monotonic()
+        self.metric = ""
+        """What ranks the trials, by the study's description; empty, as an unknown one, is better when larger."""
         self._trials: dict[int, TrialRow] = {}
         self._trials_changed = self._tail_changed = False
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # (trial, epoch) -> (part, row of it)
@@ -90,7 +93,7 @@ class StudyStore:
             UserError: no study, one of a newer format, or a file that is not ours or damaged.
         """
         store = cls(folder, buffer_seconds)
-        store._require_study()
+        store.metric = str(store._require_study().get("metric", ""))
         trials = read_table(store._trials_file, TRIAL_SCHEMA).to_pylist() if store._trials_file.exists() else []
         store._trials = {row["number"]: TrialRow(**row) for row in trials}
         for path in sorted((store.folder / "epochs").glob("part-*.parquet")):
@@ -117,7 +120,8 @@ class StudyStore:
         return self._require_study()
 
     def write_study(self, study: Mapping[str, Any]) -> None:
-        """Replace the description of the study."""
+        """Replace the description of the study. Its ``metric`` decides what :meth:`best_trials` are."""
+        self.metric = str(study.get("metric", ""))
         written = datetime.now(UTC).isoformat()
         format_ = {"format": FORMAT, "format_version": FORMAT_VERSION, "written": written}
         write_json(self._study_file, dict(study) | format_)
@@ -157,12 +161,13 @@ class StudyStore:
         return self._trials[number]
 
     def best_trials(self, k: int | None = None) -> list[TrialRow]:
-        """The ``k`` trials (all by default) of highest metric, best first, of equal ones the earlier; fewer if fewer
-        have a metric.
+        """The ``k`` trials (all by default) of best metric, best first, of equal ones the earlier; fewer if fewer have
+        a metric.
 
-        A trial counts however it ended, since its best checkpoint is as good as its metric says.
+        Best is lowest for a metric of ``cellseg.config.MINIMIZED``, highest for any other. A trial counts however it
+        ended, since its best checkpoint is as good as its metric says.
         """
-        scored = [(-row.metric, row.number) for row in list(self._trials.values()) if row.metric is not None]
+        scored = [(-gain(self.metric, row.metric), row.number) for row in self.trials() if row.metric is not None]
         return [self._trials[number] for _, number in sorted(scored)[:k]]
 
     def epochs(self, trial: int | None = None) -> list[EpochRow]:

@@ -5,16 +5,20 @@ cluster and no clock, so a simulation drives the very same object as Ray does.
 """
 
 import json
+import math
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cellseg.config import gain
 from cellseg.errors import UserError
-from search.sampler import Outcome, StudySampler
-from search.space import Space
+from search.experiment import Experiment, Sampler
+from search.sampler import Outcome
+from search.space import Params
 from search.store import EpochRow, StudyStore, TrialRow
 
 PRUNED = "pruned"
@@ -53,18 +57,19 @@ class Study:
 
     Args:
         name: the study's name.
-        space: what is searched. Its trial target may be larger than in an earlier run.
+        space: what is searched, or the table that is measured. Its trial target may be larger than in an earlier run.
         store: its tables, empty or with what earlier runs left. Trials that had ended are given to the sampler and to
             ASHA again; those that had not are proposed first, under their old numbers.
         fixed: flat settings over the space's in every trial (where the data lie, for one).
     """
 
-    def __init__(self, name: str, space: Space, store: StudyStore, fixed: Mapping[str, Any] | None = None):
+    def __init__(self, name: str, space: Experiment, store: StudyStore, fixed: Mapping[str, Any] | None = None):
+        assert store.metric == space.metric, "or the table would rank by another metric than the study"
         self.name = name
         self.space = space
         self.store = store
         self.asha = space.make_asha()
-        self.sampler = StudySampler(space, space.seed)
+        self.sampler: Sampler = space.make_sampler()
         self.abort_reason: str | None = None
         self._fixed = dict(fixed or {})
         self._running: set[int] = set()
@@ -86,8 +91,9 @@ class Study:
 
     @property
     def num_finished(self) -> int:
-        """Trials that count towards the target: all that ended but those that failed."""
-        return sum(row.state in {"COMPLETE", "PRUNED", "INFEASIBLE"} for row in self.rows)
+        """Trials that count towards the target: all that ended, in a search but those that failed."""
+        counting = {"COMPLETE", "PRUNED", "INFEASIBLE"} | ({"FAILED"} if self.space.failures_count else set())
+        return sum(row.state in counting and self.space.includes(json.loads(row.params)) for row in self.rows)
 
     @property
     def is_over(self) -> bool:
@@ -127,7 +133,7 @@ class Study:
         if epoch > self.store.trial(number).epochs:  # a trial that was started again repeats the epoch it goes on from
             self._add_epoch(number, report, node)
         self.sampler.report(number, epoch, value)
-        return self.asha.report(number, epoch, value)
+        return self.asha.report(number, epoch, gain(self.space.metric, value), tie_breaker(report["metrics"]))
 
     def _add_epoch(self, number: int, report: Mapping[str, Any], node: str) -> None:
         row = self.store.trial(number)
@@ -183,7 +189,8 @@ class Study:
     def _replay(self) -> None:
         epochs = self.store.epochs_by_trial()
         for row in self.rows:
-            values = self._best_values(epochs.get(row.number, []))
+            history = epochs.get(row.number, [])
+            values = self._best_values(history)
             goes_on = row.state in {"RUNNING", "INTERRUPTED"}
             outcome = None if goes_on else Outcome(row.state)
             self.sampler.replay(
@@ -194,24 +201,28 @@ class Study:
                 epochs=values.items(),
                 reason=row.reason,
             )
-            self.asha.replay(row.number, values.items())
-            if goes_on:
+            losses = {epoch.epoch: tie_breaker(epoch.metrics) for epoch in history}
+            self.asha.replay(
+                row.number, [(epoch, gain(self.space.metric, value), losses[epoch]) for epoch, value in values.items()]
+            )
+            if goes_on and self.space.includes(json.loads(row.params)):
                 self._waiting.append(row.number)
             if row.state == "RUNNING":
                 self.store.put_trial(replace(row, state="INTERRUPTED", reason="the search was killed"))
 
     def _best_values(self, epochs: Iterable[EpochRow]) -> dict[int, float]:
         """Best value so far after each epoch of a trial."""
-        best, values = float("-inf"), {}
+        metric = self.space.metric
+        best, values = None, {}
         for row in epochs:
-            value = row.metrics.get(self.space.metric)
+            value = row.metrics.get(metric)
             if value is not None:
-                best = max(best, value)
+                best = value if best is None else max(best, value, key=lambda known: gain(metric, known))
                 values[row.epoch] = best
         return values
 
-    def _new_row(self, number: int, params: dict[str, Any]) -> TrialRow:
-        seed = trial_seed(self.space.seed, number)
+    def _new_row(self, number: int, params: Params) -> TrialRow:
+        seed = self._seed(number, params)
         config = self.space.config(params, seed=seed).to_flat() | self._fixed
         return TrialRow(
             number=number,
@@ -222,14 +233,17 @@ class Study:
             started=_now(),
         )
 
-    def _reject(self, number: int, params: dict[str, Any], error: UserError) -> None:
+    def _reject(self, number: int, params: Params, error: UserError) -> None:
         """End a trial whose values break a rule over several fields, which the space's check did not come upon."""
-        seed = trial_seed(self.space.seed, number)
+        seed = self._seed(number, params)
         self._running.add(number)
         self.store.put_trial(
             TrialRow(number=number, state="RUNNING", params=json.dumps(params), config="{}", seed=seed, started=_now())
         )
         self.end(number, "invalid", str(error))
+
+    def _seed(self, number: int, params: Params) -> int:
+        return trial_seed(self.space.seed, self.space.seed_index(params, number))
 
     def _clean_checkpoints(self) -> None:
         """Keep weights of the best trials, resumable state of unfinished ones, and nothing else."""
@@ -242,7 +256,7 @@ class Study:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _watch_failures(self, outcome: Outcome, ending: str, detail: str) -> None:
-        if outcome is not Outcome.FAILED:
+        if outcome is not Outcome.FAILED or self.space.failures_count:
             self._failures.clear()
             return
         cause = detail.strip().splitlines()[-1] if detail.strip() else ending
@@ -255,9 +269,15 @@ class Study:
             self.abort_reason = f"{ANY_FAILURES_IN_A_ROW} trials in a row failed, the last as '{ending}': {cause}"
 
 
-def trial_seed(study_seed: int, number: int) -> int:
-    """The seed of a trial: different for every trial, the same whenever the study is run again."""
-    return (study_seed * 100_003 + number) % 2**32
+def trial_seed(study_seed: int, index: int) -> int:
+    """The seed of a trial: different for every index, the same whenever the study is run again."""
+    return (study_seed * 100_003 + index) % 2**32
+
+
+def tie_breaker(metrics: Mapping[str, float | None]) -> float:
+    """The validation loss of an epoch, by which ASHA tells equal values apart; an unknown one is worse than any."""
+    loss = metrics.get("loss/validation")
+    return loss if loss is not None and math.isfinite(loss) else sys.float_info.max
 
 
 def _now() -> str:

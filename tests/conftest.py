@@ -14,3 +14,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not here ({folder})")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_optuna() -> None:
+    # As search.run does. Optuna's handler keeps the stderr of the test that came first.
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -160,7 +160,7 @@ BAD_SPACES = {
     "an unknown setting": ("trials: 2", "trails: 2", r"trials: must be given", r"trails: .*Did you mean 'trials'\?"),
     "low > high": ("low: 1e-4, high: 1e-2", "low: 1e-2, high: 1e-4", r"low < high must hold, but got low=0.01"),
     "log from zero": ("low: 1e-4", "low: 0", r"must be greater than 0, but got 0", r"log needs low > 0, but got low=0"),
-    "an unknown backbone": ("resnet10t", "resnet11", r"model.backbone: .*'resnet10t'.*but got 'resnet11'"),
+    "an unknown backbone": ("resnet10t", "resnet11", r"model.backbone: must be .*resnet10t.*but got 'resnet11'"),
     "an unknown metric": ("segm/AP50", "segm/AP55", r"metric: .*'segm/AP50'.*but got 'segm/AP55'"),
     "minimising": ("maximize", "minimize", r"direction: must be 'maximize'"),
     "no trials": ("trials: 2", "trials: 0", r"trials: must be greater than or equal to 1, but got 0"),

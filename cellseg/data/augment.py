@@ -7,49 +7,31 @@ or in part; what moves in from outside has no cell and the colour of the image's
 Shape suffixes: P planes, H height, W width, C colour channels.
 """
 
-import os
 import random
-from collections.abc import Callable
-from functools import cache
-from types import ModuleType
-from typing import Any
 
-import cv2
 import numpy as np
 
 from cellseg.config import AugmentConfig
+from cellseg.data.transforms import FULL_STRENGTH, REPORTED, STEPS, Reach, albumentations_module
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "flips": ("flips",),
     "color": ("flips", "color"),
+    "stain": ("flips", "stain"),
+    "focus": ("flips", "focus"),
+    "blur": ("flips", "blur"),
+    "noise": ("flips", "noise"),
     "geometric": ("flips", "affine"),
     "elastic": ("flips", "elastic"),
+    "grid": ("flips", "grid"),
     "full": ("flips", "affine", "elastic", "color", "focus"),
+    "reported-aug": ("mirror", "affine", "color", "focus"),
+    "reported-elastic": ("mirror", "affine", "elastic", "color", "focus"),
 }
-"""The steps of each preset, in order. ``flips`` picks one of the eight ways to lay a square on itself; the others stand
-in STEPS."""
-
-FULL_STRENGTH: dict[str, float] = {
-    "scale": 0.6,  # sizes change by a factor between 1 / 1.6 and 1.6
-    "rotate": 45.0,  # degrees either way; quarter turns do the rest
-    "shear": 12.0,  # degrees either way
-    "displacement": 5.0,  # pixels that elastic deformation moves a point, along each axis, either way
-    "brightness": 0.3,  # share of the brightness added or taken
-    "contrast": 0.4,  # share of the contrast added or taken
-    "saturation": 0.4,  # share of the saturation added or taken
-    "hue": 0.06,  # share of the colour circle, either way
-    "blur": 1.5,  # pixels, sigma of a Gaussian
-    "noise": 0.08,  # share of the full scale, standard deviation
-}
-"""The reach of each range at strength 1: as far as cells stay cells. At strength s it is 0.1 + 0.9 s of that."""
-
-PROBABILITY = {"affine": 0.8, "elastic": 0.5, "color": 0.8, "focus": 0.5}
-"""How often a step changes an image at all."""
-
-ELASTIC_SPACING = 16
-"""Pixels between the knots of an elastic deformation: displacements vary over about the width of a cell.
-More than twice the largest displacement, so that the image never folds over itself."""
+"""The steps of each preset, in order. ``flips`` picks one of the eight ways to lay a square on itself, ``mirror`` swaps
+left and right or not; the others stand in STEPS. Warps come first, while the colour they fill in is still that of the
+background. The reported presets are those of a report that names the steps, but neither their order nor ranges."""
 
 
 def build_augmentation(augment: AugmentConfig) -> "Augmentation":
@@ -66,9 +48,9 @@ class Augmentation:
     def __init__(self, augment: AugmentConfig):
         self.augment = augment
         self._steps = PRESETS[augment.preset]
-        reach = {name: limit * (0.1 + 0.9 * augment.strength) for name, limit in FULL_STRENGTH.items()}
-        transforms = [STEPS[step](_albumentations(), reach) for step in self._steps if step in STEPS]
-        self._compose = _albumentations().Compose(transforms) if transforms else None
+        made = [step for step in self._steps if step in STEPS]
+        transforms = [STEPS[step](albumentations_module(), ranges(augment)) for step in made]
+        self._compose = albumentations_module().Compose(transforms) if transforms else None
         self._warps = [transform for transform in transforms if hasattr(transform, "border_mode")]
 
     def __reduce__(self) -> tuple:
@@ -91,6 +73,8 @@ class Augmentation:
             image_HWC, planes_PHW = _flip(
                 image_HWC, planes_PHW, turns=int(rng.integers(4)), mirrored=rng.integers(2) == 1
             )
+        elif "mirror" in self._steps:
+            image_HWC, planes_PHW = _flip(image_HWC, planes_PHW, turns=0, mirrored=rng.integers(2) == 1)
         if self._compose is not None:
             for warp in self._warps:
                 warp.fill = background_color(image_HWC, planes_PHW)
@@ -101,20 +85,34 @@ class Augmentation:
         return image_HWC, planes_PHW
 
 
+def ranges(augment: AugmentConfig) -> Reach:
+    """The reach of each random range: a tenth of FULL_STRENGTH at strength 0, all of it at 1, REPORTED for the reported
+    presets."""
+    if augment.preset.startswith("reported-"):
+        return REPORTED
+    return {name: limit * (0.1 + 0.9 * augment.strength) for name, limit in FULL_STRENGTH.items()}
+
+
 def random_crop(
     image_HWC: np.ndarray, planes_PHW: np.ndarray, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A square of ``size`` pixels, anywhere in the image with equal chance.
 
-    An image with a side below ``size`` is padded at the bottom and right with zeros. Cells may be cut.
+    An image with a side below ``size`` is padded at the bottom and right with its background's colour, without cells.
+    Cells may be cut.
     """
     height, width = image_HWC.shape[:2]
     top = int(rng.integers(max(height - size, 0) + 1))
     left = int(rng.integers(max(width - size, 0) + 1))
-    image_HWC = image_HWC[top : top + size, left : left + size]
-    planes_PHW = planes_PHW[:, top : top + size, left : left + size]
-    missing = (0, size - image_HWC.shape[0]), (0, size - image_HWC.shape[1])
-    return np.pad(image_HWC, (*missing, (0, 0))), np.pad(planes_PHW, ((0, 0), *missing))
+    crop_HWC = image_HWC[top : top + size, left : left + size]
+    crop_PHW = planes_PHW[:, top : top + size, left : left + size]
+    if crop_HWC.shape[:2] == (size, size):
+        return np.ascontiguousarray(crop_HWC), np.ascontiguousarray(crop_PHW)
+    padded_HWC = np.empty((size, size, 3), np.uint8)
+    padded_HWC[:] = np.rint(background_color(image_HWC, planes_PHW))
+    padded_HWC[: crop_HWC.shape[0], : crop_HWC.shape[1]] = crop_HWC
+    missing = (0, size - crop_HWC.shape[0]), (0, size - crop_HWC.shape[1])
+    return padded_HWC, np.pad(crop_PHW, ((0, 0), *missing))
 
 
 def background_color(image_HWC: np.ndarray, planes_PHW: np.ndarray) -> tuple[float, ...]:
@@ -129,75 +127,3 @@ def _flip(image_HWC: np.ndarray, planes_PHW: np.ndarray, turns: int, mirrored: b
     if mirrored:
         image_HWC, planes_PHW = image_HWC[:, ::-1], planes_PHW[:, :, ::-1]
     return np.ascontiguousarray(image_HWC), np.ascontiguousarray(planes_PHW)
-
-
-def _affine(A: ModuleType, reach: dict[str, float]) -> Any:
-    return A.Affine(
-        scale=(1 / (1 + reach["scale"]), 1 + reach["scale"]),
-        balanced_scale=True,
-        keep_ratio=True,
-        rotate=(-reach["rotate"], reach["rotate"]),
-        shear=(-reach["shear"], reach["shear"]),
-        p=PROBABILITY["affine"],
-    )
-
-
-def _elastic(A: ModuleType, reach: dict[str, float]) -> Any:
-    class SplineElastic(A.ElasticTransform):  # type: ignore[name-defined]
-        """Elastic deformation from random displacements at knots, with a smooth surface through them.
-
-        albumentations blurs a field of noise as large as the image, which takes six times as long.
-        """
-
-        def get_params_dependent_on_data(self, params: dict, data: dict) -> dict[str, np.ndarray]:
-            height, width = params["shape"][:2]
-            knots = 2, height // ELASTIC_SPACING + 2, width // ELASTIC_SPACING + 2
-            shifts = self.random_generator.uniform(-self.alpha, self.alpha, knots).astype(np.float32)
-            shift_y, shift_x = (cv2.resize(shift, (width, height), interpolation=cv2.INTER_CUBIC) for shift in shifts)
-            return {
-                "map_x": np.arange(width, dtype=np.float32) + shift_x,
-                "map_y": np.arange(height, dtype=np.float32)[:, None] + shift_y,
-            }
-
-    return SplineElastic(alpha=reach["displacement"], p=PROBABILITY["elastic"])
-
-
-def _color(A: ModuleType, reach: dict[str, float]) -> Any:
-    # All of it leaves grey images grey, as does the noise below: many microscopes know no colour.
-    jitter = {name: (1 - reach[name], 1 + reach[name]) for name in ("brightness", "contrast", "saturation")}
-    return A.ColorJitter(**jitter, hue=(-reach["hue"], reach["hue"]), p=PROBABILITY["color"])
-
-
-def _focus(A: ModuleType, reach: dict[str, float]) -> Any:
-    return A.OneOf(
-        [
-            A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, reach["blur"]), p=1.0),
-            A.GaussNoise(std_range=(0.0, reach["noise"]), per_channel=False, p=1.0),
-        ],
-        p=PROBABILITY["focus"],
-    )
-
-
-STEPS: dict[str, Callable[[ModuleType, dict[str, float]], Any]] = {
-    "affine": _affine,
-    "elastic": _elastic,
-    "color": _color,
-    "focus": _focus,
-}
-"""How each step but ``flips`` is made, from the albumentations module and the reach of every range."""
-
-
-@cache
-def _albumentations() -> ModuleType:
-    """The module albumentations, imported without the call to the network that it makes otherwise."""
-    switch = "NO_ALBUMENTATIONS_UPDATE"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        import albumentations
-    finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
-    return albumentations

@@ -7,14 +7,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cellseg.config import TrialConfig
+from cellseg.config import DataConfig, TrialConfig
 from cellseg.data.augment import build_augmentation, random_crop
 from cellseg.data.packed import PackedDataset
-from cellseg.data.resize import resize_image, resize_planes, scaled_size, to_color
+from cellseg.data.resize import multiply_size, resize_image, resize_planes, scaled_size, to_color
+from cellseg.data.sample import Sample
 from cellseg.data.targets import make_target
 
 Item = tuple[Tensor, dict[str, Tensor]]
 """A (3, H, W) uint8 image and its target (:func:`cellseg.data.targets.make_target`)."""
+
+
+def plain_item(sample: Sample, data: DataConfig) -> Item:
+    """A sample as prediction sees it, with its target: scaled and coloured, neither cropped nor augmented."""
+    return _to_item(*_scaled(sample, scaled_size(*sample.size, data), data), sample.labels_N)
 
 
 class TrainingImages(Dataset):
@@ -39,13 +45,13 @@ class TrainingImages(Dataset):
         rng = np.random.default_rng([self.config.train.seed, epoch, self.indices[position]])
         sample = self.data[self.indices[position]]
         size = scaled_size(*sample.size, config)
-        image_HWC = resize_image(to_color(sample.image_HWC, config.color), size)
-        planes_PHW = resize_planes(sample.planes_PHW, size)
+        if config.train_scale_min < 1:
+            size = multiply_size(size, rng.uniform(config.train_scale_min, 1))
+        image_HWC, planes_PHW = _scaled(sample, size, config)
         if config.crop is not None:
             image_HWC, planes_PHW = random_crop(image_HWC, planes_PHW, config.crop, rng)
         image_HWC, planes_PHW = self.augmentation(image_HWC, planes_PHW, int(rng.integers(2**31)))
-        image_CHW = torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)))
-        return image_CHW, make_target(planes_PHW, sample.labels_N)
+        return _to_item(image_HWC, planes_PHW, sample.labels_N)
 
 
 class EpochBatches(Sampler):
@@ -79,3 +85,14 @@ def training_loader(
         pin_memory=torch.cuda.is_available(),
     )
     return loader, batches
+
+
+def _scaled(sample: Sample, size: tuple[int, int], data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) and planes (P, H, W) of a sample at ``size``, in the colours of ``data``."""
+    image_HWC = resize_image(to_color(sample.image_HWC, data.color), size)
+    return image_HWC, resize_planes(sample.planes_PHW, size)
+
+
+def _to_item(image_HWC: np.ndarray, planes_PHW: np.ndarray, labels_N: np.ndarray) -> Item:
+    image_CHW = torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)))
+    return image_CHW, make_target(planes_PHW, labels_N)

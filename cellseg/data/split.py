@@ -10,7 +10,7 @@ from cellseg.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices of samples, ascending."""
+    """Indices of samples, ascending. They share none unless ``data.train_on`` is ``all``."""
 
     training: tuple[int, ...]
     validation: tuple[int, ...]
@@ -51,6 +51,8 @@ def assign_folds(label_counts_NC: np.ndarray, num_folds: int, seed: int) -> np.n
 def split(label_counts_NC: np.ndarray, data: DataConfig) -> Split:
     """Training and validation samples: fold ``data.fold`` of ``data.num_folds`` validates.
 
+    The others train, or all do: ``data.train_on``.
+
     Raises:
         UserError: fewer samples than folds.
     """
@@ -66,4 +68,5 @@ def split(label_counts_NC: np.ndarray, data: DataConfig) -> Split:
             f"data.fold: fold {data.fold} must leave images on both sides, but got {len(validation)} of {len(fold_N)}. "
             "Take fewer folds or more images."
         )
-    return Split(tuple(np.flatnonzero(fold_N != data.fold).tolist()), tuple(validation.tolist()))
+    training = np.flatnonzero((fold_N != data.fold) | (data.train_on == "all"))
+    return Split(tuple(training.tolist()), tuple(validation.tolist()))

@@ -3,8 +3,8 @@
 torchvision wants a mask per cell and resamples those that belong to the sampled boxes. Here the planes go to the device
 as they are and each RoI reads its own pixels of its own plane: nothing of size N x H x W exists anywhere.
 
-Shape suffixes: P planes, H height, W width, N cells, R regions of interest (RoIs), M side of a mask target,
-h, w window of an RoI, 4 = x1, y1, x2, y2 in pixels with exclusive right and bottom edge.
+Shape suffixes: P planes, H height, W width, N cells, R regions of interest (RoIs), M side of a mask target, S points,
+h, w window of an RoI, 4 = x1, y1, x2, y2 in pixels with exclusive right and bottom edge, 2 = x, y.
 """
 
 import numpy as np
@@ -75,6 +75,29 @@ def roi_mask_targets(
                 planes_PHW, plane_R[chunk], number_R[chunk], rois_R4[chunk], points_y, points_x, resolution
             )
     return targets_RMM
+
+
+@torch.no_grad()
+def point_targets(
+    planes_PHW: Tensor, plane_N: Tensor, number_N: Tensor, points_RS2: Tensor, matched_R: Tensor
+) -> Tensor:
+    """Whether points lie on a cell: the truth of the pixel that each falls into, pixel i covering [i, i + 1).
+
+    Args:
+        planes_PHW: (P, H, W) integers.
+        plane_N, number_N: plane and number of each cell, int64.
+        points_RS2: (R, S, 2) float, x and y in pixels; may lie outside of the image. R may be 0.
+        matched_R: (R,) int64, the cell of each row of points, in 0..N-1.
+
+    Returns:
+        (R, S) float32: 1 on the cell, 0 beside it and outside of the image.
+    """
+    _, height, width = planes_PHW.shape
+    column_RS, row_RS = points_RS2.floor().to(torch.int64).unbind(dim=2)
+    inside_RS = (column_RS >= 0) & (column_RS < width) & (row_RS >= 0) & (row_RS < height)
+    plane_R, number_R = plane_N[matched_R], number_N[matched_R]
+    value_RS = planes_PHW[plane_R[:, None], row_RS.clamp(0, height - 1), column_RS.clamp(0, width - 1)]
+    return (inside_RS & (value_RS == number_R[:, None])).to(torch.float32)
 
 
 def _group_targets(

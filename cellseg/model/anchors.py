@@ -7,7 +7,6 @@ from torchvision.models.detection.rpn import RPNHead
 
 NUM_LEVELS = 5
 """Levels of the FPN, strides 4, 8, 16, 32 and 64."""
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 
 def sizes_per_level(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -24,9 +23,10 @@ class CellAnchors(AnchorGenerator):
     lets all levels share one RPN head (see :class:`SharedRPNHead`).
     """
 
-    def __init__(self, sizes: tuple[int, ...]):
+    def __init__(self, sizes: tuple[int, ...], ratios: tuple[float, ...]):
+        """``sizes`` are square roots of areas (px), ``ratios`` are height / width; both rise."""
         levels = sizes_per_level(sizes)
-        super().__init__(levels, (ASPECT_RATIOS,) * len(levels))
+        super().__init__(levels, (ratios,) * len(levels))
 
     def generate_anchors(
         self,
@@ -60,14 +60,15 @@ class SharedRPNHead(RPNHead):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        # Weights trained with one size per level serve every size of the finest level alike to begin with.
+        # Weights trained with one size per level serve every size of the finest level alike to begin with. Weights of
+        # other aspect ratios would end up at the wrong anchors: they are left to fail.
+        one_size = min(self.anchors_per_level)
         for name, outputs in (("cls_logits", 1), ("bbox_pred", 4)):
             for kind in ("weight", "bias"):
                 key = f"{prefix}{name}.{kind}"
                 wanted = getattr(getattr(self, name), kind).shape[0]
                 loaded = state_dict.get(key)
-                if loaded is not None and loaded.shape[0] < wanted and wanted % loaded.shape[0] == 0:
-                    assert loaded.shape[0] % outputs == 0
+                if loaded is not None and loaded.shape[0] == one_size * outputs < wanted:
                     repeats = (wanted // loaded.shape[0], *[1] * (loaded.dim() - 1))
                     state_dict[key] = loaded.repeat(repeats)
         super()._load_from_state_dict(state_dict, prefix, *rest)

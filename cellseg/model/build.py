@@ -10,25 +10,25 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range
+from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range, parse_normalization, parse_numbers
 from cellseg.errors import UserError
 from cellseg.model.anchors import CellAnchors, build_rpn_head
 from cellseg.model.backbones import FPNBackbone, build_body
 from cellseg.model.heads import CellRoIHeads, PyramidRoIAlign
 from cellseg.model.norms import group_norm
+from cellseg.model.pointrend import PointHead
 from cellseg.model.weights import load_detector_weights
-
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class _Normalize(GeneralizedRCNNTransform):
-    """torchvision's transform without its resizing and pasting.
+    """torchvision's transform without its resizing and pasting: normalises, then pads with 0 to a batch.
 
     Scale is set once, in :mod:`cellseg.data.resize`, for training and prediction alike; masks leave as they are.
     """
 
-    def __init__(self) -> None:
-        super().__init__(0, 0, IMAGENET_MEAN, IMAGENET_STD)
+    def __init__(self, normalization: str) -> None:
+        mean, std = parse_normalization(normalization)
+        super().__init__(0, 0, list(mean), list(std))
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
@@ -51,17 +51,17 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
     generator.
 
     Args:
-        config: resolved, without ``auto`` in anchors and detections (:func:`cellseg.auto.resolve_auto`).
+        config: resolved by :func:`cellseg.auto.resolve_auto`, with numbers for anchors, detections and normalisation.
+        inference: which detections the model returns.
         load: False leaves pretrained weights out, for a model whose whole state is loaded next.
 
     Raises:
         UserError: unknown backbone, weights that cannot be had, or too many trainable parameters.
     """
-    assert config.anchors != "auto" and config.detections_per_image != "auto", "resolve_auto comes first"
+    unresolved = "auto" in (config.anchors, config.detections_per_image) or config.normalization == "dataset"
+    assert not unresolved, "resolve_auto comes first"
     pretrained = load and config.weights == "imagenet"
-    body = build_body(
-        config.backbone, pretrained=pretrained, norm=resolved_norm(config), frozen_stages=config.frozen_stages
-    )
+    body = build_body(config, pretrained=pretrained, norm=resolved_norm(config))
     # v1 has no norm outside the backbone. v2 has batch norm there, in training mode, as torchvision's has.
     v2 = config.detector == "v2"
     head_norm: Callable[[int], nn.Module] | None = None
@@ -69,7 +69,10 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
         head_norm = group_norm if resolved_norm(config) == "group" else nn.BatchNorm2d
     backbone = FPNBackbone(body, config.fpn_channels, head_norm)
     model = GeneralizedRCNN(
-        backbone, _rpn(config, v2), _roi_heads(config, inference, num_classes + 1, head_norm), _Normalize()
+        backbone,
+        _rpn(config, v2),
+        _roi_heads(config, inference, num_classes + 1, head_norm),
+        _Normalize(config.normalization),
     )
     if config.weights == "coco" and not v2:
         overwrite_eps(model, 0.0)  # frozen norms had no eps when torchvision trained these weights
@@ -93,8 +96,7 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 
 
 def _rpn(config: ModelConfig, v2: bool) -> RegionProposalNetwork:
-    generator = CellAnchors(parse_anchor_range(config.anchors))
-    proposals = {"training": config.rpn_proposals, "testing": config.rpn_proposals}
+    generator = CellAnchors(parse_anchor_range(config.anchors), parse_numbers(config.anchor_ratios, "ratios"))
     return RegionProposalNetwork(
         generator,
         build_rpn_head(generator, config.fpn_channels, conv_depth=2 if v2 else 1),
@@ -102,8 +104,8 @@ def _rpn(config: ModelConfig, v2: bool) -> RegionProposalNetwork:
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_top_n=proposals,
-        post_nms_top_n=proposals,
+        pre_nms_top_n=dict.fromkeys(("training", "testing"), config.rpn_candidates),
+        post_nms_top_n=dict.fromkeys(("training", "testing"), config.rpn_proposals),
         nms_thresh=0.7,
     )
 
@@ -122,20 +124,32 @@ def _roi_heads(
         box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [width], norm_layer=head_norm)
     mask_widths = [config.mask_head_width] * config.mask_head_layers
     return CellRoIHeads(
+        inference=inference,
         box_roi_pool=PyramidRoIAlign(levels, output_size=7),
         box_head=box_head,
         box_predictor=FastRCNNPredictor(width, num_outputs),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=config.roi_samples,
-        positive_fraction=0.25,
+        positive_fraction=config.roi_positive_fraction,
         bbox_reg_weights=None,
-        score_thresh=inference.score_threshold,
-        nms_thresh=inference.nms_threshold,
         detections_per_img=config.detections_per_image,
         mask_roi_pool=PyramidRoIAlign(levels, output_size=14),
         mask_head=MaskRCNNHeads(channels, mask_widths, 1, norm_layer=head_norm),
         mask_predictor=MaskRCNNPredictor(config.mask_head_width, config.mask_head_width, num_outputs),
+        point_head=_point_head(config, num_outputs),  # last: the others' values do not depend on it
+    )
+
+
+def _point_head(config: ModelConfig, num_outputs: int) -> PointHead | None:
+    if config.mask_head == "plain":
+        return None
+    return PointHead(
+        config.fpn_channels,
+        config.mask_head_width,
+        num_outputs,
+        samples=config.point_samples,
+        doublings=config.point_doublings,
     )
 
 

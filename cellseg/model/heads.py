@@ -1,17 +1,26 @@
 """RoI heads that never see an N x H x W mask tensor.
 
-Training reads mask targets out of the instance planes; prediction returns the raw 28 x 28 probabilities, which
-:mod:`cellseg.predict` turns into RLE inside each box. Everything else is torchvision's.
+Training reads mask targets out of the instance planes; prediction returns the probabilities within each box, which
+:mod:`cellseg.predict` turns into RLE inside it. Everything else is torchvision's.
+
+Shape suffixes: P proposals, R positive regions of interest (RoIs), N detections, C classes with background first,
+M side of a mask, 4 = x1, y1, x2, y2 in pixels of the network's input.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
 from torchvision.ops.poolers import initLevelMapper
 
+from cellseg.config import InferenceConfig
 from cellseg.data.targets import roi_mask_targets
+from cellseg.model.mask_losses import cross_entropy_loss, dice_loss, own_class
+from cellseg.model.nms import suppress
+from cellseg.model.pointrend import PointHead, point_loss, refine_masks
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):
@@ -33,6 +42,12 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
 class CellRoIHeads(RoIHeads):
     """Box and mask heads. Targets are those of :func:`cellseg.data.targets.make_target`."""
 
+    def __init__(self, inference: InferenceConfig, point_head: PointHead | None, **parts: Any):
+        """``parts`` are torchvision's arguments; with a ``point_head`` masks are refined (PointRend)."""
+        super().__init__(score_thresh=inference.score_threshold, nms_thresh=inference.nms_threshold, **parts)
+        self.inference = inference
+        self.point_head = point_head
+
     def check_targets(self, targets: list[dict[str, Tensor]] | None) -> None:
         """Targets carry planes instead of masks."""
         assert targets is not None
@@ -48,7 +63,8 @@ class CellRoIHeads(RoIHeads):
         """Detections in evaluation, losses in training; the other is empty.
 
         A detection dict holds boxes (N, 4) in px of the network's input, labels (N,), scores (N,) and masks (N, 1, M,
-        M) probabilities within the box.
+        M) probabilities within the box. Losses are scalars, unweighted: ``loss_classifier``, ``loss_box_reg``,
+        ``loss_mask``, ``loss_dice`` and, with a point head, ``loss_point``.
         """
         if self.training:
             assert targets is not None
@@ -66,38 +82,80 @@ class CellRoIHeads(RoIHeads):
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_loss, box_loss = fastrcnn_loss(*self.box_predictor(box_features), labels, box_targets)
 
-        is_cell = [labels_R > 0 for labels_R in labels]
-        rois = [boxes_R4[keep] for boxes_R4, keep in zip(proposals, is_cell, strict=True)]
-        matched = [matched_R[keep] for matched_R, keep in zip(matched, is_cell, strict=True)]
-        mask_features = self.mask_head(self.mask_roi_pool(features, rois, image_shapes))
-        mask_loss = _mask_loss(self.mask_predictor(mask_features), rois, matched, targets)
-        return {"loss_classifier": class_loss, "loss_box_reg": box_loss, "loss_mask": mask_loss}
+        is_cell = [labels_P > 0 for labels_P in labels]
+        rois = [boxes_P4[keep] for boxes_P4, keep in zip(proposals, is_cell, strict=True)]
+        matched = [matched_P[keep] for matched_P, keep in zip(matched, is_cell, strict=True)]
+        labels_R = torch.cat([labels_P[keep] for labels_P, keep in zip(labels, is_cell, strict=True)])
+        logits_RCMM = self._mask_logits(features, rois, image_shapes)
+        logits_RMM = own_class(logits_RCMM, labels_R)
+        truth_RMM = torch.cat(
+            [
+                roi_mask_targets(t["planes"], t["plane"], t["number"], boxes_R4, index, logits_RMM.shape[-1])
+                for t, boxes_R4, index in zip(targets, rois, matched, strict=True)
+            ]
+        )
+        losses = {
+            "loss_classifier": class_loss,
+            "loss_box_reg": box_loss,
+            "loss_mask": cross_entropy_loss(logits_RMM, truth_RMM),
+            "loss_dice": dice_loss(logits_RMM, truth_RMM),
+        }
+        if self.point_head is not None:
+            losses["loss_point"] = point_loss(
+                self.point_head, features["0"], logits_RCMM, labels_R, rois, matched, targets
+            )
+        return losses
 
     def _detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
-        boxes, scores, labels = self.postprocess_detections(*self.box_predictor(box_features), proposals, image_shapes)
-        mask_features = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
-        masks = maskrcnn_inference(self.mask_predictor(mask_features), labels)
+        class_logits, deltas = self.box_predictor(box_features)
+        boxes, scores, labels = self.postprocess_detections(class_logits, deltas, proposals, image_shapes)
+        logits_NCMM = self._mask_logits(features, boxes, image_shapes)
+        if self.point_head is None:
+            masks = maskrcnn_inference(logits_NCMM, labels)
+        else:
+            masks = refine_masks(self.point_head, features["0"], logits_NCMM, boxes, labels)
         return [
             {"boxes": b, "labels": c, "scores": s, "masks": m}
             for b, c, s, m in zip(boxes, labels, scores, masks, strict=True)
         ]
 
+    def _mask_logits(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Logits of the 28 x 28 masks of all classes, for the boxes of all images in turn."""
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
 
-def _mask_loss(
-    logits_RCMM: Tensor, rois: list[Tensor], matched: list[Tensor], targets: list[dict[str, Tensor]]
-) -> Tensor:
-    """Mean binary cross-entropy of each positive RoI's mask for its own class (He et al. 2017); 0 without RoIs."""
-    if logits_RCMM.shape[0] == 0:
-        return logits_RCMM.sum() * 0  # keeps the graph, so that every parameter gets a gradient
-    labels_R = torch.cat([target["labels"][index] for target, index in zip(targets, matched, strict=True)])
-    truth_RMM = torch.cat(
-        [
-            roi_mask_targets(t["planes"], t["plane"], t["number"], boxes_R4, index, logits_RCMM.shape[-1])
-            for t, boxes_R4, index in zip(targets, rois, matched, strict=True)
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Boxes, scores and labels of each image, best first.
+
+        torchvision's, step for step, but for the choice of the suppression.
+        """
+        counts = [len(boxes_P4) for boxes_P4 in proposals]
+        boxes_of_image = self.box_coder.decode(box_regression, proposals).split(counts)
+        scores_of_image = F.softmax(class_logits, dim=-1).split(counts)
+        found = [
+            self._select(clip_boxes_to_image(boxes_PC4, shape), scores_PC)
+            for boxes_PC4, scores_PC, shape in zip(boxes_of_image, scores_of_image, image_shapes, strict=True)
         ]
-    )
-    own_class_RMM = logits_RCMM[torch.arange(len(labels_R), device=labels_R.device), labels_R]
-    return F.binary_cross_entropy_with_logits(own_class_RMM, truth_RMM)
+        boxes, scores, labels = (list(values) for values in zip(*found, strict=True))
+        return boxes, scores, labels
+
+    def _select(self, boxes_PC4: Tensor, scores_PC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The detections of one image: every class of a proposal is a candidate of its own."""
+        labels_N = torch.arange(scores_PC.shape[1], device=scores_PC.device).expand_as(scores_PC)[:, 1:].flatten()
+        boxes_N4, scores_N = boxes_PC4[:, 1:].reshape(-1, 4), scores_PC[:, 1:].flatten()
+        likely = torch.where(scores_N > self.inference.score_threshold)[0]
+        boxes_N4, scores_N, labels_N = boxes_N4[likely], scores_N[likely], labels_N[likely]
+        solid = remove_small_boxes(boxes_N4, min_size=1e-2)
+        boxes_N4, scores_N, labels_N = boxes_N4[solid], scores_N[solid], labels_N[solid]
+        kept, scores_K = suppress(boxes_N4, scores_N, labels_N, self.inference, self.detections_per_img)
+        return boxes_N4[kept], scores_K, labels_N[kept]

@@ -1,40 +1,77 @@
 """Norm layers: exchanging the batch norms of a built network for frozen ones or for group norm."""
 
 import math
+from collections.abc import Callable
 
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
+from cellseg.errors import UserError
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with at most 32 groups (Wu & He 2018) of at least 4 channels where ``channels`` allows it."""
+
+def num_groups(channels: int) -> int:
+    """At most 32 groups (Wu & He 2018) of at least 4 channels where ``channels`` allows it."""
     groups = math.gcd(channels, 32)
     while groups > 1 and channels // groups < 4:
         groups //= 2
-    return nn.GroupNorm(groups, channels)
+    return groups
 
 
-def frozen_batch_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-    """The fixed affine map that ``norm`` is in evaluation: neither its statistics nor its scale move any more."""
-    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with :func:`num_groups` groups."""
+    return nn.GroupNorm(num_groups(channels), channels)
+
+
+def frozen_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    """The fixed affine map that ``norm`` is in evaluation: neither its statistics nor its scale move any more.
+
+    What timm's ``BatchNormAct2d`` does after normalising, dropout and activation, it keeps.
+    """
+    if isinstance(norm, BatchNormAct2d):
+        frozen = _with_activation(FrozenBatchNormAct2d(norm.num_features, eps=norm.eps), norm)
+    else:
+        frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
     state = {name: value for name, value in norm.state_dict().items() if name != "num_batches_tracked"}
     frozen.load_state_dict(state)
     return frozen
 
 
-def convert_norms(module: nn.Module, norm: str) -> None:
-    """Exchange every batch norm below ``module``, in place: ``frozen``, ``group``, or ``batch`` (nothing to do).
+def group_instead_of(norm: nn.BatchNorm2d) -> nn.Module:
+    """A fresh group norm in the place of ``norm``; dropout and activation of timm's ``BatchNormAct2d`` stay."""
+    if isinstance(norm, BatchNormAct2d):
+        return _with_activation(GroupNormAct(norm.num_features, num_groups(norm.num_features)), norm)
+    return group_norm(norm.num_features)
 
-    Fails:
-        AssertionError: a batch norm that does more than normalise (timm fuses some with their activation); plain
-        exchange would drop the rest silently.
+
+def convert_norms(module: nn.Module, norm_of: Callable[[str], str]) -> int:
+    """Exchange the batch norms below ``module`` in place.
+
+    Args:
+        norm_of: what the batch norm of this dotted name becomes: ``frozen``, ``group``, or ``batch`` (it stays).
+
+    Returns:
+        How many batch norms there were.
+
+    Raises:
+        UserError: one to exchange is of a kind that does something unknown beside, which exchange would drop silently.
     """
-    if norm == "batch":
-        return
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            assert type(child) is nn.BatchNorm2d, f"{type(child).__name__} cannot be exchanged"
-            new = frozen_batch_norm(child) if norm == "frozen" else group_norm(child.num_features)
-            setattr(module, name, new)
-        else:
-            convert_norms(child, norm)
+    found = [(name, norm) for name, norm in module.named_modules() if isinstance(norm, _BatchNorm)]
+    exchange = {"frozen": frozen_batch_norm, "group": group_instead_of}
+    for name, norm in found:
+        wanted = norm_of(name)
+        if wanted == "batch":
+            continue
+        if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm2d, BatchNormAct2d):
+            raise UserError(
+                f"model.norm: norms of type BatchNorm2d can become {wanted}, but got {type(norm).__name__} in the "
+                "backbone. Use norm=batch and frozen_stages=0, or another backbone."
+            )
+        module.set_submodule(name, exchange[wanted](norm))
+    return len(found)
+
+
+def _with_activation(new: nn.Module, norm: BatchNormAct2d) -> nn.Module:
+    new.drop, new.act = norm.drop, norm.act
+    return new

@@ -10,6 +10,9 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskR
 
 from cellseg.checkpoint import find_weights, load_tensors
 from cellseg.errors import UserError
+from cellseg.model.attention import CBAM, SqueezeExcitation
+from cellseg.model.deformable import Offsets
+from cellseg.model.pointrend import PointHead
 
 NAMED = ("none", "imagenet", "coco")
 COCO = {"v1": MaskRCNN_ResNet50_FPN_Weights.COCO_V1, "v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1}
@@ -17,9 +20,15 @@ CLASS_LAYERS = (
     "roi_heads.box_predictor.cls_score.",
     "roi_heads.box_predictor.bbox_pred.",
     "roi_heads.mask_predictor.mask_fcn_logits.",
+    "roi_heads.point_head.",
 )
 """Layers whose shape depends on the classes: they start anew where the number of classes differs."""
-REMEDY = "Use the backbone, detector, norm and widths they were trained with."
+ADDED_LAYERS = (SqueezeExcitation, CBAM, Offsets, PointHead)
+"""Modules that a model may have and its weights not: the model does much the same to begin with."""
+CLASSIFIER_LAYERS = ("fc.", "head.", "classifier.", "conv_head.", "bn2.")
+"""What torchvision's and timm's classifiers have beyond the last feature map. The stem's norm is the only one outside
+of stages in our backbones, so ``bn2`` is what EfficientNets have there."""
+REMEDY = "Use the backbone, detector, heads, attention, norm and widths they were trained with."
 
 
 def load_detector_weights(model: nn.Module, weights: str, detector: str) -> None:
@@ -76,10 +85,8 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     prefix = ""
     if not any(key.startswith("backbone.") for key in state):  # weights of a classifier: its backbone alone
         prefix = "backbone.body."
-        state = {f"{prefix}{key}": value for key, value in state.items() if not key.startswith(("fc.", "head."))}
-    new_classes = {
-        key for key in state.keys() & own.keys() if key.startswith(CLASS_LAYERS) and state[key].shape != own[key].shape
-    }
+        state = _classifier_backbone(state, own, prefix)
+    new_classes = _other_classes(state, own)
     try:
         # torchvision's modules rename what its older files (COCO v1) call otherwise, so names are compared by loading.
         result = model.load_state_dict({k: v for k, v in state.items() if k not in new_classes}, strict=False)
@@ -91,9 +98,37 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
         sorted(key for key in keys if not key.endswith("num_batches_tracked") and key not in new_classes)
         for keys in result
     )
-    missing = [key for key in missing if key.startswith(prefix)]
+    added = _added_layers(model, state)
+    missing = [key for key in missing if key.startswith(prefix) and not key.startswith(added)]
     if missing or surplus:
         raise UserError(
             f"model.weights: {origin} must fit the model, but got {len(missing)} missing and {len(surplus)} unknown "
             f"entries, such as '{(missing + surplus)[0]}'. {REMEDY}"
         )
+
+
+def _classifier_backbone(state: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The backbone of a classifier's ``state``, by the names it has in ``own``, which begin with ``prefix``."""
+    renamed = {}
+    for key, value in state.items():
+        if not key.startswith(CLASSIFIER_LAYERS):
+            flat = key.replace(".", "_", 1)  # where timm made stages_0 of stages.0
+            renamed[prefix + (flat if prefix + flat in own else key)] = value
+    return renamed
+
+
+def _other_classes(state: dict[str, Tensor], own: dict[str, Tensor]) -> set[str]:
+    """The entries of the layers in ``state`` that were made for another number of classes."""
+    common = state.keys() & own.keys()
+    found = set()
+    for layer in CLASS_LAYERS:
+        entries = {key for key in common if key.startswith(layer)}
+        if any(state[key].shape != own[key].shape for key in entries):
+            found |= entries
+    return found
+
+
+def _added_layers(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of the entries of those added layers of which ``state`` has nothing."""
+    layers = (f"{name}." for name, module in model.named_modules() if isinstance(module, ADDED_LAYERS))
+    return tuple(layer for layer in layers if not any(key.startswith(layer) for key in state))

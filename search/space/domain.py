@@ -1,7 +1,7 @@
 """One sampled parameter: a list of choices or a range of numbers, in Optuna's words."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import UnionType
@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 import numpy as np
 
 from cellseg.config import FIELDS, check_value
+from search.space.conditions import Value, When, is_among, parse_when, when_json
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-Value = None | bool | int | float | str
-When = Mapping[str, tuple[Value, ...]]
-"""Condition: every key must have one of its values. Empty: always active."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class Choices:
 
     def to_json(self) -> dict[str, Any]:
         """The mapping of a space file that makes this domain."""
-        return {"choices": list(self.choices)} | _when_json(self.when)
+        return {"choices": list(self.choices)} | when_json(self.when)
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.choices))
@@ -98,7 +95,7 @@ class Range:
         """The mapping of a space file that makes this domain."""
         bounds = {"low": self.low, "high": self.high, "type": "int" if self.integer else "float"}
         shape = ({"log": True} if self.log else {}) | ({"step": self.step} if self.step else {})
-        return bounds | shape | _when_json(self.when)
+        return bounds | shape | when_json(self.when)
 
     def __str__(self) -> str:
         step = f", step {self.step:g}" if self.step else ""
@@ -120,7 +117,8 @@ def parse_domain(key: str, raw: Mapping[str, Any]) -> tuple[Domain | None, list[
         for name in raw
         if name not in allowed
     ]
-    when = _parse_when(key, raw.get("when", {}), problems)
+    when, found = parse_when(key, raw.get("when", {}))
+    problems += found
     domain = _parse_choices(key, raw, when, problems) if "choices" in raw else _parse_range(key, raw, when, problems)
     return (None if problems else domain), problems
 
@@ -130,11 +128,6 @@ def check_finite_value(key: str, value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{key}: must be a finite number, but got {value}."
     return check_value(key, value)
-
-
-def is_among(value: Any, values: Iterable[Any]) -> bool:
-    """Whether ``value`` equals one of ``values``, where True is not 1."""
-    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
 
 
 def _parse_choices(key: str, raw: Mapping[str, Any], when: When, problems: list[str]) -> Choices | None:
@@ -202,17 +195,6 @@ def _range_problems(key: str, low: float, high: float, log: bool, step: float | 
         hint = f"Make high {last}?" if last > low else "Make it smaller."
         found.append(f"{key}: step must divide high - low, but got low={low}, high={high}, step={step}. {hint}")
     return found
-
-
-def _parse_when(key: str, raw: Any, problems: list[str]) -> dict[str, tuple[Value, ...]]:
-    if not isinstance(raw, Mapping) or not all(isinstance(value, Value | list) for value in raw.values()):
-        problems.append(f"{key}: when must map keys to a value or a list of values, but got {raw!r}.")
-        return {}
-    return {str(other): tuple(value) if isinstance(value, list) else (value,) for other, value in raw.items()}
-
-
-def _when_json(when: When) -> dict[str, Any]:
-    return {"when": {key: list(values) for key, values in when.items()}} if when else {}
 
 
 def _is_number(value: Any) -> bool:

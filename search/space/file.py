@@ -1,7 +1,7 @@
 """From the content of a space file to a checked :class:`Space`: every problem is found, then reported at once."""
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from pydantic import BaseModel, ValidationError
 from cellseg.config import FIELDS, describe, flatten, parse_overrides, unknown_key
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_yaml
+from search.names import unknown_name
 from search.space import rules
-from search.space.domain import Domain, check_finite_value, is_among, parse_domain
-from search.space.settings import AshaSettings, DataSource, Generate, Resources, StudySettings
+from search.space.conditions import DEFAULTS, is_among
+from search.space.domain import Domain, check_finite_value, parse_domain
+from search.space.settings import AshaSettings, DataSource, Generate, Resources, StudySettings, direction_of
 from search.space.space import Space
 
 _MANDATORY = {
@@ -23,6 +25,7 @@ _MANDATORY = {
     "space": {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
 }
 """The settings without a default, with an example that stands in for a missing one while the rest is checked."""
+_MINIMIZED_METRIC = "loss/validation"
 _SETTINGS: tuple[str, ...] = (*StudySettings.model_fields, "space", "start_from")
 _PARTS: dict[str, type[BaseModel]] = {"asha": AshaSettings, "resources": Resources, "data": DataSource}
 
@@ -68,7 +71,9 @@ def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> tu
             old = content.get(top)
             content[top] = (old if isinstance(old, dict) else {}) | {inner: value}
         else:
-            problems.append(f"--set {_unknown(key, (*FIELDS, *_inner_settings()), 'a config field or a setting')}")
+            problems.append(
+                f"--set {unknown_name(key, (*FIELDS, *_inner_settings()), 'a config field or a setting', _SETTINGS)}"
+            )
     return content, problems
 
 
@@ -88,26 +93,34 @@ def parse_space(content: Any, where: str) -> Space:
 
     problems += rules.ownership_problems(domains, fixed)
     problems += rules.condition_problems(domains, broken)
-    problems += rules.relevance_problems(domains, fixed, broken)
-    problems += rules.start_problems(starts, domains, broken)
-    if settings is not None and not problems:
+    try:
         domains = {key: domains[key] for key in rules.dependency_order(domains)}
-        space = Space(**dict(settings), domains=domains, fixed=fixed, start_from=tuple(starts))
-        problems += rules.combination_problems(space)
+    except CycleError as error:
+        problems.append(rules.circle_problem(error))
+    else:
+        problems += rules.start_problems(starts, domains, broken)
+        # The direction follows from the metric, which it was compared with.
+        chosen = {name: value for name, value in settings if name != "direction"}
+        space = Space(**chosen, domains=domains, fixed=fixed, start_from=tuple(starts))
+        draws = rules.random_draws(space)
+        problems += rules.relevance_problems(space, draws, broken)
+        problems += [] if problems else rules.combination_problems(space, draws)
         if not problems:
             return space
     raise UserError(*(f"{where}: {problem}" for problem in problems))
 
 
-def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings | None, list[str]]:
+def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[str]]:
+    """The settings, or examples of them where there are problems, and these."""
+    examples = _examples(content)
     problems = [_misplaced(key) for key in content if key not in _SETTINGS]
     problems += [
         f"{name}: must be given, but got nothing. Write for example {name}: {example}."
-        for name, example in _MANDATORY.items()
+        for name, example in examples.items()
         if name not in content
     ]
-    raw = {name: content.get(name, _MANDATORY.get(name)) for name in content if name in StudySettings.model_fields}
-    raw = {name: _MANDATORY[name] for name in _MANDATORY if name != "space"} | raw
+    settings = {name: example for name, example in examples.items() if name != "space"}
+    raw = settings | {name: value for name, value in content.items() if name in StudySettings.model_fields}
     if "asha" in raw:
         raw["asha"], found = _asha_switch(raw["asha"])
         problems += found
@@ -118,7 +131,7 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings | None, l
     data = raw.get("data")
     nested.append(("data.generate", Generate, data.get("generate") if isinstance(data, Mapping) else None))
     unknown = [
-        _unknown(f"{name}.{key}", [f"{name}.{field}" for field in model.model_fields], "a setting")
+        unknown_name(f"{name}.{key}", [f"{name}.{field}" for field in model.model_fields], "a setting")
         for name, model, value in nested
         if isinstance(value, Mapping)
         for key in value
@@ -129,7 +142,17 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings | None, l
         return StudySettings.model_validate(raw), problems
     except ValidationError as error:  # unknown names are told above, with the nearest valid one
         lines = describe(error.errors(include_url=False))
-        return None, problems + [line for line in lines if "extra inputs are not permitted" not in line]
+        problems += [line for line in lines if "extra inputs are not permitted" not in line]
+        return StudySettings.model_validate({name: _MANDATORY[name] for name in settings}), problems
+
+
+def _examples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Mandatory settings, metric and direction such that the one that is given and the other go together."""
+    examples = dict(_MANDATORY)
+    if content.get("direction") == direction_of(_MINIMIZED_METRIC):
+        examples["metric"] = _MINIMIZED_METRIC
+    examples["direction"] = direction_of(str(content.get("metric", examples["metric"])))
+    return examples
 
 
 def _asha_switch(raw: Any) -> tuple[Any, list[str]]:
@@ -187,17 +210,7 @@ def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], list[str]]:
 def _misplaced(key: Any) -> str:
     if not unknown_key(key):
         return f"{key}: a config field must stand under space, but got it at the top. Move it there."
-    return _unknown(str(key), _SETTINGS, "a setting")
-
-
-def _unknown(key: str, valid: Iterable[str], what: str) -> str:
-    valid = list(valid)
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    same_tail = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    hint = (same_tail or near)[:1]
-    return f"{key}: must be {what}, but got an unknown name. " + (
-        f"Did you mean '{hint[0]}'?" if hint else f"Settings are {', '.join(_SETTINGS)}."
-    )
+    return unknown_name(str(key), _SETTINGS, "a setting")
 
 
 def _inner_settings() -> list[str]:
@@ -213,20 +226,21 @@ def _fix(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     flat = flatten(content["space"], "space")
     flat[key] = value
     gone = set() if isinstance(value, Mapping) else {key}
-    fixed = dict.fromkeys(gone, value)
+    values = dict.fromkeys(gone, value)
     pending = list(gone)
-    while pending:  # what depends on a key that is gone loses the condition, or goes too
+    while pending:  # what depends on a key that is gone loses the condition, or goes too and has its default
         settled = pending.pop()
         for other, domain in list(flat.items()):
             when = domain.get("when") if isinstance(domain, Mapping) else None
             if not isinstance(when, Mapping) or settled not in when:
                 continue
             allowed = when[settled] if isinstance(when[settled], list) else [when[settled]]
-            if settled in fixed and is_among(fixed[settled], allowed):
+            if is_among(values[settled], allowed):
                 flat[other] = {**domain, "when": {k: v for k, v in when.items() if k != settled}}
             else:
                 del flat[other]
                 gone.add(other)
+                values[other] = DEFAULTS.get(other)
                 pending.append(other)
     content["space"] = flat
     if isinstance(content.get("start_from"), list):

@@ -5,18 +5,19 @@ Every rule is a function from what was parsed to problems, lines ``key: law, but
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellseg.config import ACTIVE_WHEN, FIELDS
+from cellseg.config import ACTIVE_WHEN
 from cellseg.errors import UserError
-from search.space.domain import Choices, Domain, Value, is_among
+from search.space.conditions import DEFAULTS, is_among
+from search.space.domain import Choices, Domain
 
 if TYPE_CHECKING:
-    from search.space.space import Space
+    from search.space.space import Params, Space
 
 _SET_BY_STUDY = {
     "train.epochs": "Set epochs at the top.",
@@ -25,16 +26,17 @@ _SET_BY_STUDY = {
     "data.root": "Write data: {root: FOLDER} at the top, or give --data.",
 }
 """Config fields that a space may neither sample nor fix, and where they come from."""
-_SAME_IN_ALL_TRIALS = (
+SAME_IN_ALL_TRIALS = (
     "data.split_seed",
     "data.num_folds",
     "data.fold",
     "data.layout",
     "data.annotations",
     "data.instances",
+    "data.train_on",
 )
-"""Config fields that a space may fix but not sample: they decide which images and cells a trial is measured on."""
-_NUM_COMBINATIONS = 300
+"""Config fields that a space may fix but not sample: they decide what a trial learns from and is measured on."""
+_NUM_DRAWS = 300
 
 
 def ownership_problems(domains: Mapping[str, Domain], fixed: Mapping[str, Any]) -> list[str]:
@@ -46,13 +48,13 @@ def ownership_problems(domains: Mapping[str, Domain], fixed: Mapping[str, Any]) 
     ]
     return found + [
         f"{key}: must be the same in all trials, or their scores do not compare, but got a domain. Fix it to one value."
-        for key in _SAME_IN_ALL_TRIALS
+        for key in SAME_IN_ALL_TRIALS
         if key in domains
     ]
 
 
 def condition_problems(domains: Mapping[str, Domain], broken: Collection[str] = ()) -> list[str]:
-    """Conditions on keys that are not sampled, on values that cannot be, or in a circle."""
+    """Conditions on keys that are not sampled, or on values that cannot be."""
     found = []
     for key, domain in domains.items():
         for other, values in domain.when.items():
@@ -62,18 +64,23 @@ def condition_problems(domains: Mapping[str, Domain], broken: Collection[str] = 
                 sampled = ", ".join(name for name in domains if name != key) or "none"
                 found.append(f"{key}: when must name a sampled key, but got '{other}'. Sampled besides: {sampled}.")
                 continue
+            default = [DEFAULTS[other]] if domains[other].when else []  # its value where it is not sampled
+            takes = str(domains[other]) + "".join(
+                f", and {value} where its own when does not hold" for value in default
+            )
             found += [f"{key}: when needs at least one value of {other}, but got none."] * (not values)
             found += [
-                f"{key}: when must name a value that {other} can take, but got {value!r}. It takes {domains[other]}."
+                f"{key}: when must name a value that {other} can take, but got {value!r}. It takes {takes}."
                 for value in values
-                if not domains[other].contains(value)
+                if not (domains[other].contains(value) or is_among(value, default))
             ]
-    try:
-        dependency_order(domains)
-    except CycleError as error:
-        circle = " -> ".join(error.args[1])
-        found.append(f"{error.args[1][0]}: conditions must not run in a circle, but got {circle}. Remove a when.")
     return found
+
+
+def circle_problem(error: CycleError) -> str:
+    """Conditions that depend on each other, as :func:`dependency_order` finds them."""
+    circle = error.args[1]
+    return f"{circle[0]}: conditions must not run in a circle, but got {' -> '.join(circle)}. Remove a when."
 
 
 def dependency_order(domains: Mapping[str, Domain]) -> list[str]:
@@ -97,50 +104,53 @@ def dependency_order(domains: Mapping[str, Domain]) -> list[str]:
     return order
 
 
-def relevance_problems(
-    domains: Mapping[str, Domain], fixed: Mapping[str, Any], broken: Collection[str] = ()
-) -> list[str]:
-    """Keys that are sampled although the trial may ignore them: noise to the model, a riddle to the reader."""
+def random_draws(space: "Space", count: int = _NUM_DRAWS, seed: int = 0) -> list["Params"]:
+    """Params of the space, always the same ones."""
+    rng = np.random.default_rng(seed)
+    return [space.sample(rng) for _ in range(count if space.domains else 1)]
+
+
+def relevance_problems(space: "Space", draws: Iterable["Params"], broken: Collection[str] = ()) -> list[str]:
+    """Keys that are sampled although the trial may ignore them: noise to the model, a riddle to the reader.
+
+    Judged by what the draws have. Every condition of ``ACTIVE_WHEN`` that a key misses is one problem.
+    """
+    beside: dict[tuple[str, str], set[Any]] = {}  # (key, other) -> the values that other has where key is sampled
+    for params in draws:
+        values = space.values(params)
+        for key in params:
+            for other in ACTIVE_WHEN.get(key, ()):
+                beside.setdefault((key, other), set()).add(values[other])
     found = []
-    for key in domains:
-        if key not in ACTIVE_WHEN or ACTIVE_WHEN[key][0] in broken:
-            continue
-        other, relevant = ACTIVE_WHEN[key]
-        if other not in domains:
-            value = fixed.get(other, FIELDS[other].default)
-            if value not in relevant:
-                found.append(
-                    f"{key}: only matters for {_either(other, relevant)}, but got {other}={value}. "
-                    f"Leave {key} out, or sample {other} too."
-                )
-            continue
-        possible = _possible_values(key, other, domains)
-        useful = [value for value in possible if value in relevant]
-        if not useful:
-            found.append(
-                f"{key}: only matters for {_either(other, relevant)}, but got {other} sampled from "
-                f"{', '.join(map(str, possible))}. Leave {key} out."
-            )
-        elif len(useful) < len(possible):
-            condition = useful[0] if len(useful) == 1 else f"[{', '.join(map(str, useful))}]"
-            found.append(
-                f"{key}: only matters for {_either(other, relevant)}, but got it sampled for "
-                f"{', '.join(str(value) for value in possible if value not in relevant)} too. "
-                f"Add when: {{{other}: {condition}}}."
-            )
+    for key in space.domains:
+        for other, condition in ACTIVE_WHEN.get(key, {}).items():
+            possible = _in_order(beside.get((key, other), set()), other, space.domains)
+            useful = [value for value in possible if value in condition]
+            useless = [str(value) for value in possible if value not in condition]
+            if not useless or other in broken:
+                continue
+            law = f"{key}: only matters for {other} {condition}, but got"
+            if other not in space.domains:
+                found.append(f"{law} {other}={useless[0]}. Leave {key} out, or sample {other} too.")
+            elif not useful:
+                found.append(f"{law} {other} sampled from {', '.join(useless)}. Leave {key} out.")
+            else:
+                fix = str(useful[0]) if len(useful) == 1 else f"[{', '.join(map(str, useful))}]"
+                found.append(f"{law} it sampled for {', '.join(useless)} too. Add when: {{{other}: {fix}}}.")
     return found
 
 
 def start_problems(
     starts: Sequence[Mapping[str, Any]], domains: Mapping[str, Domain], broken: Collection[str] = ()
 ) -> list[str]:
-    """Start configs that the space could not have sampled."""
+    """Start configs that the space could not have sampled. ``domains`` are in :func:`dependency_order`."""
     found = []
     for index, start in enumerate(starts):
         where = f"start_from[{index}]"
         found += [f"{where}: must name at least one sampled key, but got none."] * (not start)
         if dict(start) in [dict(earlier) for earlier in starts[:index]]:
             found.append(f"{where}: start configs must differ, but got one twice. Remove it.")
+        known = _known_values(start, domains)
         for key, value in start.items():
             if key in broken:
                 continue
@@ -153,25 +163,24 @@ def start_problems(
             if not domains[key].contains(value):
                 found.append(f"{where}: {key}: must be inside its domain, {domains[key]}, but got {value!r}.")
             for other, values in domains[key].when.items():
-                if other not in start or not is_among(start[other], values):
-                    got = f"{other}={start[other]}" if other in start else f"no {other}"
+                if other not in known or not is_among(known[other], values):
+                    got = f"{other}={known[other]}" if other in known else f"no {other}"
                     remedy = " or ".join(f"{other}: {allowed}" for allowed in values)
                     found.append(f"{where}: {key}: needs {remedy} beside it, but got {got}.")
     return found
 
 
-def combination_problems(space: "Space") -> list[str]:
+def combination_problems(space: "Space", draws: Sequence["Params"]) -> list[str]:
     """Rules over several fields that some configs of the space break.
 
-    Judged by trying: the start configs and a few hundred random draws. The same problem is reported once, with the
-    sampled values of the part of the config that it is about.
+    Judged by trying the start configs and the draws. The same problem is reported once, with the sampled values of the
+    part of the config that it is about.
     """
     rng = np.random.default_rng(0)
-    starts = [*space.start_from, *[None] * (_NUM_COMBINATIONS if space.domains else 1)]
+    tries = [*(space.sample(rng, start) for start in space.start_from), *draws]
     examples: dict[str, str] = {}
     counts: dict[str, int] = {}
-    for start in starts:
-        params = space.sample(rng, start)
+    for params in tries:
         try:
             space.config(params, seed=0)
         except UserError as error:
@@ -183,7 +192,7 @@ def combination_problems(space: "Space") -> list[str]:
                 examples.setdefault(law, f"{line} Sampled: {values or 'nothing of this part'}.")
                 counts[law] = counts.get(law, 0) + 1
     return [
-        f"{line} {math.ceil(100 * counts[law] / len(starts))} % of the space are like this: bind keys by when, "
+        f"{line} {math.ceil(100 * counts[law] / len(tries))} % of the space are like this: bind keys by when, "
         "or remove values."
         if "Sampled: nothing" not in line
         else line.removesuffix(" Sampled: nothing of this part.")
@@ -191,22 +200,20 @@ def combination_problems(space: "Space") -> list[str]:
     ]
 
 
-def _possible_values(key: str, other: str, domains: Mapping[str, Domain]) -> list[Value]:
-    """The values that ``other``, a key with choices, can have when ``key`` is active."""
-    domain = domains[other]
-    assert isinstance(domain, Choices), "fields that decide about others are texts"
-    possible = list(domain.choices)
-    pending, seen = [key], set[str]()
-    while pending:  # what a condition's own keys depend on holds as well
-        condition = domains.get(pending.pop())
-        when = condition.when if condition else {}
-        if other in when:
-            possible = [value for value in possible if is_among(value, when[other])]
-        fresh = set(when) - seen
-        seen |= fresh
-        pending += sorted(fresh)
-    return possible
+def _known_values(start: Mapping[str, Any], domains: Mapping[str, Domain]) -> dict[str, Any]:
+    """The values of a start config, and the default of every other key that is certainly not sampled beside them."""
+    known = dict(start)
+    for key, domain in domains.items():
+        excluded = any(other in known and not is_among(known[other], allowed) for other, allowed in domain.when.items())
+        if key not in known and excluded:
+            known[key] = DEFAULTS[key]
+    return known
 
 
-def _either(key: str, values: frozenset[str]) -> str:
-    return f"{key} {' or '.join(sorted(values))}"
+def _in_order(values: set[Any], key: str, domains: Mapping[str, Domain]) -> list[Any]:
+    """Values of a key in the order of its choices; of a range, and for a default beyond the choices, by size."""
+    domain = domains.get(key)
+    choices = [value for value in domain.choices if value in values] if isinstance(domain, Choices) else []
+    others = values.difference(choices)
+    numbers = [value for value in others if isinstance(value, int | float)]
+    return choices + sorted(numbers) + sorted(others.difference(numbers), key=str)

@@ -2,9 +2,16 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from cellseg.config import Count, Metric, Positive
+from cellseg.config import MINIMIZED, Count, Metric, Positive
+
+Direction = Literal["maximize", "minimize"]
+
+
+def direction_of(metric: str) -> Direction:
+    """Which values of a metric are better."""
+    return "minimize" if metric in MINIMIZED else "maximize"
 
 
 class _Settings(BaseModel):
@@ -51,7 +58,7 @@ class StudySettings(_Settings):
     """The settings of a space file beside the space itself."""
 
     metric: Metric
-    direction: Literal["maximize"]
+    direction: Direction
     trials: Count
     epochs: Count
     seed: Annotated[int, Field(ge=0)] = 0
@@ -62,9 +69,11 @@ class StudySettings(_Settings):
 
     @field_validator("direction", mode="before")
     @classmethod
-    def _larger_is_better(cls, value: Any) -> Any:
-        if value != "maximize":
-            raise ValueError(f"must be 'maximize', as every metric here is better when larger, but got {value!r}.")
+    def _fits_the_metric(cls, value: Any, info: ValidationInfo) -> Any:
+        metric = info.data.get("metric")
+        if metric is not None and value != (right := direction_of(metric)):
+            better = "smaller" if right == "minimize" else "larger"
+            raise ValueError(f"must be '{right}' for {metric}, of which {better} is better, but got {value!r}.")
         return value
 
     @model_validator(mode="after")

@@ -4,17 +4,20 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cellseg.config import TrialConfig
 from search.asha import Asha
-from search.space.domain import Domain, is_among
-from search.space.settings import AshaSettings, DataSource, Resources
+from search.space.conditions import DEFAULTS, holds
+from search.space.domain import Domain
+from search.space.settings import AshaSettings, DataSource, Direction, Resources, direction_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+
+    from search.sampler import StudySampler
 
 Params = dict[str, Any]
 """Values of the sampled keys that are active, by dotted key."""
@@ -30,8 +33,6 @@ class Space:
 
     metric: str
     """Name of the validation metric that ranks and prunes."""
-    direction: Literal["maximize"] = "maximize"
-    """Larger is better: the only direction there is."""
     trials: int
     """How many trials the study is to finish, those of former runs included."""
     epochs: int
@@ -54,6 +55,11 @@ class Space:
     """Values of some sampled keys, to be tried first, in this order."""
 
     @property
+    def direction(self) -> Direction:
+        """Which values of the metric are better; larger ones for a metric that is not of this project."""
+        return direction_of(self.metric)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that two spaces share exactly if their trials may stand in one study.
 
@@ -65,10 +71,14 @@ class Space:
             content.pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial with these params has for every key: the sampled value, else the fixed, else the default."""
+        return {**DEFAULTS, **self.fixed, **params}
+
     def is_active(self, key: str, params: Mapping[str, Any]) -> bool:
         """Whether the sampled key ``key`` has a value beside ``params``, the values of the keys it depends on."""
-        conditions = self.domains[key].when.items()
-        return all(other in params and is_among(params[other], values) for other, values in conditions)
+        when = self.domains[key].when
+        return not when or holds(when, self.values(params))
 
     def suggest(self, ask: Callable[[str], Any]) -> Params:
         """The values of all active keys: ``ask`` is called for each, conditions first, and for no inactive key."""
@@ -100,6 +110,25 @@ class Space:
         """The scheduler of a new study. With ``asha: off`` it has no rungs and stops nothing."""
         settings = self.asha or AshaSettings(grace=self.epochs)
         return Asha(settings.grace, settings.reduction, self.epochs)
+
+    def make_sampler(self) -> "StudySampler":
+        """The sampler of a new study."""
+        from search.sampler import StudySampler  # it imports optuna, and this module
+
+        return StudySampler(self, self.seed)
+
+    @property
+    def failures_count(self) -> bool:
+        """A trial that failed says nothing about its config: another takes its place among ``trials``."""
+        return False
+
+    def includes(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial of the study is one of those that are to be run now: all are."""
+        return True
+
+    def seed_index(self, params: Mapping[str, Any], number: int) -> int:
+        """The trial's number: no two trials share a seed."""
+        return number
 
     def describe(self) -> list[str]:
         """The space in lines for people."""

@@ -18,6 +18,7 @@ TINY = {
     "model.box_head_width": 32,
     "model.mask_head_layers": 1,
     "model.mask_head_width": 16,
+    "model.rpn_candidates": 50,
     "model.rpn_proposals": 50,
     "model.roi_samples": 16,
     "model.anchors": "4-64",

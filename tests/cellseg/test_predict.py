@@ -1,20 +1,11 @@
-import json
-import shutil
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
 from torch import nn
 
-from cellseg import predict
 from cellseg.checkpoint import open_checkpoint
-from cellseg.cli import run_command
-from cellseg.data.testset import read_test_list
-from cellseg.errors import UserError
 from cellseg.model.build import build_model
-from cellseg.predict import check_results, load_model, predict_image, predict_images, write_results
+from cellseg.predict import load_model, predict_image, predict_images
 from cellseg.rle import decode
 
 
@@ -50,6 +41,8 @@ def picture(height=60, width=80) -> np.ndarray:
         ({"data__shorter_side": 120}, (120, 160)),
         ({"data__shorter_side": 32}, (32, 43)),
         ({"data__longer_side": 40}, (30, 40)),
+        ({"data__resize": "square", "data__shorter_side": 64}, (64, 64)),
+        ({"inference__scales": "1.5"}, (90, 120)),
     ],
 )
 def test_cells_come_back_in_the_pixels_of_the_image_whatever_the_network_saw(tiny_config, settings, seen):
@@ -106,154 +99,117 @@ def test_images_of_any_size_can_be_predicted(tiny_config, height, width):
     assert all(rle["size"] == [height, width] for rle in found.rles)
 
 
-@pytest.fixture
-def checkpoint(tiny_config, tmp_path, save_untrained):
-    """Untrained, but it finds a lot."""
-
-    def make(**flat):
-        config = tiny_config(**{"inference__score_threshold": 0.0} | flat)
-        torch.manual_seed(0)
-        model = build_model(config.model, config.inference, 4)
-        return open_checkpoint(save_untrained(model, tmp_path / "best", config))
-
-    return make
-
-
-@pytest.fixture
-def root(synthetic_root, tmp_path):
-    """A copy of the test images whose ids are not their places in the list."""
-    copy = tmp_path / "data"
-    shutil.copytree(synthetic_root / "test_release", copy / "test_release")
-    entries = json.loads((synthetic_root / "test_image_name_to_ids.json").read_text())
-    for entry in entries:
-        entry["id"] += 40
-    (copy / "test_image_name_to_ids.json").write_text(json.dumps(entries))
-    return copy
-
-
-def test_a_loaded_model_is_the_saved_one_in_evaluation_mode(checkpoint, tiny_config):
-    saved = checkpoint()
+def test_a_loaded_model_is_the_saved_one_in_evaluation_mode(tiny_config, tmp_path, save_untrained):
+    config = tiny_config()
+    saved = open_checkpoint(save_untrained(build_model(config.model, config.inference, 4), tmp_path / "best", config))
     model = load_model(saved)
     assert not model.training
     weights = saved.load_weights()
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_results_are_coco_records_of_the_listed_images(checkpoint, root, tmp_path):
-    images, out, done = read_test_list(root), tmp_path / "deep" / "test-results.json", []
-    count = write_results(checkpoint(), images, out, on_image=lambda n, of: done.append((n, of)))
-    assert done == [(1, 2), (2, 2)]
-    records = json.loads(out.read_text())
-    assert len(records) == count == 40  # 20 detections for each image
-    assert {record["image_id"] for record in records} == {41, 42}
-    sizes = {image.image_id: [image.height, image.width] for image in images}
-    for record in records:
-        assert record.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"}
-        assert record["segmentation"]["size"] == sizes[record["image_id"]]
-        assert isinstance(record["segmentation"]["counts"], str)
-        height, width = sizes[record["image_id"]]
-        x, y, w, h = record["bbox"]
-        assert min(x, y) >= 0 and min(w, h) > 0
-        assert x + w <= width + 1e-3 and y + h <= height + 1e-3
-    assert [path.name for path in out.parent.iterdir()] == ["test-results.json"]
+# Multi-scale testing
 
 
-def test_results_load_against_the_truth_with_pycocotools(checkpoint, synthetic_root, tmp_path):
-    write_results(checkpoint(), read_test_list(synthetic_root), tmp_path / "out.json")
-    truth = COCO(str(synthetic_root / "test_truth.json"))
-    assert len(truth.loadRes(str(tmp_path / "out.json")).anns) == 40
+class Scripted(nn.Module):
+    """Finds for each image it sees, known by its width, the cells of a script: (left, top, side, score, label) in
+    shares of its size. A cell's mask is filled with its score."""
+
+    def __init__(self, script: dict[int, list[tuple[float, float, float, float, int]]]):
+        super().__init__()
+        self.anywhere = nn.Parameter(torch.zeros(1))
+        self.script = script
+        self.seen: list[tuple[int, int]] = []
+
+    def forward(self, images):
+        _, height, width = images[0].shape
+        self.seen.append((height, width))
+        cells = torch.tensor(self.script[width]).reshape(-1, 5)
+        left, top, side, scores, labels = cells.unbind(dim=1)
+        size = torch.tensor([width, height, width, height])
+        return [
+            {
+                "boxes": torch.stack([left, top, left + side, top + side], dim=1) * size,
+                "labels": labels.long(),
+                "scores": scores,
+                "masks": scores[:, None, None, None].expand(-1, 1, 28, 28),
+            }
+        ]
 
 
-def test_an_absent_image_is_left_out(checkpoint, root, tmp_path):
-    next((root / "test_release").iterdir()).unlink()
-    images = read_test_list(root)
-    (present,) = (image for image in images if image.path is not None)
-    assert write_results(checkpoint(), images, tmp_path / "out.json") == 20
-    records = json.loads((tmp_path / "out.json").read_text())
-    assert {record["image_id"] for record in records} == {present.image_id}
+SCRIPT = {
+    60: [(0.1, 0.1, 0.2, 0.9, 1), (0.6, 0.6, 0.2, 0.8, 1)],
+    80: [(0.11, 0.1, 0.2, 0.95, 1), (0.1, 0.1, 0.2, 0.5, 2)],
+    100: [(0.1, 0.1, 0.2, 0.6, 1), (0.1, 0.7, 0.2, 0.7, 1)],
+}
+"""What is found in an image of 60 x 80 pixels at factors 0.75, 1 and 1.25: one cell at all of them, at 1 also as
+another class, and one cell each that only 0.75 and 1.25 show."""
 
 
-def test_no_image_at_all_is_an_error(checkpoint, root, tmp_path):
-    shutil.rmtree(root / "test_release")
-    with pytest.raises(UserError, match="needs test images, but none of the 2 listed ones is there"):
-        write_results(checkpoint(), read_test_list(root), tmp_path / "out.json")
-    assert not (tmp_path / "out.json").exists()
+def test_several_scales_find_each_cell_once_where_its_score_is_best(tiny_config):
+    model = Scripted(SCRIPT)
+    found = predict_image(model, picture(), tiny_config(inference__scales="0.75,1,1.25"))
+    assert model.seen == [(45, 60), (60, 80), (75, 100)]
+    np.testing.assert_allclose(found.scores_N, [0.95, 0.8, 0.7, 0.5])
+    assert found.labels_N.tolist() == [1, 1, 1, 2]
+    expected_N4 = np.array([(8.8, 6, 24.8, 18), (48, 36, 64, 48), (8, 42, 24, 54), (8, 6, 24, 18)])
+    np.testing.assert_allclose(found.boxes_N4, expected_N4, rtol=1e-5)
+    assert (found.boxes_N4.dtype, found.scores_N.dtype, found.labels_N.dtype) == (np.float32, np.float32, np.int64)
 
 
-def test_every_bad_image_is_told_and_nothing_is_written(checkpoint, root, tmp_path):
-    first, second = read_test_list(root)
-    assert second.path is not None
-    second.path.write_bytes(second.path.read_bytes()[:50])
-    images = [replace(first, height=first.height + 1), second]
-    (tmp_path / "out.json").write_text("old")
-    with pytest.raises(UserError) as raised:
-        write_results(checkpoint(), images, tmp_path / "out.json")
-    size, damaged = raised.value.problems
-    assert f"must be {first.height + 1}x{first.width} as the test list says, but got {first.height}x" in size
-    assert str(second.path) in damaged
-    assert (tmp_path / "out.json").read_text() == "old"
+def test_each_cell_keeps_the_mask_of_the_scale_it_was_found_at(tiny_config):
+    # A mask's probabilities are its cell's score: at threshold 0.75 only the two best have any pixel.
+    config = tiny_config(inference__scales="0.75,1,1.25", inference__mask_threshold=0.75)
+    areas = [int(decode(rle).sum()) for rle in predict_image(Scripted(SCRIPT), picture(), config).rles]
+    assert areas[0] > 100 and areas[1] > 50 and areas[2:] == [0, 0]
 
 
-def test_no_detections_are_a_legal_result(checkpoint, root, tmp_path):
-    saved = checkpoint(inference__score_threshold=1.0)
-    assert write_results(saved, read_test_list(root), tmp_path / "out.json") == 0
-    assert json.loads((tmp_path / "out.json").read_text()) == []
+def test_no_more_cells_remain_than_an_image_may_have(tiny_config):
+    config = tiny_config(inference__scales="0.75,1,1.25", model__detections_per_image=2)
+    np.testing.assert_allclose(predict_image(Scripted(SCRIPT), picture(), config).scores_N, [0.95, 0.8])
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"image_id": 7}, "must be of a listed image and its size"),
-        ({"segmentation": {"size": [3, 3], "counts": "9"}}, "must be of a listed image and its size"),
-        ({"category_id": 0}, "must have a class up to 4 and a score"),
-        ({"category_id": 5}, "must have a class up to 4 and a score"),
-        ({"score": 1.5}, "must have a class up to 4 and a score"),
-        ({"bbox": [0, 0, float("inf"), 1]}, "must have a finite box"),
-    ],
-)
-def test_a_results_file_that_a_leaderboard_would_misread_is_refused(checkpoint, root, tmp_path, change, match):
-    images, out = read_test_list(root), tmp_path / "out.json"
-    write_results(checkpoint(), images, out)
-    check_results(out, images, 4)
-    records = json.loads(out.read_text())
-    records[0] |= change
-    out.write_text(json.dumps(records))
-    with pytest.raises(UserError, match=match):
-        check_results(out, images, 4)
+def test_soft_suppression_lowers_the_scores_of_what_other_scales_found_too(tiny_config):
+    config = tiny_config(inference__scales="0.75,1,1.25", inference__nms="soft", inference__score_threshold=0.01)
+    scores = predict_image(Scripted(SCRIPT), picture(), config).scores_N
+    assert len(scores) == 6
+    np.testing.assert_allclose(scores[:4], [0.95, 0.8, 0.7, 0.5])
+    assert (scores[4:] < 0.25).all()
 
 
-# The command
+@pytest.mark.parametrize("scales", ["1", "1.0", "0.75", "1.25"])
+def test_a_single_scale_is_not_suppressed_again(tiny_config, monkeypatch, scales):
+    import cellseg.model.nms
+
+    monkeypatch.setattr(cellseg.model.nms, "suppress", None)
+    model = Scripted({width: [(0.1, 0.1, 0.2, 0.5, 1), (0.1, 0.1, 0.2, 0.6, 1)] for width in SCRIPT})
+    found = predict_image(model, picture(), tiny_config(inference__scales=scales, inference__nms="soft"))
+    assert len(model.seen) == 1
+    np.testing.assert_allclose(found.scores_N, [0.5, 0.6])
 
 
-def command(*argv) -> int:
-    return run_command(predict._parser(), predict._command, [*map(str, argv), "--device", "cpu"])
+def test_factors_that_come_to_the_same_size_are_predicted_once(tiny_config):
+    model = Scripted({5: [(0.1, 0.1, 0.5, 0.5, 1)]})
+    found = predict_image(model, picture(5, 5), tiny_config(inference__scales="0.5,0.75,1"))
+    assert model.seen == [(5, 5)]
+    assert found.scores_N.tolist() == [0.5]
 
 
-def test_the_command_predicts_and_counts(checkpoint, root, tmp_path, capsys):
-    assert command(checkpoint().folder, root, tmp_path / "out.json") == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out.json'}: 40 detections on 2 images\n"
+def test_nothing_found_at_any_scale_is_a_legal_result(tiny_config):
+    found = predict_image(
+        Scripted({width: [] for width in SCRIPT}), picture(), tiny_config(inference__scales="0.75,1,1.25")
+    )
+    assert len(found) == 0 and found.size == (60, 80)
 
 
-def test_the_command_says_which_image_is_missing(checkpoint, root, tmp_path, capsys):
-    absent = sorted((root / "test_release").iterdir())[0]
-    absent.unlink()
-    assert command(checkpoint().folder, root, tmp_path / "out.json") == 0
-    out = capsys.readouterr().out
-    assert f"missing: 1 of 2 listed test images have no file: {absent.name}" in out
-    assert "20 detections on 1 images" in out
-
-
-def test_the_commands_errors_are_lines_and_leave_no_file(checkpoint, root, tmp_path, capsys):
-    saved, out = checkpoint(), tmp_path / "out.json"
-    for argv, problem in [
-        ((tmp_path / "nowhere", root, out), "must be a checkpoint folder"),
-        ((saved.folder, tmp_path / "nowhere", out), "test_image_name_to_ids.json: the file must exist"),
-    ]:
-        assert command(*argv) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ") and err.count("\n") == 1
-        assert problem in err
-    (saved.folder / saved.info.weights).write_bytes(b"")
-    assert command(saved.folder, root, out) == 2
-    assert "must be the file that checkpoint.json describes" in capsys.readouterr().err
-    assert not out.exists()
+@pytest.mark.parametrize("nms", ["hard", "soft"])
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (60, 80)])
+def test_a_real_model_predicts_at_several_scales(tiny_config, nms, height, width):
+    config = tiny_config(inference__score_threshold=0.0, inference__scales="0.5,1,2", inference__nms=nms)
+    torch.manual_seed(0)
+    model = build_model(config.model, config.inference, 2).eval()
+    found = predict_image(model, picture(height, width), config)
+    assert 0 < len(found) <= 20
+    assert (np.diff(found.scores_N) <= 0).all()
+    assert (found.boxes_N4 >= 0).all()
+    assert (found.boxes_N4 <= np.array([width, height] * 2) + 1e-3).all()

@@ -64,10 +64,11 @@ def test_an_epoch_is_a_report_of_finite_numbers(packed, tiny_config, tmp_path):
     assert [report.ending for report in reports] == [None, "epochs"]
     for report in reports:
         parts = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
-        assert set(report.losses) == {*parts, "loss"}
+        assert set(report.losses) == {*parts, "loss_dice", "loss"}
         assert report.losses["loss"] == pytest.approx(sum(report.losses[name] for name in parts))
         assert all(math.isfinite(value) for value in report.losses.values())
-        assert set(METRICS) <= set(report.metrics)
+        assert {*METRICS, "count/detections", "count/cells"} <= set(report.metrics)
+        assert all(math.isfinite(value) for value in report.metrics.values())
         assert report.value == report.metrics["segm/AP50"]
         assert report.seconds > 0 and report.images_per_second > 0 and report.peak_memory_bytes > 0
     assert reports[0].losses["loss"] > reports[1].losses["loss"]
@@ -89,12 +90,28 @@ def test_the_number_of_loader_processes_changes_nothing(packed, tiny_config, tmp
     assert numbers(run(config.replace(train__workers=2), packed, tmp_path / "2")) == numbers(alone)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_run_killed_after_an_epoch_goes_on_as_if_nothing_had_happened(packed, tiny_config, tmp_path, optimizer):
-    config = tiny_config(train__epochs=2, optim__optimizer=optimizer, augment__preset="full")
+GROUPS = {"optim__decay_on": "weights", "optim__backbone_lr_factor": 0.5}
+PLATEAU = {"optim__schedule": "plateau", "optim__plateau_patience": 1, "optim__plateau_factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "killed_after", "settings"),
+    [
+        (2, 1, {"optim__optimizer": "sgd"}),
+        (2, 1, {"optim__optimizer": "adamw"}),
+        (3, 2, PLATEAU | GROUPS | {"optim__ema_decay": 0.8, "optim__accumulate_batches": 2, "train__batch_size": 2}),
+    ],
+    ids=["sgd", "adamw", "plateau-ema-accumulation"],
+)
+def test_a_run_killed_after_an_epoch_goes_on_as_if_nothing_had_happened(
+    packed, tiny_config, tmp_path, epochs, killed_after, settings
+):
+    config = tiny_config(train__epochs=epochs, augment__preset="full", **settings)
     whole = run(config, packed, tmp_path / "whole")
+    if config.optim.schedule == "plateau":  # two epochs without a detection: the third's rate looks back on both
+        assert [report.learning_rate for report in whole] == [1e-3, 1e-3, 5e-4]
     killed = fit(config, packed, tmp_path / "killed", device=CPU)
-    before = [next(killed)]
+    before = list(itertools.islice(killed, killed_after))
     killed.close()
     torch.rand(99)  # another process has another random state
     after = run(config, packed, tmp_path / "killed")
@@ -103,6 +120,7 @@ def test_a_run_killed_after_an_epoch_goes_on_as_if_nothing_had_happened(packed, 
         assert same(weights_in(tmp_path / "killed" / folder), weights_in(tmp_path / "whole" / folder))
     states = [open_checkpoint(tmp_path / name / "last").load_training() for name in ("killed", "whole")]
     assert str(states[0]) == str(states[1])
+    assert states[0]["model"] is states[1]["model"] is None or same(states[0]["model"], states[1]["model"])
 
 
 @pytest.mark.parametrize("unsaved", ["best", "last"])
@@ -188,6 +206,42 @@ def test_patience_ends_a_run_without_a_new_best(packed, tiny_config, tmp_path, s
     assert run(tiny_config(train__epochs=6, train__patience=3), packed, tmp_path) == []
 
 
+def test_of_a_loss_the_smallest_is_best_and_told_as_it_is(packed, tiny_config, tmp_path, scripted, without_training):
+    scripted(3.0, 2.0, 2.5, 2.0, 1.0)
+    config = tiny_config(train__epochs=5, train__metric="loss/validation", train__patience=2)
+    reports = run(config, packed, tmp_path)
+    assert [report.value for report in reports] == [3.0, 2.0, 2.5, 2.0]
+    assert [(report.best_epoch, report.best_value) for report in reports] == [(1, 3.0), (2, 2.0), (2, 2.0), (2, 2.0)]
+    assert reports[-1].ending == "patience"
+    assert (open_checkpoint(tmp_path / "best").info.epoch, open_checkpoint(tmp_path / "best").info.value) == (2, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "last_epoch"),
+    [
+        ({"train__stop_after_decays": 1}, (0.1, 0.3, 0.2, 0.2, 0.2, 0.2), 4),
+        ({"train__stop_after_decays": 2}, (0.1, 0.3, 0.2, 0.2, 0.2, 0.2), 6),
+        ({"train__stop_after_decays": 2}, (0.1, 0.1, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1), 8),  # a new best after one decay
+        ({"train__stop_after_decays": 1, "optim__warmup_epochs": 3}, (0.1, 0.2, 0.1, 0.1, 0.1, 0.1), 6),
+        ({"train__stop_after_decays": 1, "optim__schedule": "constant"}, (0.1,) * 9, None),
+        ({"train__stop_after_decays": None}, (0.1,) * 9, None),
+    ],
+)
+def test_a_run_ends_when_the_rate_was_lowered_so_often_since_the_best_epoch(
+    packed, tiny_config, tmp_path, scripted, without_training, settings, values, last_epoch
+):
+    scripted(*values)
+    config = tiny_config(**PLATEAU | {"train__epochs": 9, "optim__plateau_patience": 2} | settings)
+    if last_epoch is None:
+        assert run(config, packed, tmp_path)[-1].ending == "epochs"
+        return
+    killed = fit(config, packed, tmp_path, device=CPU)
+    before = list(itertools.islice(killed, 3))
+    killed.close()
+    reports = before + run(config, packed, tmp_path)  # what was watched before counts on
+    assert [report.ending for report in reports] == [None] * (last_epoch - 1) + ["patience"]
+
+
 def test_the_best_checkpoint_is_of_the_best_epoch_and_the_first_of_equals(
     packed, tiny_config, tmp_path, scripted, without_training
 ):
@@ -251,19 +305,27 @@ def test_gradients_are_clipped_to_the_norm(packed, tiny_config, tmp_path, script
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_name(packed, tiny_config, tmp_path, monkeypatch):
-    original = training.TrainingRun._train_step
+    original = training.TrainingRun._add_gradients
 
-    def exploding(self, batch):
-        losses = original(self, batch)
-        return losses | {"loss_mask": losses["loss_mask"] * math.nan} if self.epoch == 2 else losses
+    def exploding(self, batch, share):
+        losses = original(self, batch, share)
+        broken = {name: losses[name] * math.nan for name in ("loss_mask", "loss_dice")}
+        return losses | broken if self.epoch == 2 else losses
 
-    monkeypatch.setattr(training.TrainingRun, "_train_step", exploding)
+    monkeypatch.setattr(training.TrainingRun, "_add_gradients", exploding)
     reports = fit(tiny_config(train__epochs=3), packed, tmp_path, device=CPU)
     next(reports)
     with pytest.raises(TrainingError, match="non-finite: loss_mask in epoch 2") as raised:
         next(reports)
     assert raised.value.reason == "non-finite"
     assert open_checkpoint(tmp_path / "last").info.epoch == 1
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run_too(packed, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "validation_loss", lambda *_: math.inf)
+    with pytest.raises(TrainingError, match="non-finite: loss/validation in epoch 1"):
+        run(tiny_config(), packed, tmp_path)
+    assert not (tmp_path / "last").exists()
 
 
 def test_a_rate_that_is_far_too_high_ends_the_run_as_non_finite(packed, tiny_config, tmp_path):
@@ -332,6 +394,29 @@ def test_the_command_trains_and_says_where_the_best_checkpoint_is(command, tiny_
     assert command(tiny_config().to_flat(), "--set", "train.epochs=1") == 0
     assert "is already trained to the end" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "out")
+
+
+def test_the_command_takes_every_way_of_training(command, tiny_config, tmp_path, capsys):
+    settings = {
+        "train.metric": "loss/validation",
+        "train.stop_after_decays": 2,
+        "data.train_on": "all",
+        "loss.dice": 0.5,
+        "loss.objectness": 0.0,
+        "optim.optimizer": "sgd",
+        "optim.schedule": "plateau",
+        "optim.warmup_epochs": 1,
+        "optim.plateau_watch": "training-loss",
+        "optim.decay_on": "weights",
+        "optim.backbone_lr_factor": 0.1,
+        "optim.accumulate_batches": 2,
+        "optim.ema_decay": 0.9,
+    }
+    assert command(tiny_config().to_flat() | settings, "--set", "train.epochs=1") == 0
+    out = capsys.readouterr().out
+    value = open_checkpoint(tmp_path / "out/best").info.value
+    assert f"loss/validation {value:.4f}" in out
+    assert f"best: loss/validation {value:.4f} in epoch 1" in out.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

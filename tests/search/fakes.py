@@ -41,16 +41,20 @@ def make_space(**settings: Any) -> Space:
 def make_study(folder: Path, name: str = "study", **settings: Any) -> Study:
     """A study in ``folder/name``, new or continued."""
     place = folder / name
-    store = StudyStore.open(place) if StudyStore.exists(place) else StudyStore.create(place, {"name": name})
-    return Study(name, make_space(**settings), store)
+    space = make_space(**settings)
+    new = {"name": name, "metric": space.metric}
+    store = StudyStore.open(place) if StudyStore.exists(place) else StudyStore.create(place, new)
+    return Study(name, space, store)
 
 
-def make_report(epoch: int, value: float, *, ending: str | None = None, **metrics: float) -> dict[str, Any]:
+def make_report(
+    epoch: int, value: float, *, metric: str = METRIC, ending: str | None = None, **metrics: float
+) -> dict[str, Any]:
     """An EpochReport as a dict, of a trial that gets better with every epoch."""
     return {
         "epoch": epoch,
         "losses": {"loss": 1.0 / epoch},
-        "metrics": {METRIC: value} | metrics,
+        "metrics": {metric: value} | metrics,
         "value": value,
         "best_value": value,
         "best_epoch": epoch,

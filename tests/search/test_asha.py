@@ -1,5 +1,7 @@
 """Who goes on at a rung."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,13 @@ def test_a_tie_breaker_decides_between_equal_values_and_only_there():
     assert not asha.report(1, 1, 0.0, tie_breaker=3.0)
     assert asha.report(2, 1, 0.0, tie_breaker=1.0)
     assert asha.report(3, 1, 0.1, tie_breaker=9.0)
+
+
+def test_the_largest_finite_tie_breaker_loses_to_every_other():
+    asha = Asha(1, 3, 9)
+    assert asha.report(0, 1, 0.0, tie_breaker=1e300)
+    assert not asha.report(1, 1, 0.0, tie_breaker=sys.float_info.max)
+    assert asha.report(2, 1, 0.0, tie_breaker=1e299)
 
 
 def test_a_second_report_at_a_rung_replaces_the_first():

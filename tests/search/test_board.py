@@ -103,6 +103,22 @@ def test_the_table_has_the_best_first_with_the_values_that_tell_trials_apart(stu
     assert re.search(r"1/4 +0\.3000 @1 +0\.\d+ +[124]$", lines[2].rstrip())
 
 
+def test_a_loss_is_shown_as_it_is_and_the_lowest_first(tmp_path):
+    study = make_study(tmp_path, "losses", asha=False, metric="loss/validation", direction="minimize")
+    out = console()
+    board = Board(study, out)
+    for value in (1.5, 0.5):
+        number = study.propose().number
+        study.report(number, make_report(1, value, metric="loss/validation"))
+        study.end(number, "epochs")
+    lines = shown(leaderboard_table(study)).splitlines()
+    assert "loss/validation" in lines[0]
+    assert [line.split()[:2] for line in lines[1:]] == [["1", "t0001"], ["2", "t0000"]]
+    assert "0.5000 @1" in lines[1]
+    board.update()
+    assert "t0001  complete     epoch 1/4  best loss/validation 0.5000  (epochs)" in out.file.getvalue()
+
+
 def test_running_trials_are_shown_with_their_true_rank_however_bad_they_are(study):
     run(study, [0.5 + number / 100 for number in range(20)])
     run(study, [0.01], ending=None)

@@ -18,7 +18,10 @@ print("loaded:", *sys.modules)
 """
 
 
-@pytest.mark.parametrize("module", ["search.run", "search.export"])
+COMMANDS = ("search.run", "search.export", "search.report", "cellseg.config", "cellseg.train", "cellseg.predict")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
 def test_help_loads_nothing_heavy(module):
     done = subprocess.run([sys.executable, "-c", SCRIPT, module], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

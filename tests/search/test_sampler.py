@@ -71,6 +71,20 @@ def test_proposals_get_better_than_random():
     assert np.mean([score(params) for params in asked[40:]]) > np.mean([score(params) for params in asked[:10]]) + 1
 
 
+def test_proposals_for_a_minimised_metric_get_lower_than_random():
+    space = Space(metric="loss/validation", trials=60, epochs=9, domains=DOMAINS)
+    sampler, losses = StudySampler(space, seed=1), []
+    for number in range(60):
+        losses.append(-score(sampler.ask(number)))
+        sampler.report(number, 1, losses[-1])
+        if number % 3 == 2:
+            sampler.tell(number, Outcome.PRUNED)
+        else:
+            sampler.tell(number, Outcome.COMPLETE, losses[-1])
+    assert np.mean(losses[40:]) < np.mean(losses[:10]) - 1
+    assert sampler.study.best_value == min(loss for number, loss in enumerate(losses) if number % 3 != 2)
+
+
 def test_a_complete_trial_has_its_value_and_a_pruned_one_its_intermediate_values():
     sampler = make()
     for number in range(3):

@@ -145,6 +145,24 @@ def test_the_best_trials_are_those_of_highest_metric_however_they_ended(store):
     assert [row.number for row in store.best_trials(10)] == [4, 2, 3, 0]
 
 
+@pytest.mark.parametrize(("metric", "best"), [("loss/validation", [2, 1, 3]), ("segm/AP", [3, 1, 2]), ("m", [3, 1, 2])])
+def test_lower_is_better_for_a_loss_whether_written_or_read(tmp_path, metric, best):
+    store = StudyStore.create(tmp_path / "s", {"metric": metric})
+    for number, value in enumerate([None, 0.5, 0.2, 0.9, float("nan")]):
+        store.put_trial(trial(number, metric=value))
+    for again in (store, StudyStore.open(store.folder)):
+        assert again.metric == metric
+        assert [row.number for row in again.best_trials()] == best
+    assert store.trials()[2].metric == 0.2, "the table keeps the value as it is"
+
+
+def test_of_equal_losses_the_earlier_is_better(tmp_path):
+    store = StudyStore.create(tmp_path / "s", {"metric": "loss/validation"})
+    for number, value in enumerate([0.5, 0.2, 0.2]):
+        store.put_trial(trial(number, metric=value))
+    assert [row.number for row in store.best_trials(2)] == [1, 2]
+
+
 def test_a_state_that_does_not_exist_is_a_bug_of_the_caller():
     with pytest.raises(AssertionError):
         trial(0, state="DONE")

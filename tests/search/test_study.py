@@ -4,12 +4,12 @@ import json
 from collections import Counter
 
 import pytest
-from fakes import METRIC, make_report, make_study
+from fakes import METRIC, make_report, make_space, make_study
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from search.store import StudyStore
-from search.study import ANY_FAILURES_IN_A_ROW, OUTCOMES, trial_seed
+from search.study import ANY_FAILURES_IN_A_ROW, OUTCOMES, Study, trial_seed
 
 
 @pytest.fixture
@@ -40,6 +40,18 @@ def kept(study) -> set[str]:
 def reopened(study, **settings):
     """The study as the next command finds it."""
     return make_study(study.store.folder.parent, study.name, **settings)
+
+
+def assert_same_rungs_and_record(live_study, again) -> None:
+    """Whether ASHA and the sampler of two studies know the same trials."""
+    for epoch in live_study.asha.rungs:
+        live, replayed = live_study.asha.rung(epoch), again.asha.rung(epoch)
+        assert {n: arrival.value for n, arrival in live.items()} == {
+            n: arrival.value for n, arrival in replayed.items()
+        }
+    for live, replayed in zip(live_study.sampler.study.trials, again.sampler.study.trials, strict=True):
+        for name in ("state", "value", "params", "intermediate_values", "user_attrs", "constraints"):
+            assert getattr(live, name) == getattr(replayed, name), (live.number, name)
 
 
 def test_proposals_have_numbers_seeds_and_configs_of_their_own(study):
@@ -279,15 +291,101 @@ def test_replay_leaves_sampler_and_asha_as_they_were(study):
     ]:
         train(study, study.propose().number, values, ending)
     again = reopened(study)
+    assert_same_rungs_and_record(study, again)
+    assert again.propose() == study.propose(), "and the next proposal is the same"
+
+
+LOSS = "loss/validation"
+
+
+@pytest.fixture
+def minimizing(tmp_path):
+    return make_study(tmp_path, metric=LOSS, direction="minimize")
+
+
+def losses_of(study, number: int, values, ending: str | None = "epochs") -> list[bool]:
+    """As :func:`train`, of a trial whose best loss so far is reported, and beside it that of the epoch."""
+    answers = []
+    for epoch, value in enumerate(values, start=1):
+        report = make_report(epoch, value, metric=LOSS) | {"best_value": min(values[:epoch])}
+        answers.append(study.report(number, report))
+    if ending is not None:
+        study.end(number, ending)
+    return answers
+
+
+def test_of_a_minimised_metric_the_lower_trial_goes_on_and_leads(minimizing):
+    study = minimizing
+    for _ in range(3):
+        study.propose()
+    assert losses_of(study, 0, [0.5], ending=None) == [True]
+    assert losses_of(study, 1, [0.9], ending="pruned") == [False]
+    assert losses_of(study, 2, [0.1], ending=None) == [True]
+    assert [row.number for row in study.leaderboard] == [2, 0, 1]
+    assert [row.metric for row in study.leaderboard] == [0.1, 0.5, 0.9], "natural values"
+    assert [arrival.value for arrival in study.asha.rung(1).values()] == [-0.5, -0.9, -0.1]
+    assert study.sampler.study.direction.name == "MINIMIZE"
+    assert study.sampler.study.trials[1].intermediate_values == {1: 0.9}
+
+
+def test_of_a_minimised_metric_the_lowest_checkpoints_stay(tmp_path):
+    study = make_study(tmp_path, metric=LOSS, direction="minimize", asha=False)
+    for number, value in enumerate((0.9, 0.2, 0.5)):
+        study.propose()
+        keep_checkpoints(study, number)
+        losses_of(study, number, [value])
+    assert kept(study) == {"t0001", "t0001/best", "t0002", "t0002/best"}
+
+
+def test_replay_of_a_minimised_metric_knows_the_best_value_so_far(minimizing):
+    study = minimizing
+    for values, ending in [([0.5, 0.3, 0.4, 0.2], "epochs"), ([0.9], "pruned"), ([0.1, 0.6, 0.7], "patience")]:
+        losses_of(study, study.propose().number, values, ending)
+    assert_same_rungs_and_record(study, reopened(study, metric=LOSS, direction="minimize"))
+
+
+def test_a_table_that_ranks_by_another_metric_is_a_bug_of_the_caller(study):
+    with pytest.raises(AssertionError):
+        Study("study", make_space(metric=LOSS, direction="minimize"), study.store)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "goes_on"),
+    [
+        (2.0, 1.0, True),
+        (1.0, 2.0, False),
+        (1.0, 1.0, False),
+        (float("nan"), 5.0, True),  # a loss that is not finite is worse than any
+        (5.0, float("inf"), False),
+        (None, None, False),
+    ],
+)
+def test_of_equal_values_the_lower_validation_loss_of_that_epoch_goes_on(study, first, second, goes_on):
+    answers = []
+    for loss in (first, second):
+        metrics = {} if loss is None else {LOSS: loss}
+        answers.append(study.report(study.propose().number, make_report(1, 0.0, **metrics)))
+    assert answers == [True, goes_on]
+
+
+def test_replay_knows_the_tie_breakers(study):
+    for number, losses in enumerate([(2.0, 1.0, 0.7), (1.5, 2.5, float("nan")), (1.0,)]):
+        study.propose()
+        for epoch, loss in enumerate(losses, start=1):
+            study.report(number, make_report(epoch, 0.0, **{LOSS: loss}))
+        study.end(number, "patience" if len(losses) > 1 else "pruned")
+    again = reopened(study)
     for epoch in study.asha.rungs:
         live, replayed = study.asha.rung(epoch), again.asha.rung(epoch)
-        assert {n: arrival.value for n, arrival in live.items()} == {
-            n: arrival.value for n, arrival in replayed.items()
+        assert {number: arrival.tie_breaker for number, arrival in live.items()} == {
+            number: arrival.tie_breaker for number, arrival in replayed.items()
         }
-    for live, replayed in zip(study.sampler.study.trials, again.sampler.study.trials, strict=True):
-        for name in ("state", "value", "params", "intermediate_values", "user_attrs", "constraints"):
-            assert getattr(live, name) == getattr(replayed, name), (live.number, name)
-    assert again.propose() == study.propose(), "and the next proposal is the same"
+    assert [arrival.tie_breaker for arrival in again.asha.rung(1).values()] == [2.0, 1.5, 1.0]
+    numbers = [again.propose().number, study.propose().number]
+    assert [s.report(n, make_report(1, 0.0, **{LOSS: 0.5})) for s, n in zip((again, study), numbers, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_a_larger_target_continues_a_finished_study(tmp_path):

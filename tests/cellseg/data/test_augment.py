@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ def build(preset: str, strength: float = 1.0) -> Augmentation:
     return build_augmentation(AugmentConfig(preset=preset, strength=strength))
 
 
+def test_every_preset_of_the_config_has_its_steps():
+    assert tuple(PRESETS) == get_args(AugmentConfig.model_fields["preset"].annotation)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_keeps_form_and_brings_in_no_new_numbers(preset):
     image_HWC, planes_PHW = picture()
@@ -47,7 +52,7 @@ def test_every_preset_keeps_form_and_brings_in_no_new_numbers(preset):
     assert np.array_equal(image_HWC, before[0]) and np.array_equal(planes_PHW, before[1])
 
 
-@pytest.mark.parametrize("preset", set(PRESETS) - {"none"})
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "none"])
 def test_the_result_depends_on_the_seed_alone(preset):
     first, second = build(preset), pickle.loads(pickle.dumps(build(preset)))
     results = {seed: first(*picture(), seed) for seed in range(10)}
@@ -74,14 +79,41 @@ def test_flips_reach_all_eight_ways_and_move_the_image_with_its_planes():
     assert len(seen) == 8
 
 
-def test_color_moves_no_pixel():
+@pytest.mark.parametrize("preset", ["color", "stain", "focus", "blur", "noise"])
+def test_a_change_of_colour_or_focus_moves_no_pixel_of_a_cell(preset):
     image_HWC, planes_PHW = picture()
-    for seed in range(5):
-        expected_PHW = build("flips")(image_HWC, planes_PHW, seed)[1]
-        assert np.array_equal(build("color")(image_HWC, planes_PHW, seed)[1], expected_PHW)
+    changed = 0
+    for seed in range(12):
+        expected_HWC, expected_PHW = build("flips")(image_HWC, planes_PHW, seed)
+        changed_HWC, changed_PHW = build(preset)(image_HWC, planes_PHW, seed)
+        assert np.array_equal(changed_PHW, expected_PHW)
+        changed += not np.array_equal(changed_HWC, expected_HWC)
+    assert 2 < changed < 12
 
 
-@pytest.mark.parametrize("preset", ["geometric", "elastic"])
+@pytest.mark.parametrize("preset", ["reported-aug", "reported-elastic"])
+def test_the_reported_pipelines_mirror_but_do_not_turn_and_have_one_strength(preset):
+    image_HWC, planes_PHW = picture()
+    planes_PHW = np.where(np.arange(120) < 60, planes_PHW > 0, planes_PHW * np.uint16(0)).astype(np.uint16)
+    sides = []
+    for seed in range(12):
+        changed_HWC, changed_PHW = build(preset)(image_HWC, planes_PHW, seed)
+        assert changed_HWC.shape == image_HWC.shape
+        assert np.array_equal(changed_HWC, build(preset, 0.0)(image_HWC, planes_PHW, seed)[0])
+        sides.append(np.nonzero(changed_PHW)[2].mean() < 60)
+    assert {True, False} == set(sides)
+
+
+def test_the_reported_pipelines_differ_by_the_elastic_deformation():
+    image_HWC, planes_PHW = picture()
+    plain, elastic = build("reported-aug"), build("reported-elastic")
+    assert any(
+        not np.array_equal(plain(image_HWC, planes_PHW, seed)[1], elastic(image_HWC, planes_PHW, seed)[1])
+        for seed in range(4)
+    )
+
+
+@pytest.mark.parametrize("preset", ["geometric", "elastic", "grid"])
 def test_image_and_planes_are_warped_alike(preset):
     augmentation = build(preset)
     for seed in range(12):
@@ -101,13 +133,14 @@ def test_what_moves_in_from_outside_has_the_colour_of_the_background_and_no_cell
         assert (changed_HWC >= 39).all()
 
 
-def test_cells_of_an_elastic_image_stay_in_one_piece_and_keep_their_size():
+@pytest.mark.parametrize("preset", ["elastic", "grid"])
+def test_cells_of_a_distorted_image_stay_in_one_piece_and_keep_their_size(preset):
     image_HWC, planes_PHW = picture()
     labels_N = np.ones(BIG + 100, np.int64)
     before = read_instances(planes_PHW, labels_N)
     areas = []
     for seed in range(12):
-        after = read_instances(build("elastic")(image_HWC, planes_PHW, seed)[1], labels_N)
+        after = read_instances(build(preset)(image_HWC, planes_PHW, seed)[1], labels_N)
         assert after.numbers_N.tolist() == before.numbers_N.tolist()
         sides_N2 = after.boxes_N4[:, 2:] - after.boxes_N4[:, :2]
         assert sides_N2.max() < 3 * 14
@@ -115,28 +148,35 @@ def test_cells_of_an_elastic_image_stay_in_one_piece_and_keep_their_size():
     assert np.mean(areas) == pytest.approx(before.areas_N.mean(), rel=0.15)
 
 
-@pytest.mark.parametrize("preset", ["color", "full"])
+@pytest.mark.parametrize("preset", ["color", "stain", "noise", "full", "reported-elastic"])
 def test_a_grey_image_stays_grey(preset):
     for seed in range(8):
         changed_HWC, _ = build(preset)(*picture(), seed)
         assert (changed_HWC.max(axis=2) - changed_HWC.min(axis=2)).max() <= 1
 
 
-def test_strength_widens_the_change():
+@pytest.mark.parametrize("preset", ["color", "stain", "focus", "blur", "noise"])
+def test_strength_widens_the_change(preset):
     image_HWC, planes_PHW = picture()
-    change = {}
-    for strength in (0.0, 1.0):
-        augmentation = build("color", strength)
-        flips = build("flips")
-        change[strength] = np.mean(
-            [
-                np.abs(
-                    augmentation(image_HWC, planes_PHW, s)[0].astype(int) - flips(image_HWC, planes_PHW, s)[0]
-                ).mean()
-                for s in range(15)
-            ]
-        )
-    assert 0 < change[0.0] < change[1.0] / 4
+
+    def change(strength: float) -> float:
+        augmentation, flips = build(preset, strength), build("flips")
+        pairs = ((augmentation(image_HWC, planes_PHW, s)[0], flips(image_HWC, planes_PHW, s)[0]) for s in range(15))
+        return float(np.mean([np.abs(changed.astype(int) - expected).mean() for changed, expected in pairs]))
+
+    assert 0 <= change(0.0) < change(1.0) / 4
+
+
+@pytest.mark.parametrize("preset", ["geometric", "elastic", "grid"])
+def test_strength_widens_the_movement(preset):
+    image_HWC, planes_PHW = picture()
+
+    def moved(strength: float) -> float:
+        augmentation, flips = build(preset, strength), build("flips")
+        pairs = ((augmentation(image_HWC, planes_PHW, s)[1], flips(image_HWC, planes_PHW, s)[1]) for s in range(15))
+        return float(np.mean([(changed != expected).mean() for changed, expected in pairs]))
+
+    assert 0 < moved(0.0) < moved(1.0) / 2
 
 
 def test_steps_act_independently_of_each_other():
@@ -160,10 +200,11 @@ def test_an_image_full_of_cells_still_has_a_fill_colour():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 86)])
-def test_tiny_images_survive_the_full_preset(size):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tiny_images_survive_every_preset(size, preset):
     image_HWC, planes_PHW = np.zeros((*size, 3), np.uint8), np.ones((1, *size), np.uint16)
     for seed in range(6):
-        changed_HWC, changed_PHW = build("full")(image_HWC, planes_PHW, seed)
+        changed_HWC, changed_PHW = build(preset)(image_HWC, planes_PHW, seed)
         assert changed_HWC.shape[:2] == changed_PHW.shape[1:]
 
 
@@ -196,9 +237,13 @@ def test_a_crop_shows_the_same_place_in_image_and_planes():
     assert len(corners) > 20
 
 
-def test_a_crop_of_a_smaller_image_is_padded_at_bottom_and_right():
-    image_HWC, planes_PHW = np.full((10, 40, 3), 9, np.uint8), np.full((2, 10, 40), BIG, np.uint16)
+def test_a_crop_of_a_smaller_image_is_padded_with_its_background_at_bottom_and_right():
+    image_HWC, planes_PHW = np.full((10, 40, 3), (210, 190, 200), np.uint8), np.zeros((2, 10, 40), np.uint16)
+    image_HWC[:, :20], planes_PHW[:, :, :20] = 9, BIG
     crop_HWC, crop_PHW = random_crop(image_HWC, planes_PHW, 32, np.random.default_rng(0))
-    assert (crop_HWC[:10] == 9).all() and (crop_HWC[10:] == 0).all()
-    assert (crop_PHW[:, :10] == BIG).all() and (crop_PHW[:, 10:] == 0).all()
+    left = int((crop_PHW[0, 0] == 0).argmax())  # cell columns that the crop shows
+    assert 0 < left <= 20
+    assert (crop_HWC[:10, :left] == 9).all() and (crop_PHW[:, :10, :left] == BIG).all()
+    assert (crop_HWC[10:] == (210, 190, 200)).all() and (crop_PHW[:, 10:] == 0).all()
+    assert crop_HWC.shape == (32, 32, 3) and crop_HWC.dtype == np.uint8
     assert crop_PHW.shape == (2, 32, 32) and crop_PHW.dtype == np.uint16

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from cellseg.data.loader import EpochBatches, TrainingImages, training_loader
+from cellseg.data.augment import build_augmentation
+from cellseg.data.loader import EpochBatches, TrainingImages, plain_item, training_loader
+from cellseg.data.resize import scaled_size
 
 INDICES = (1, 2, 4, 5, 7)
 
@@ -22,8 +24,17 @@ def all_equal(items, others) -> bool:
     return len(items) == len(others) and all(equal(a, b) for a, b in zip(items, others, strict=True))
 
 
-def test_the_same_seed_gives_the_same_items_in_any_number_of_processes(packed, tiny_config):
-    config = tiny_config(augment__preset="full", data__crop=48)
+@pytest.mark.parametrize(
+    "flat",
+    [
+        {"augment__preset": "full", "data__crop": 48, "data__train_scale_min": 0.5},
+        {"augment__preset": "stain"},
+        {"augment__preset": "grid"},
+        {"augment__preset": "reported-elastic"},
+    ],
+)
+def test_the_same_seed_gives_the_same_items_in_any_number_of_processes(packed, tiny_config, flat):
+    config = tiny_config(**flat)
     alone = items_of(packed, config)
     assert all_equal(alone, items_of(packed, config))
     assert all_equal(alone, items_of(packed, config.replace(train__workers=2)))
@@ -100,3 +111,47 @@ def test_crops_have_the_size_that_was_asked_for(packed, tiny_config):
             assert image.shape == (3, 40, 40)
             assert target["planes"].shape[1:] == (40, 40)
             assert ((target["boxes"] >= 0) & (target["boxes"] <= 40)).all()
+
+
+def test_multi_scale_training_draws_a_factor_at_each_visit(packed, tiny_config):
+    config = tiny_config(augment__preset="none", data__shorter_side=200, data__train_scale_min=0.5)
+    images = TrainingImages(packed, INDICES, config)
+    heights = []
+    for epoch in range(1, 9):
+        for position, index in enumerate(INDICES):
+            image, target = images[epoch, position]
+            full = scaled_size(*packed[index].size, config.data)
+            factor = image.shape[1] / full[0]
+            assert 0.495 < factor < 1.005
+            assert image.shape[2] / full[1] == pytest.approx(factor, abs=0.01)
+            assert target["planes"].shape[1:] == image.shape[1:]
+            heights.append(factor)
+    assert np.histogram(heights, bins=[0.49, 0.65, 0.8, 1.01])[0].min() > 5
+
+
+def test_without_multi_scale_training_no_random_number_is_drawn_for_it(packed, tiny_config):
+    config = tiny_config(augment__preset="color", train__seed=3)
+    sample, rng = packed[4], np.random.default_rng([3, 2, 4])
+    expected_HWC, _ = build_augmentation(config.augment)(sample.image_HWC, sample.planes_PHW, int(rng.integers(2**31)))
+    image, _ = TrainingImages(packed, (4,), config)[2, 0]
+    np.testing.assert_array_equal(image.numpy(), expected_HWC.transpose(2, 0, 1))
+
+
+def test_square_images_are_distorted_together_with_their_cells(packed, tiny_config):
+    config = tiny_config(augment__preset="none", data__resize="square", data__shorter_side=96)
+    for position, index in enumerate(INDICES):
+        image, target = TrainingImages(packed, INDICES, config)[1, position]
+        assert image.shape == (3, 96, 96)
+        scale = 96 / packed.sizes[index][[1, 0, 1, 0]]
+        expected_N4 = packed.boxes(index) * scale
+        assert np.abs(target["boxes"].numpy() - expected_N4).max() <= 2
+
+
+def test_a_plain_item_is_neither_cropped_nor_scaled_at_random_nor_augmented(packed, tiny_config):
+    config = tiny_config(
+        data__shorter_side=80, data__color="grey", augment__preset="full", data__crop=32, data__train_scale_min=0.5
+    )
+    plain = tiny_config(data__shorter_side=80, data__color="grey", augment__preset="none")
+    expected = TrainingImages(packed, (4,), plain)[1, 0]
+    assert min(expected[0].shape[1:]) == 80
+    assert equal(plain_item(packed[4], config.data), expected)

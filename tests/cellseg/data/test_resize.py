@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cellseg.config import DataConfig
-from cellseg.data.resize import resize_image, resize_planes, scaled_size, to_color
+from cellseg.data.resize import SMALLEST_SIDE, multiply_size, resize_image, resize_planes, scaled_size, to_color
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,9 @@ from cellseg.data.resize import resize_image, resize_planes, scaled_size, to_col
         pytest.param((400, 800), {"shorter_side": 800, "longer_side": 1000}, (500, 1000), id="longer side wins"),
         pytest.param((33, 86), {"shorter_side": 512}, (512, 1333), id="smallest real image"),
         pytest.param((1, 5000), {"longer_side": 32}, (1, 32), id="never below one pixel"),
-        pytest.param((64, 64), {"shorter_side": 64, "longer_side": 64}, (64, 64), id="square"),
+        pytest.param((64, 64), {"shorter_side": 64, "longer_side": 64}, (64, 64), id="square image"),
+        pytest.param((400, 900), {"shorter_side": 512, "resize": "square"}, (512, 512), id="distorted"),
+        pytest.param((40, 9), {"shorter_side": 512, "longer_side": 32, "resize": "square"}, (512, 512), id="no limit"),
     ],
 )
 def test_scaled_size_follows_shorter_side_unless_longer_side_forbids(size, settings, expected):
@@ -32,6 +34,22 @@ def test_scaled_size_keeps_both_laws_for_any_image():
         assert min(new_height, new_width) <= 300
         assert 300 in (new_height, new_width) or 700 in (new_height, new_width)
         assert min(new_height, new_width) >= 1
+
+
+@pytest.mark.parametrize(
+    "size, factor, expected",
+    [
+        ((400, 480), 1.0, (400, 480)),
+        ((400, 480), 0.5, (200, 240)),
+        ((101, 480), 0.75, (76, 360)),
+        ((800, 1333), 1.25, (1000, 1666)),  # longer_side is no limit
+        ((33, 86), 0.1, (SMALLEST_SIDE, 9)),
+        ((5, 1), 0.5, (5, 1)),
+        ((5, 1), 2.0, (10, 2)),
+    ],
+)
+def test_a_factor_scales_both_sides_and_leaves_a_few_pixels(size, factor, expected):
+    assert multiply_size(size, factor) == expected
 
 
 def test_nothing_is_copied_at_the_own_size():
@@ -50,6 +68,15 @@ def test_growing_an_image_interpolates_linearly():
     image_HWC = np.zeros((1, 2, 3), np.uint8)
     image_HWC[:, 1] = 100
     assert resize_image(image_HWC, (2, 4))[0, :, 0].tolist() == [0, 25, 75, 100]
+
+
+def test_shrinking_along_one_side_averages_there_and_growing_along_the_other_interpolates():
+    image_HWC = np.zeros((8, 2, 3), np.uint8)
+    image_HWC[::2, 1] = 200
+    assert resize_image(image_HWC, (4, 4))[..., 0].tolist() == [[0, 25, 75, 100]] * 4
+    assert np.array_equal(
+        resize_image(image_HWC.transpose(1, 0, 2), (4, 4)), resize_image(image_HWC, (4, 4)).transpose(1, 0, 2)
+    )
 
 
 @pytest.mark.parametrize("size", [(4, 5), (20, 7), (13, 31), (1, 1)])

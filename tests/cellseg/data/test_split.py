@@ -64,6 +64,13 @@ def test_the_folds_are_a_partition():
     assert sorted(validated) == list(range(103))
 
 
+def test_all_images_may_train_while_the_fold_still_validates():
+    counts = imbalanced()
+    parts = split(counts, DataConfig(fold=2, train_on="all"))
+    assert parts.training == tuple(range(103))
+    assert parts.validation == split(counts, DataConfig(fold=2)).validation
+
+
 def test_as_many_images_as_folds_validate_one_at_a_time():
     counts = np.eye(5, 3, dtype=np.int64)
     parts = [split(counts, DataConfig(num_folds=5, fold=fold)) for fold in range(5)]

@@ -4,7 +4,7 @@ import torch
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from cellseg.data import targets
-from cellseg.data.targets import make_target, roi_mask_targets
+from cellseg.data.targets import make_target, point_targets, roi_mask_targets
 
 
 def crowded(height: int, width: int, num_cells: int, largest: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -138,3 +138,36 @@ def test_targets_of_a_real_image_are_those_of_its_masks(shared_data):
     rois_R4 = target["boxes"][matched_R] + torch.tensor([-2.3, 1.4, 3.1, 0.6])
     expected = reference(target, rois_R4, matched_R, 28)
     torch.testing.assert_close(ours(target, rois_R4, matched_R, 28), expected, atol=1e-5, rtol=0)
+
+
+def test_points_read_the_pixel_they_fall_into():
+    planes_PHW = np.zeros((2, 12, 15), np.uint16)
+    planes_PHW[1, 2:5, 3:9] = 1
+    planes_PHW[0, 0:12, 0:4] = 2
+    target = make_target(planes_PHW, np.ones(2, np.int64))
+    of_first = [(3.0, 2.0), (2.99, 2.0), (3.0, 1.99), (8.99, 4.99), (9.0, 4.5), (8.5, 5.0)]
+    of_second = [(0.0, 0.0), (-0.01, 0.0), (3.99, 11.99), (1.0, 12.0), (1.0, -0.01), (15.0, 3.0)]
+    got = point_targets(
+        *(target[name] for name in ("planes", "plane", "number")),
+        torch.tensor([of_first, of_second, of_second]),
+        torch.tensor([0, 1, 0]),
+    )
+    assert got.dtype == torch.float32
+    assert got.tolist() == [[1, 0, 0, 1, 0, 0], [1, 0, 1, 0, 0, 0], [0] * 6]
+
+
+def test_points_at_the_centres_of_pixels_read_the_mask():
+    target = crowded(60, 70, num_cells=8, largest=40)
+    masks_NHW = torch.stack(
+        [target["planes"][plane] == number for plane, number in zip(target["plane"], target["number"], strict=True)]
+    )
+    x, y = torch.meshgrid(torch.arange(70) + 0.5, torch.arange(60) + 0.5, indexing="xy")
+    points_RS2 = torch.stack([x, y], dim=2).reshape(1, -1, 2).expand(len(masks_NHW), -1, -1)
+    arguments = target["planes"], target["plane"], target["number"], points_RS2, torch.arange(len(masks_NHW))
+    assert torch.equal(point_targets(*arguments).reshape(masks_NHW.shape).bool(), masks_NHW)
+
+
+def test_no_rois_have_no_points():
+    target = make_target(np.zeros((1, 9, 9), np.uint16), np.zeros(0, np.int64))
+    arguments = target["planes"], target["plane"], target["number"], torch.zeros(0, 5, 2), torch.zeros(0).long()
+    assert point_targets(*arguments).shape == (0, 5)

@@ -4,8 +4,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 
-from cellseg.model.anchors import ASPECT_RATIOS, CellAnchors, SharedRPNHead, build_rpn_head, sizes_per_level
+from cellseg.model.anchors import CellAnchors, SharedRPNHead, build_rpn_head, sizes_per_level
 
+RATIOS = (0.5, 1.0, 2.0)
 FIVE, SIX = (4, 8, 16, 32, 64), (2, 4, 8, 16, 32, 64)
 MAPS = [torch.zeros(1, 16, side, side) for side in (16, 8, 4, 2, 1)]
 IMAGES = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
@@ -23,16 +24,16 @@ def test_fewer_sizes_than_levels_are_our_bug():
 
 
 def test_with_a_size_a_level_the_anchors_are_torchvisions():
-    (own,) = CellAnchors(FIVE)(IMAGES, MAPS)
-    (reference,) = AnchorGenerator(tuple((size,) for size in FIVE), (ASPECT_RATIOS,) * 5)(IMAGES, MAPS)
+    (own,) = CellAnchors(FIVE, RATIOS)(IMAGES, MAPS)
+    (reference,) = AnchorGenerator(tuple((size,) for size in FIVE), (RATIOS,) * 5)(IMAGES, MAPS)
     assert torch.equal(own, reference)
 
 
 def test_two_sizes_on_the_finest_level_stay_together():
-    generator = CellAnchors(SIX)
+    generator = CellAnchors(SIX, RATIOS)
     assert generator.num_anchors_per_location() == [6, 3, 3, 3, 3]
     (anchors,) = generator(IMAGES, MAPS)
-    (with_two,), (with_four,) = (CellAnchors((small, *FIVE[1:]))(IMAGES, MAPS) for small in (2, 4))
+    (with_two,), (with_four,) = (CellAnchors((small, *FIVE[1:]), RATIOS)(IMAGES, MAPS) for small in (2, 4))
     finest = 16 * 16 * 3
     of_size = [of_one[:finest].reshape(16 * 16, 3, 4) for of_one in (with_two, with_four)]
     assert torch.equal(anchors[: 2 * finest].reshape(16 * 16, 6, 4), torch.cat(of_size, dim=1))
@@ -40,7 +41,7 @@ def test_two_sizes_on_the_finest_level_stay_together():
 
 
 def test_the_head_answers_with_as_many_outputs_as_each_level_has_anchors():
-    head = build_rpn_head(CellAnchors(SIX), 16, conv_depth=1)
+    head = build_rpn_head(CellAnchors(SIX, RATIOS), 16, conv_depth=1)
     objectness, deltas = head(MAPS)
     assert [scores.shape[1] for scores in objectness] == [6, 3, 3, 3, 3]
     assert [boxes.shape[1] for boxes in deltas] == [24, 12, 12, 12, 12]
@@ -49,7 +50,7 @@ def test_the_head_answers_with_as_many_outputs_as_each_level_has_anchors():
 
 def test_coarse_levels_share_the_outputs_of_the_finest_levels_largest_size():
     torch.manual_seed(0)
-    head = build_rpn_head(CellAnchors(SIX), 16, conv_depth=2)
+    head = build_rpn_head(CellAnchors(SIX, RATIOS), 16, conv_depth=2)
     features = [torch.rand(1, 16, 4, 4)] * 5
     objectness, deltas = head(features)
     assert torch.equal(objectness[1], objectness[0][:, 3:])
@@ -67,7 +68,7 @@ def test_with_a_size_a_level_the_head_is_torchvisions():
 
 def test_weights_of_one_size_serve_both_sizes_of_the_finest_level():
     torch.manual_seed(0)
-    five, six = build_rpn_head(CellAnchors(FIVE), 16, 1), build_rpn_head(CellAnchors(SIX), 16, 1)
+    five, six = build_rpn_head(CellAnchors(FIVE, RATIOS), 16, 1), build_rpn_head(CellAnchors(SIX, RATIOS), 16, 1)
     state = five.state_dict()
     shapes = {name: value.shape for name, value in state.items()}
     six.load_state_dict(state)
@@ -81,6 +82,39 @@ def test_weights_of_one_size_serve_both_sizes_of_the_finest_level():
 
 
 def test_weights_of_more_sizes_do_not_fit_fewer():
-    five, six = build_rpn_head(CellAnchors(FIVE), 16, 1), build_rpn_head(CellAnchors(SIX), 16, 1)
+    five, six = build_rpn_head(CellAnchors(FIVE, RATIOS), 16, 1), build_rpn_head(CellAnchors(SIX, RATIOS), 16, 1)
     with pytest.raises(RuntimeError, match="size mismatch"):
         five.load_state_dict(six.state_dict())
+
+
+@pytest.mark.parametrize("ratios", [(1.0,), (0.5, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0)])
+def test_an_anchor_has_the_area_of_its_size_and_the_height_to_width_of_its_ratio(ratios):
+    generator = CellAnchors((32, 64, 128, 256, 512, 1024), ratios)
+    sides = [(anchors[:, 2:] - anchors[:, :2]).unbind(dim=1) for anchors in generator.cell_anchors]
+    (widths, heights), (coarse_widths, _) = sides[0], sides[-1]
+    # torchvision rounds anchors to whole pixels.
+    torch.testing.assert_close(
+        (widths * heights).sqrt(), torch.tensor([32.0, 64]).repeat_interleave(len(ratios)), rtol=0.05, atol=0
+    )
+    torch.testing.assert_close(heights / widths, torch.tensor(ratios).repeat(2), rtol=0.1, atol=0)
+    assert len(coarse_widths) == len(ratios)
+
+
+@pytest.mark.parametrize("ratios", [(1.0,), (0.25, 0.5, 1.0, 2.0, 4.0)])
+def test_the_head_shares_the_largest_sizes_outputs_for_any_number_of_ratios(ratios):
+    torch.manual_seed(0)
+    count = len(ratios)
+    head = build_rpn_head(CellAnchors(SIX, ratios), 16, conv_depth=1)
+    objectness, deltas = head([torch.rand(1, 16, 4, 4)] * 5)
+    assert [scores.shape[1] for scores in objectness] == [2 * count, *[count] * 4]
+    assert [boxes.shape[1] for boxes in deltas] == [8 * count, *[4 * count] * 4]
+    five = build_rpn_head(CellAnchors(FIVE, ratios), 16, conv_depth=1)
+    head.load_state_dict(five.state_dict())
+    assert torch.equal(head.cls_logits.weight[:count], head.cls_logits.weight[count:])
+    assert torch.equal(head.bbox_pred.weight[: 4 * count], five.bbox_pred.weight)
+
+
+def test_weights_of_other_ratios_are_not_spread_over_the_anchors():
+    three, six = (CellAnchors(FIVE, ratios) for ratios in (RATIOS, (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        build_rpn_head(six, 16, 1).load_state_dict(build_rpn_head(three, 16, 1).state_dict())

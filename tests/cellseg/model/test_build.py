@@ -79,7 +79,9 @@ def torchvision_twin(detector: str) -> MaskRCNN:
 
 @pytest.fixture(params=["v1", "v2"])
 def twins(request, tiny_config):
-    config = tiny_config(model__detector=request.param, model__backbone="resnet18", model__norm="batch")
+    config = tiny_config(
+        model__detector=request.param, model__backbone="resnet18", model__norm="batch", model__rpn_candidates=50
+    )
     own, theirs = tiny_model(config), torchvision_twin(request.param)
     theirs.load_state_dict(own.state_dict())
     theirs.transform.torch_choice = min  # it draws a size in training, even from one: our transform draws nothing
@@ -103,6 +105,7 @@ def test_losses_and_their_gradients_are_torchvisions(twins):
     for model, truth in zip(twins, (targets, stacked), strict=True):
         torch.manual_seed(2)  # both sample their proposals with torch's global generator
         losses = model.train()(images, truth)
+        losses.pop("loss_dice", None)  # has no counterpart there
         sum(losses.values()).backward()
         results.append((losses, {name: p.grad for name, p in model.named_parameters()}))
     (losses, gradients), (true_losses, true_gradients) = results
@@ -127,15 +130,39 @@ def test_detections_and_masks_are_torchvisions(twins):
     np.testing.assert_array_equal(pasted, theirs["masks"][:, 0].numpy() >= 0.5)
 
 
-def test_the_anchor_sizes_reach_the_generator(tiny_config):
-    anchors = tiny_model(tiny_config(model__anchors="8-128")).rpn.anchor_generator
+def test_anchor_sizes_and_ratios_reach_the_generator(tiny_config):
+    anchors = tiny_model(tiny_config(model__anchors="8-128", model__anchor_ratios="1")).rpn.anchor_generator
     assert anchors.sizes == ((8,), (16,), (32,), (64,), (128,))
-    model = tiny_model(tiny_config(model__anchors="2-64"))
+    assert anchors.aspect_ratios == ((1.0,),) * 5
+    model = tiny_model(tiny_config(model__anchors="2-64", model__anchor_ratios="0.4,1,1.5,2.5"))
     assert model.rpn.anchor_generator.sizes == ((2, 4), (8,), (16,), (32,), (64,))
-    assert model.rpn.anchor_generator.num_anchors_per_location() == [6, 3, 3, 3, 3]
+    assert model.rpn.anchor_generator.aspect_ratios == ((0.4, 1.0, 1.5, 2.5),) * 5
+    assert model.rpn.anchor_generator.num_anchors_per_location() == [8, 4, 4, 4, 4]
     planes_PHW, labels_N = discs(64, 64, [(20, 20)])
     losses = model.train()([torch.rand(3, 64, 64)], [make_target(planes_PHW, labels_N)])
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("normalization", "mean", "std"),
+    [
+        ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("none", [0, 0, 0], [1, 1, 1]),
+        ("0.9,0.8,0.7/0.1,0.2,0.3", [0.9, 0.8, 0.7], [0.1, 0.2, 0.3]),
+    ],
+)
+def test_images_are_normalised_as_asked_and_padded_with_0(tiny_config, normalization, mean, std):
+    transform = tiny_model(tiny_config(model__normalization=normalization)).transform
+    images = [torch.rand(3, 64, 40), torch.rand(3, 50, 64)]
+    batch, _ = transform(images)
+    assert batch.image_sizes == [(64, 40), (50, 64)]
+    expected = torch.zeros(2, 3, 64, 64)
+    for index, image in enumerate(images):
+        height, width = image.shape[1:]
+        expected[index, :, :height, :width] = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+            :, None, None
+        ]
+    torch.testing.assert_close(batch.tensors, expected)
 
 
 @pytest.mark.parametrize(("roi_levels", "names"), [("0,1", ["0", "1"]), ("0,1,2,3", ["0", "1", "2", "3"])])
@@ -157,12 +184,19 @@ def test_widths_and_depths_reach_the_heads(tiny_config):
 
 
 def test_sampling_and_thresholds_reach_the_model(tiny_config):
-    config = tiny_config(inference__nms_threshold=0.3, inference__score_threshold=0.2)
+    config = tiny_config(
+        inference__nms_threshold=0.3,
+        inference__score_threshold=0.2,
+        model__rpn_candidates=70,
+        model__rpn_proposals=30,
+        model__roi_positive_fraction=0.4,
+    )
     model = tiny_model(config)
     assert (model.roi_heads.nms_thresh, model.roi_heads.score_thresh) == (0.3, 0.2)
     assert model.roi_heads.fg_bg_sampler.batch_size_per_image == 16
+    assert model.roi_heads.fg_bg_sampler.positive_fraction == 0.4
     for mode in (model.train(), model.eval()):
-        assert mode.rpn.pre_nms_top_n() == mode.rpn.post_nms_top_n() == 50
+        assert (mode.rpn.pre_nms_top_n(), mode.rpn.post_nms_top_n()) == (70, 30)
 
 
 def test_too_many_trainable_parameters_are_refused_with_the_surplus(tiny_config):
@@ -239,15 +273,25 @@ def test_no_image_has_more_detections_than_allowed(tiny_config, most):
     assert [len(image["boxes"]) for image in found] == [most, most]
 
 
-def test_nothing_found_is_a_legal_answer(tiny_config):
-    model = tiny_model(tiny_config(inference__score_threshold=1.0)).eval()
+@pytest.mark.parametrize("nms", ["hard", "soft"])
+@pytest.mark.parametrize(
+    ("mask_head", "doublings", "side"), [("plain", 1, 28), ("pointrend", 1, 56), ("pointrend", 3, 224)]
+)
+def test_nothing_found_is_a_legal_answer(tiny_config, nms, mask_head, doublings, side):
+    config = tiny_config(
+        inference__score_threshold=1.0,
+        inference__nms=nms,
+        model__mask_head=mask_head,
+        model__point_doublings=doublings,
+    )
+    model = tiny_model(config).eval()
     with torch.inference_mode():
         (found,) = model([torch.rand(3, 64, 64)])
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         "boxes": (0, 4),
         "labels": (0,),
         "scores": (0,),
-        "masks": (0, 1, 28, 28),
+        "masks": (0, 1, side, side),
     }
 
 
@@ -267,6 +311,7 @@ def test_the_seed_decides_the_new_weights(tiny_config):
 
 
 def test_unresolved_settings_are_our_bug(tiny_config):
-    for unresolved in ({"model__anchors": "auto"}, {"model__detections_per_image": "auto"}):
+    autos = {"model__anchors": "auto", "model__detections_per_image": "auto", "model__normalization": "dataset"}
+    for name, value in autos.items():
         with pytest.raises(AssertionError, match="resolve_auto comes first"):
-            tiny_model(tiny_config(**unresolved))
+            tiny_model(tiny_config(**{name: value}))

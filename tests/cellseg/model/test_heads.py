@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 
 from cellseg.model.build import build_model
@@ -8,9 +11,9 @@ from cellseg.model.heads import PyramidRoIAlign
 
 @pytest.fixture
 def build(tiny_config):
-    def make():
+    def make(**flat):
         torch.manual_seed(0)
-        config = tiny_config()
+        config = tiny_config(**flat)
         return build_model(config.model, config.inference, 2)
 
     return make
@@ -35,29 +38,42 @@ def target(boxes, labels) -> dict[str, torch.Tensor]:
     }
 
 
-LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_dice", "loss_objectness", "loss_rpn_box_reg"}
 
 
-def test_without_cells_the_mask_loss_is_0_and_every_parameter_still_gets_a_gradient(model):
+@pytest.mark.parametrize(("mask_head", "of_masks"), [("plain", set()), ("pointrend", {"loss_point"})])
+def test_without_cells_the_losses_of_masks_are_0_and_every_parameter_still_gets_a_gradient(build, mask_head, of_masks):
+    model = build(model__mask_head=mask_head)
     losses = model.train()([torch.rand(3, 64, 64)], [target([], [])])
-    assert set(losses) == LOSSES
-    assert losses["loss_mask"] == 0
+    assert set(losses) == LOSSES | of_masks
+    assert all(losses[name] == 0 for name in {"loss_mask", "loss_dice", *of_masks})
     sum(losses.values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_cells_and_no_cells_in_one_batch_give_finite_losses(model):
+@pytest.mark.parametrize("mask_head", ["plain", "pointrend"])
+def test_cells_and_no_cells_in_one_batch_give_finite_losses(build, mask_head):
+    model = build(model__mask_head=mask_head)
     images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
     losses = model.train()(images, [target([(4, 4, 20, 24), (30, 30, 50, 50)], [1, 2]), target([], [])])
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert losses["loss_mask"] > 0
+    assert all(loss > 0 for name, loss in losses.items() if name in {"loss_mask", "loss_dice", "loss_point"})
 
 
-def test_only_the_mask_of_the_cells_own_class_is_trained(model):
+@pytest.mark.parametrize(
+    ("loss", "layer"),
+    [
+        ("loss_mask", "mask_predictor.mask_fcn_logits"),
+        ("loss_dice", "mask_predictor.mask_fcn_logits"),
+        ("loss_point", "point_head.predictor"),
+    ],
+)
+def test_only_the_mask_of_the_cells_own_class_is_trained(build, loss, layer):
+    model = build(model__mask_head="pointrend")
     losses = model.train()([torch.rand(3, 64, 64)], [target([(4, 4, 30, 30)], [2])])
-    losses["loss_mask"].backward()
-    gradient = model.roi_heads.mask_predictor.mask_fcn_logits.bias.grad
+    losses[loss].backward()
+    gradient = model.roi_heads.get_submodule(layer).bias.grad
     assert gradient[:2].tolist() == [0, 0]
     assert gradient[2] != 0
 
@@ -100,3 +116,50 @@ def test_what_is_found_does_not_depend_on_the_images_seen_before(build, first):
         (alone,), (later,) = fresh([image]), used([image])
     assert len(alone["boxes"]) > 0
     assert all(torch.equal(alone[name], later[name]) for name in alone)
+
+
+def test_the_share_of_positive_proposals_is_bounded_as_asked(build):
+    """Of 16 sampled proposals; the cells' own boxes are proposals too, so there are always positives to sample."""
+    cells = target([(4 * i, 4 * j, 4 * i + 4, 4 * j + 4) for i in range(4) for j in range(4)], [1] * 16)
+    positives = []
+    for share in (0.25, 0.75):
+        heads = build(model__roi_positive_fraction=share).roi_heads
+        _, _, (labels_P,), _ = heads.select_training_samples([torch.rand(50, 4).cumsum(1) * 20], [dict(cells)])
+        positives.append(int((labels_P > 0).sum()))
+    assert positives == [4, 12]
+
+
+def test_soft_suppression_keeps_overlapping_boxes_at_lower_scores(build):
+    """The first box is far better; the second overlaps it by an IoU of 0.8; the third is alone."""
+    proposals = torch.tensor([[0.0, 0, 50, 50], [0, 0, 50, 40], [0, 0, 50, 50], [10, 55, 30, 63]])
+    logits = torch.tensor([[0.0, 4, 0], [0, 3, 0], [0, 0, 1], [0, 2, 0]])
+    scores_of = {}
+    for nms in ("hard", "soft"):
+        heads = build(inference__nms=nms, inference__score_threshold=0.25).roi_heads
+        found = heads.postprocess_detections(logits, torch.zeros(4, 12), [proposals], [(64, 64)])
+        (boxes,), (scores,), (labels,) = found
+        assert labels.tolist() == {"hard": [1, 1, 2], "soft": [1, 1, 2, 1]}[nms]
+        assert torch.equal(scores, scores.sort(descending=True).values)
+        scores_of[nms] = dict(
+            zip([tuple(box) for box in boxes[labels == 1].tolist()], scores[labels == 1], strict=True)
+        )
+    best, alone, overlapping = (0, 0, 50, 50), (10, 55, 30, 63), (0, 0, 50, 40)
+    assert overlapping not in scores_of["hard"]
+    assert all(scores_of["soft"][box] == scores_of["hard"][box] for box in (best, alone))
+    raw = logits.softmax(dim=1)[1, 1]
+    assert scores_of["soft"][overlapping] == pytest.approx(float(raw) * math.exp(-(0.8**2) / 0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("limit", [3, 1000])
+@pytest.mark.parametrize("threshold", [0.05, 0.25])
+def test_hard_suppression_is_torchvisions_bit_for_bit(build, threshold, limit):
+    heads = build(inference__score_threshold=threshold, model__detections_per_image=limit).roi_heads
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(90, 2, generator=generator) * 60
+    proposals = torch.cat([corners, corners + torch.rand(90, 2, generator=generator) * 20], dim=1).split([50, 0, 40])
+    logits, deltas = torch.randn(90, 3, generator=generator), torch.randn(90, 12, generator=generator)
+    arguments = logits, deltas, list(proposals), [(64, 64), (64, 64), (50, 70)]
+    own, theirs = heads.postprocess_detections(*arguments), RoIHeads.postprocess_detections(heads, *arguments)
+    assert len(theirs[0][0]) > 2
+    for ours, expected in zip(own, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from cellseg.model.norms import convert_norms, frozen_batch_norm, group_norm
+from cellseg.errors import UserError
+from cellseg.model.norms import convert_norms, frozen_batch_norm, group_instead_of, group_norm
 
 
 @pytest.mark.parametrize(
@@ -15,40 +17,73 @@ def test_groups_are_at_most_32_of_at_least_4_channels(channels, groups):
     assert norm(torch.rand(1, channels, 2, 2)).shape == (1, channels, 2, 2)
 
 
-def trained_norm() -> nn.BatchNorm2d:
+def trained_norm(kind=nn.BatchNorm2d, **settings) -> nn.BatchNorm2d:
     torch.manual_seed(0)
-    norm = nn.BatchNorm2d(4, eps=0.01)
+    norm = kind(4, eps=0.01, **settings)
     nn.init.uniform_(norm.weight)
     nn.init.uniform_(norm.bias)
     norm(torch.rand(8, 4, 3, 3) * 5)
     return norm
 
 
-def test_a_frozen_norm_computes_what_the_batch_norm_computes_in_evaluation():
-    norm, images = trained_norm(), torch.rand(2, 4, 3, 3)
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNormAct2d])
+def test_a_frozen_norm_computes_what_the_batch_norm_computes_in_evaluation(kind):
+    norm, images = trained_norm(kind), torch.rand(2, 4, 3, 3)
     frozen = frozen_batch_norm(norm)
     assert torch.allclose(frozen.train()(images), norm.eval()(images), atol=1e-6)
     assert list(frozen.parameters()) == []
 
 
+@pytest.mark.parametrize("exchange", [frozen_batch_norm, group_instead_of])
+def test_activation_and_dropout_of_a_fused_norm_stay(exchange):
+    norm = trained_norm(BatchNormAct2d, act_layer=nn.SiLU, drop_layer=nn.Dropout)
+    new = exchange(norm)
+    assert (new.act, new.drop) == (norm.act, norm.drop)
+    assert isinstance(new.act, nn.SiLU) and isinstance(new.drop, nn.Dropout)
+
+
+def test_a_fused_group_norm_normalises_before_it_activates():
+    images = torch.randn(2, 4, 3, 3)
+    new = group_instead_of(trained_norm(BatchNormAct2d, act_layer=nn.SiLU))
+    torch.testing.assert_close(new(images), nn.functional.silu(group_norm(4)(images)))
+
+
 def network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Sequential(BatchNormAct2d(8), nn.BatchNorm2d(8), nn.LayerNorm(4))
+    )
 
 
 @pytest.mark.parametrize(
-    ("norm", "kind"), [("batch", nn.BatchNorm2d), ("frozen", FrozenBatchNorm2d), ("group", nn.GroupNorm)]
+    ("norm", "kind", "fused_kind"),
+    [
+        ("batch", nn.BatchNorm2d, BatchNormAct2d),
+        ("frozen", FrozenBatchNorm2d, FrozenBatchNormAct2d),
+        ("group", nn.GroupNorm, GroupNormAct),
+    ],
 )
-def test_every_norm_at_any_depth_is_exchanged(norm, kind):
+def test_every_batch_norm_at_any_depth_is_exchanged(norm, kind, fused_kind):
     module = network()
-    convert_norms(module, norm)
-    assert type(module[1]) is type(module[2][1]) is kind
-    assert type(module[0]) is nn.Conv2d
+    assert convert_norms(module, lambda name: norm) == 3
+    assert [type(module[1]), type(module[2][0]), type(module[2][1])] == [kind, fused_kind, kind]
+    assert (type(module[0]), type(module[2][2])) == (nn.Conv2d, nn.LayerNorm)
     assert module(torch.rand(2, 3, 4, 4)).shape == (2, 8, 4, 4)
 
 
-def test_a_batch_norm_that_does_more_is_not_dropped_silently():
-    class NormAndActivation(nn.BatchNorm2d):
-        pass
+def test_each_norm_may_become_something_else():
+    module = network()
+    convert_norms(module, {"1": "frozen", "2.0": "batch", "2.1": "group"}.__getitem__)
+    assert [type(module[1]), type(module[2][0]), type(module[2][1])] == [
+        FrozenBatchNorm2d,
+        BatchNormAct2d,
+        nn.GroupNorm,
+    ]
 
-    with pytest.raises(AssertionError, match="NormAndActivation cannot be exchanged"):
-        convert_norms(nn.Sequential(NormAndActivation(4)), "frozen")
+
+@pytest.mark.parametrize("wanted", ["frozen", "group"])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, type("NormAndMore", (nn.BatchNorm2d,), {})])
+def test_a_batch_norm_that_does_something_else_is_not_dropped_silently(kind, wanted):
+    module = nn.Sequential(kind(4))
+    with pytest.raises(UserError, match=rf"model\.norm: .* become {wanted}, but got {kind.__name__} in the backbone"):
+        convert_norms(module, lambda name: wanted)
+    assert convert_norms(module, lambda name: "batch") == 1

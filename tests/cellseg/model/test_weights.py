@@ -5,6 +5,7 @@ from urllib.error import URLError
 
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 import torch.hub
 from torchvision.models import resnet18
@@ -32,6 +33,16 @@ def no_network(monkeypatch, tmp_path) -> Path:
     folder = tmp_path / "cache" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
+
+
+ADDED = {
+    "se": {"model__attention": "se"},
+    "cbam": {"model__attention": "cbam"},
+    "deformable": {"model__deformable_stages": 2},
+    "pointrend": {"model__mask_head": "pointrend"},
+    "all": {"model__attention": "cbam", "model__deformable_stages": 3, "model__mask_head": "pointrend"},
+}
+"""Settings that add layers to the model."""
 
 
 @pytest.fixture
@@ -129,13 +140,16 @@ def test_a_file_with_torchvisions_old_names_loads(build, trained, tmp_path):
     assert_equal(model, trained.state_dict(), but=unread)
 
 
-def test_coco_v1_weights_load_as_they_are_published(no_network, monkeypatch):
+@pytest.mark.parametrize(
+    "added", [{}, {"attention": "cbam", "deformable_stages": 3, "mask_head": "pointrend", "frozen_stages": 1}]
+)
+def test_coco_v1_weights_load_as_they_are_published(no_network, monkeypatch, added):
     settings = {"anchors": "32-512", "detections_per_image": 100}
     with torch.device("meta"):  # shapes and names alone: the real file has 170 MB
         coco = build_model(ModelConfig(weights="none", norm="frozen", **settings), InferenceConfig(), 90)
         published = old_names(coco.state_dict(), mask_layers=4)
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
-        model = build_model(ModelConfig(weights="coco", **settings), InferenceConfig(), 4)
+        model = build_model(ModelConfig(weights="coco", **settings, **added), InferenceConfig(), 4)
     assert {m.eps for m in model.modules() if type(m).__name__ == "FrozenBatchNorm2d"} == {0.0}  # as torchvision does
 
 
@@ -171,6 +185,75 @@ def test_a_classifiers_backbone_is_loaded_and_nothing_else(build, trained, tmp_p
     for name, value in state.items():
         expected = trained.state_dict() if name.startswith(BACKBONE) else fresh
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("added", ADDED)
+def test_weights_from_before_layers_were_added_load_and_the_added_ones_start_anew(build, trained, tmp_path, added):
+    path = save(trained.state_dict(), tmp_path / "detector.pt")
+    fresh = build(seed=3, **ADDED[added]).state_dict()
+    state = build(seed=3, **ADDED[added], model__weights=path).state_dict()
+    assert trained.state_dict().keys() < state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, trained.state_dict().get(name, fresh[name])), name
+
+
+@pytest.mark.parametrize("added", ADDED)
+def test_weights_with_added_layers_load_whole(build, tmp_path, added):
+    model = build(seed=7, **ADDED[added])
+    path = save(model.state_dict(), tmp_path / "detector.pt")
+    assert_equal(build(seed=3, **ADDED[added], model__weights=path), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "match"),
+    [
+        ("cbam", {}, "got 0 missing and .* unknown entries, such as 'backbone.body.layer1.0.se.mlp.0.bias'"),
+        ("deformable", {}, "got 0 missing and 4 unknown entries, such as '.*conv2.offset.bias'"),
+        ("pointrend", {}, "got 0 missing and .* unknown entries, such as 'roi_heads.point_head"),
+        ("se", ADDED["cbam"], "got 8 missing and 0 unknown entries, such as '.*se.places.bias'"),
+        ("cbam", ADDED["se"], "got 0 missing and 8 unknown entries, such as '.*se.places.bias'"),
+        ("se", ADDED["se"] | {"model__attention_reduction": 4}, "size mismatch for backbone.body.layer1.0.se.mlp"),
+    ],
+)
+def test_weights_with_other_added_layers_are_refused(build, tmp_path, saved, loaded, match):
+    path = save(build(**ADDED[saved]).state_dict(), tmp_path / "detector.pt")
+    with pytest.raises(UserError, match=match):
+        build(model__weights=path, **loaded)
+
+
+def test_all_but_the_added_layers_stay_strict(build, trained, tmp_path):
+    state = trained.state_dict()
+    del state["backbone.body.layer2.0.conv2.weight"]
+    path = save(state, tmp_path / "detector.pt")
+    with pytest.raises(UserError, match=r"got 1 missing and 0 unknown entries, such as '.*layer2\.0\.conv2\.weight'"):
+        build(model__weights=path, **ADDED["all"])
+
+
+def test_imagenet_weights_load_into_a_body_with_added_layers(no_network, tiny_config):
+    state = resnet18(weights=None).state_dict()
+    torch.save(state, no_network / "resnet18-f37072fd.pth")
+    config = tiny_config(model__weights="imagenet", model__backbone="resnet18", **ADDED["all"])
+    body = build_model(config.model, config.inference, 4).backbone.body.state_dict()
+    assert {name for name in body if name not in state or not torch.equal(body[name], state[name])} == {
+        name for name in body if ".se." in name or ".offset." in name
+    }
+
+
+def test_another_number_of_classes_starts_the_whole_point_head_anew(build, tmp_path):
+    path = save(build(seed=7, **ADDED["pointrend"]).state_dict(), tmp_path / "detector.pt")
+    fresh = build(num_classes=2, seed=3, **ADDED["pointrend"]).state_dict()
+    state = build(num_classes=2, seed=3, **ADDED["pointrend"], model__weights=path).state_dict()
+    head = [name for name in state if name.startswith("roi_heads.point_head.")]
+    assert head and all(torch.equal(state[name], fresh[name]) for name in head)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_atto"])
+def test_timms_classifiers_load_by_the_names_their_backbones_have(build, tmp_path, name):
+    classifier = timm.create_model(name)
+    path = save(classifier.state_dict(), tmp_path / "classifier.pt")
+    body = build(model__backbone=f"timm:{name}", model__norm="auto", model__weights=path).backbone.body
+    theirs = {key.replace(".", "_"): value for key, value in classifier.state_dict().items()}
+    assert all(torch.equal(value, theirs[key.replace(".", "_")]) for key, value in body.state_dict().items())
 
 
 def test_a_detector_with_one_anchor_size_a_level_serves_one_with_more(build, trained, tmp_path):
@@ -232,7 +315,7 @@ def test_weights_of_another_architecture_are_refused_with_an_entry(build, traine
         build(model__weights=path, **change)
     (line,) = raised.value.problems
     assert line.startswith(f"model.weights: {path} must fit the model")
-    assert line.endswith("Use the backbone, detector, norm and widths they were trained with.")
+    assert line.endswith("Use the backbone, detector, heads, attention, norm and widths they were trained with.")
     assert "\n" not in line
 
 

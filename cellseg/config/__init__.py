@@ -1,0 +1,66 @@
+"""The settings of one training run: typed, frozen and strict.
+
+A :class:`TrialConfig` has a part for each file here. The same config trains alone, inside a search, and predicts after
+export. Outside Python it is a flat mapping with dotted keys (``{"optim.lr": 1e-3}``): that is what a space samples and
+a checkpoint stores. A key that no field answers to is an error that names the nearest field. ``python -m
+cellseg.config`` prints every field with its values, default and meaning.
+"""
+
+from cellseg.config.augment import AugmentConfig
+from cellseg.config.base import Count, Fraction, Positive, parse_numbers
+from cellseg.config.conditions import ACTIVE_WHEN, AnyBut, Condition, OneOf
+from cellseg.config.data import DataConfig
+from cellseg.config.inference import InferenceConfig
+from cellseg.config.loss import LossConfig
+from cellseg.config.model import (
+    BACKBONES,
+    CONVNEXTS,
+    EFFICIENTNETS,
+    NUM_STAGES,
+    RESNETS,
+    TIMM_PREFIX,
+    ModelConfig,
+    parse_anchor_range,
+    parse_normalization,
+)
+from cellseg.config.optim import OptimConfig
+from cellseg.config.problems import describe
+from cellseg.config.train import METRICS, MINIMIZED, Metric, TrainConfig, gain
+from cellseg.config.trial import FIELDS, TrialConfig, check_value, flatten, parse_overrides, unknown_key
+
+__all__ = [
+    "ACTIVE_WHEN",
+    "BACKBONES",
+    "CONVNEXTS",
+    "EFFICIENTNETS",
+    "FIELDS",
+    "METRICS",
+    "MINIMIZED",
+    "NUM_STAGES",
+    "RESNETS",
+    "TIMM_PREFIX",
+    "AnyBut",
+    "AugmentConfig",
+    "Condition",
+    "Count",
+    "DataConfig",
+    "Fraction",
+    "InferenceConfig",
+    "LossConfig",
+    "Metric",
+    "ModelConfig",
+    "OneOf",
+    "OptimConfig",
+    "Positive",
+    "TrainConfig",
+    "TrialConfig",
+    "check_value",
+    "describe",
+    "flatten",
+    "gain",
+    "parse_anchor_range",
+    "parse_normalization",
+    "parse_numbers",
+    "parse_overrides",
+    "unknown_key",
+]

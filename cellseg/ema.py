@@ -1,0 +1,37 @@
+"""An exponential moving average of a model's weights."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+def decay_of_update(decay: float, update: int) -> float:
+    """The share of itself that an average keeps at its ``update``-th update, counted from 0: at most ``decay``.
+
+    Early averages forget faster, (1 + n) / (10 + n) of TensorFlow's ``ExponentialMovingAverage``: else the untrained
+    weights would weigh in an average of 0.999 for the first thousands of steps.
+    """
+    return min(decay, (1 + update) / (10 + update))
+
+
+class WeightAverage:
+    """The average of a model's trainable weights, in a model of its own: ``model``, like the one it is made of.
+
+    Buffers, such as the statistics of norms, are averages already, or constants, and are copied. torch's own
+    ``AveragedModel`` keeps its count on the device and waits for the GPU at every update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, update: int) -> None:
+        """Take in the weights of ``model`` after an optimiser step; ``update`` counts these from 0."""
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        averages, weights = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+        get_ema_multi_avg_fn(decay_of_update(self.decay, update))(averages, weights, update)
+        for own, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(buffer)

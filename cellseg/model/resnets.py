@@ -1,0 +1,91 @@
+"""torchvision's ResNets and ResNeXts, whose residual blocks have room for attention."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from cellseg.model.body import Body
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+"""The children of a ResNet, torchvision's or timm's, that hold the residual blocks of its four stages."""
+
+
+class AttentiveBasicBlock(BasicBlock):
+    """torchvision's two-convolution block. ``se`` is timm's name for the same place: after the last norm, before the
+    addition. Without parameters there, the names in the state dict are torchvision's."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        super().__init__(*args, **kwargs)
+        self.se: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.se(self.bn2(self.conv2(x)))
+        x += shortcut
+        return self.relu(x)
+
+
+class AttentiveBottleneck(Bottleneck):
+    """torchvision's three-convolution block with room for attention, see :class:`AttentiveBasicBlock`."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        super().__init__(*args, **kwargs)
+        self.se: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.se(self.bn3(self.conv3(x)))
+        x += shortcut
+        return self.relu(x)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What torchvision's constructors of the same name pass to ``ResNet``."""
+
+    block: type[AttentiveBasicBlock] | type[AttentiveBottleneck]
+    blocks: Sequence[int]
+    """Residual blocks of each stage."""
+    groups: int = 1
+    """Of the 3x3 convolutions."""
+    width_per_group: int = 64
+
+
+ARCHITECTURES = {
+    "resnet18": Architecture(AttentiveBasicBlock, (2, 2, 2, 2)),
+    "resnet34": Architecture(AttentiveBasicBlock, (3, 4, 6, 3)),
+    "resnet50": Architecture(AttentiveBottleneck, (3, 4, 6, 3)),
+    "resnet101": Architecture(AttentiveBottleneck, (3, 4, 23, 3)),
+    "resnext50_32x4d": Architecture(AttentiveBottleneck, (3, 4, 6, 3), groups=32, width_per_group=4),
+    "resnext101_32x8d": Architecture(AttentiveBottleneck, (3, 4, 23, 3), groups=32, width_per_group=8),
+}
+
+
+def torchvision_body(name: str, pretrained: bool) -> Body:
+    """The ResNet called ``name``; ``pretrained`` loads torchvision's ``IMAGENET1K_V1`` weights.
+
+    Raises:
+        OSError, RuntimeError: weights that are neither in the cache nor to be downloaded, or damaged.
+    """
+    architecture = ARCHITECTURES[name]
+    network = ResNet(
+        architecture.block,
+        architecture.blocks,
+        groups=architecture.groups,
+        width_per_group=architecture.width_per_group,
+    )
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        network.load_state_dict(weights.get_state_dict(progress=False, check_hash=True))
+    module = IntermediateLayerGetter(network, {layer: str(index) for index, layer in enumerate(LAYERS)})
+    first, second, third, fourth = (64 * 2**stage * architecture.block.expansion for stage in range(4))
+    return Body(module, (first, second, third, fourth), (("conv1", "bn1"), *((layer,) for layer in LAYERS)))

@@ -1,0 +1,199 @@
+"""An ablation study: rows of settings, each trained with the same seeds, beside the figures that were reported."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from cellseg.config import FIELDS, Count, Metric, TrialConfig
+from search.ablation.sampler import RowSampler
+from search.asha import Asha
+from search.space import Choices, DataSource, Domain, Params, Resources
+from search.space.settings import AshaSettings, Direction
+
+ROW, REPEAT = "row", "repeat"
+"""The params of a run: the row's name, and which of its repeats it is, from 0."""
+
+
+class Row(BaseModel):
+    """One row of the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    config: dict[str, Any] = {}
+    """Config fields over the table's ``common`` ones, by dotted key."""
+    reported: dict[str, int | float | str] = {}
+    """What was reported for it, by column: a figure, or words where there is none."""
+    note: str | None = None
+    """What a reader of its figures must know."""
+    without_effect: str | None = None
+    """Why a setting of the row could not have had an effect in the code that the figure comes from."""
+    same_as: str | None = None
+    """Name of the row that is the same run: this one has no config, is not trained and shows that one's figures."""
+
+
+class Ablation(BaseModel):
+    """A table to be measured. :func:`search.ablation.load_ablation` makes checked ones.
+
+    Its runs are the repeats of its rows. None is stopped early, and one that fails is a result.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    title: str
+    source: str
+    """Where the reported figures come from, in a sentence."""
+    metric: Metric
+    """Picks the best epoch of a run, which is the one that is measured."""
+    direction: Direction
+    """The metric's."""
+    repeats: Count = 3
+    """Runs of each row. They differ in their seed; equal repeats of two rows share it, and may be compared in pairs."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Every repeat's seed derives from this one."""
+    keep: Count = 3
+    """Checkpoints of this many best runs stay on disk."""
+    resources: Resources | None = None
+    """What one run occupies. None: a GPU where there is one, else a CPU."""
+    data: DataSource | None = None
+    """Where the data is, unless the command says so."""
+    common: dict[str, Any] = {}
+    """Config fields of all rows, by dotted key."""
+    measured: Annotated[tuple[str, ...], Strict(False)]
+    """Names of the validation metrics that the table shows, at least one."""
+    rows: dict[str, Row]
+    """By name, in the table's order; at least one."""
+    notes: Annotated[tuple[str, ...], Strict(False)] = ()
+    """What a reader of the whole table must know."""
+    overridden: dict[str, Any] = {}
+    """Config fields that the command line set in all rows, over everything else."""
+    selected: Annotated[tuple[str, ...], Strict(False), Field(exclude=True)] = ()
+    """The rows that are to be trained now. Empty: all."""
+
+    @property
+    def runs(self) -> list[Params]:
+        """The params of every run, the first repeat of all rows first: a table that is cut short has all its rows."""
+        return [{ROW: name, REPEAT: repeat} for repeat in range(self.repeats) for name in self.trained_rows]
+
+    @property
+    def trained_rows(self) -> list[str]:
+        """Names of the rows that are trained now: the selected ones, or those that stand for them."""
+        wanted = {self.origin(name) for name in self.selected or self.rows}
+        return [name for name in self.rows if name in wanted]
+
+    def origin(self, name: str) -> str:
+        """The row whose runs measure this one: itself, or the one that it is the same as."""
+        return self.rows[name].same_as or name
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Every config field that the table sets for a row, by dotted key."""
+        return {**self.common, **self.rows[self.origin(name)].config, **self.overridden}
+
+    def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
+        """The config of a run; ``data.root`` is left to the caller.
+
+        Raises:
+            UserError: its values do not go together.
+        """
+        return self.row_config(params[ROW], seed=seed)
+
+    def row_config(self, name: str, *, seed: int = 0) -> TrialConfig:
+        """The config of a row with some seed; see :meth:`config`."""
+        of_table = {"train.metric": self.metric, "train.seed": seed}
+        return TrialConfig.from_flat(self.settings(name) | of_table, where=f"rows.{name}")
+
+    # What a study asks, beside the fields above
+
+    @property
+    def trials(self) -> int:
+        """Runs to end, those of former commands included."""
+        return len(self.runs)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the longest run."""
+        return max(self._epochs_by_row)
+
+    @property
+    def _epochs_by_row(self) -> list[int]:
+        default = FIELDS["train.epochs"].default
+        return [self.settings(name).get("train.epochs", default) for name in self.trained_rows]
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """The params of a run, with what they can be."""
+        return {ROW: Choices(choices=tuple(self.trained_rows)), REPEAT: Choices(choices=tuple(range(self.repeats)))}
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Config fields of all rows. Those that decide how data are read and split cannot be in a row alone."""
+        return {**self.common, **self.overridden}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that two tables share exactly if their runs may stand in one study.
+
+        It covers what the runs' results depend on: metric, seed, and every row's name and settings. It leaves out the
+        number of repeats, what was reported and what is shown.
+        """
+        rows = {name: self.settings(name) for name in self.rows}
+        content = {"metric": self.metric, "direction": self.direction, "seed": self.seed, "rows": rows}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def failures_count(self) -> bool:
+        """A run that fails is a result: it is not tried anew, and the other rows go on."""
+        return True
+
+    def includes(self, params: Mapping[str, Any]) -> bool:
+        """Whether a run of the study is one of those that are wanted now."""
+        return params[ROW] in self.trained_rows and params[REPEAT] < self.repeats
+
+    def seed_index(self, params: Mapping[str, Any], number: int) -> int:
+        """The repeat: in each, all rows start from the same random numbers."""
+        return params[REPEAT]
+
+    def make_asha(self) -> Asha:
+        """A scheduler without rungs, which stops nothing."""
+        return Asha(grace=self.epochs, reduction=AshaSettings().reduction, max_epochs=self.epochs)
+
+    def make_sampler(self) -> RowSampler:
+        """The sampler of a new study."""
+        return RowSampler(self.runs)
+
+    def describe(self) -> list[str]:
+        """The table in lines for people: what all rows share, and what sets each apart."""
+        names = self.trained_rows
+        total = self.repeats * sum(self._epochs_by_row)
+        width = max(map(len, self.rows))
+        lines = [
+            f"{self.direction} {self.metric}: {len(names)} rows x {self.repeats} repeats, {self.trials} trials, "
+            f"{total:,} epochs in all, seed {self.seed}",
+            "ASHA: off, every trial is trained to the end",
+            self.title,
+            "common: " + _assignments(self.fixed),
+        ]
+        for name in names:
+            own = {key: value for key, value in self.rows[name].config.items() if key not in self.overridden}
+            lines.append(f"{name:<{width}}  {_assignments(own) or 'nothing else'}")
+        lines += [
+            f"{name:<{width}}  the same run as {row.same_as}"
+            for name, row in self.rows.items()
+            if row.same_as in names and (not self.selected or name in self.selected)
+        ]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON values; :meth:`from_json` reads it back."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Ablation":
+        """A table that :meth:`to_json` wrote. It is taken as it is, unlike a user's file."""
+        return cls.model_validate(content)
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())

@@ -1,0 +1,186 @@
+"""What a study measured, as a table for people; read from its tables alone."""
+
+import subprocess
+import sys
+
+import pytest
+from fakes import make_report, make_space
+
+from cellseg.cli import run_command
+from search.ablation import Ablation, parse_ablation
+from search.ablation.results import Measurement, measure
+from search.report import _command, _parser, study_report
+from search.store import StudyStore
+from search.study import Study
+
+TABLE = {
+    "title": "learning rates",
+    "source": "Made up for a test.",
+    "metric": "segm/AP50",
+    "direction": "maximize",
+    "repeats": 3,
+    "measured": ["segm/AP50", "count/detections"],
+    "common": {"model.weights": "none", "train.epochs": 2},
+    "rows": {
+        "base": {"reported": {"val AP50": 0.31, "instances": 3669}, "note": "One run."},
+        "large [b]": {"config": {"optim.lr": 1e-3}, "reported": {"val AP50": "out of memory"}},
+        "slow": {"config": {"optim.lr": 1e-5}, "reported": {"val AP50": 0.1}, "without_effect": "It was swallowed."},
+        "again": {"same_as": "base", "reported": {"val AP50": 0.31}},
+    },
+    "notes": ["Of all rows."],
+}
+
+
+def open_study(folder, experiment) -> Study:
+    described = {"metric": experiment.metric, "space": experiment.to_json(), "data_root": "/cells", "created": "today"}
+    return Study(folder.name, experiment, StudyStore.create(folder, described))
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A results folder with a table, half done: base has two runs of three, large failed thrice, slow once begun."""
+    study = open_study(tmp_path / "rates", parse_ablation(TABLE, "rates.yaml"))
+    running = []
+    while (proposal := study.propose()) is not None:
+        running.append(proposal.number)
+    base, large, slow = running[::3], running[1::3], running[2::3]
+    for number, values in zip(base, ([0.2, 0.1], [0.3, 0.4]), strict=False):
+        best = 0.0
+        for epoch, value in enumerate(values, start=1):
+            best, at = max((best, epoch - 1), (value, epoch))
+            report = make_report(epoch, value, **{"count/detections": 100.0 * epoch})
+            study.report(number, report | {"best_value": best, "best_epoch": at})
+        study.end(number, "epochs")
+    study.end(large[0], "out-of-memory", "tried to allocate 80 GiB")
+    study.end(large[1], "bug", "Traceback (most recent call last):\n  File x\nKeyError: 'x'")
+    study.end(large[2], "out-of-memory", "tried to allocate 80 GiB")
+    study.report(slow[0], make_report(1, 0.9))
+    study.interrupt()
+    return tmp_path
+
+
+def cells(report) -> dict[str, list[str]]:
+    """The table's rows by their first cell."""
+    rows = zip(*(map(str, column.cells) for column in report.table.columns), strict=True)
+    return {name: rest for name, *rest in rows}
+
+
+def test_figures_are_mean_and_deviation_at_the_best_epochs(measured):
+    report = study_report(StudyStore.open(measured / "rates"))
+    assert [str(column.header) for column in report.table.columns] == [
+        "row",
+        "reported val AP50",
+        "reported instances",
+        "segm/AP50",
+        "count/detections",
+        "runs",
+    ]
+    rows = cells(report)
+    # best values 0.2 in epoch 1 and 0.4 in epoch 2; detections 100 and 200 in these epochs
+    assert rows["base"] == ["0.3100", "3669", "0.3000 ± 0.1414 (2)", "150.0 ± 70.7 (2)", "2 of 3, 1 under way"]
+    assert rows["again"] == ["0.3100", "-", "0.3000 ± 0.1414 (2)", "150.0 ± 70.7 (2)", "those of base"]
+
+
+def test_failures_stand_in_the_table_with_their_reasons_below(measured):
+    report = study_report(StudyStore.open(measured / "rates"))
+    assert cells(report)["large [b]"][2:] == ["out-of-memory, bug", "out-of-memory, bug", "3 of 3"]
+    assert report.footnotes["Failed runs"] == (
+        "large [b], repeat 0: out-of-memory: tried to allocate 80 GiB",
+        "large [b], repeat 1: bug: KeyError: 'x'",
+        "large [b], repeat 2: out-of-memory: tried to allocate 80 GiB",
+    )
+
+
+def test_a_run_that_has_not_ended_is_not_measured(measured):
+    assert cells(study_report(StudyStore.open(measured / "rates")))["slow"][2:] == ["-", "-", "0 of 3, 3 under way"]
+
+
+def test_the_command_prints_table_notes_and_what_had_no_effect(measured, capsys):
+    assert run_command(_parser(), _command, ["--results", str(measured)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("rates: learning rates\nMade up for a test.\nMeasured on the validation images of /cells")
+    assert "large [b]" in out
+    assert out.count("Reported settings that could not have had an effect in the original code:") == 1
+    notes, without_effect = out.split("could not have had an effect")
+    assert "- Of all rows.\n- base: One run.\n" in notes
+    assert "- slow: It was swallowed." in without_effect
+    assert "Not the table as reported" not in out
+
+
+def test_settings_of_the_command_line_are_told(tmp_path):
+    table = parse_ablation(TABLE, "x").model_copy(update={"overridden": {"train.epochs": 1}})
+    report = study_report(open_study(tmp_path / "toy", table).store)
+    assert "Not the table as reported: all rows have train.epochs=1." in report.introduction
+    assert cells(report)["base"][2:] == ["-", "-", "0 of 3"]
+
+
+def test_reading_a_study_does_not_change_it(measured):
+    before = {path: path.read_bytes() for path in (measured / "rates").rglob("*") if path.is_file()}
+    study_report(StudyStore.open(measured / "rates"))
+    assert {path: path.read_bytes() for path in (measured / "rates").rglob("*") if path.is_file()} == before
+
+
+def test_markdown_holds_the_same(measured, capsys):
+    target = measured / "new" / "rates.md"
+    assert run_command(_parser(), _command, ["--results", str(measured), "--markdown", str(target)]) == 0
+    lines = target.read_text().splitlines()
+    assert lines[0] == "## rates: learning rates"
+    assert "| row | reported val AP50 | reported instances | segm/AP50 | count/detections | runs |" in lines
+    assert "| base | 0.3100 | 3669 | 0.3000 ± 0.1414 (2) | 150.0 ± 70.7 (2) | 2 of 3, 1 under way |" in lines
+    assert "- slow: It was swallowed." in lines
+    assert f"{target}: the same as Markdown" in capsys.readouterr().out
+
+
+def test_a_search_has_its_leaderboard(tmp_path, capsys):
+    study = open_study(tmp_path / "search", make_space())
+    for value in (0.2, 0.6):
+        number = study.propose().number
+        study.report(number, make_report(1, value))
+        study.end(number, "epochs")
+    target = tmp_path / "search.md"
+    assert run_command(_parser(), _command, ["--study", "search", "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "maximize segm/AP50: 2 trials of up to 4 epochs (2 complete)" in out
+    assert "Best: trial t0001, segm/AP50 0.6000 in epoch 1" in out
+    assert out.index("t0001 ") < out.index("t0000 ")
+    arguments = ["--study", "search", "--results", str(tmp_path), "--markdown", str(target)]
+    assert run_command(_parser(), _command, arguments) == 0
+    assert "| 1 | t0001 | complete | 1/4 | 0.6000 @1 |" in target.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--study", "nothing"], "must hold a study"),
+        (["--study", "../x"], "--study: must be 1 to 80 letters"),
+        ([], "must hold a study, but got none"),
+    ],
+)
+def test_without_a_study_there_is_a_line(tmp_path, capsys, arguments, problem):
+    assert run_command(_parser(), _command, [*arguments, "--results", str(tmp_path / "none")]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_one_run_has_no_deviation_and_a_metric_nobody_measured_no_figure():
+    row = Measurement(values={"segm/AP": [0.5]}, num_complete=1)
+    assert row.describe("segm/AP") == "0.5000 ± - (1)"
+    assert row.describe("loss/validation") == "-"
+
+
+def test_values_that_are_missing_in_an_epoch_are_left_out(measured):
+    store = StudyStore.open(measured / "rates")
+    table = Ablation.from_json(store.study["space"])
+    assert measure(table, store.trials(), {})["base"].describe("segm/AP50") == "-"
+
+
+def test_the_report_loads_neither_torch_nor_ray_nor_optuna(measured):
+    script = (
+        "import sys; from search.report import _command, _parser; from cellseg.cli import run_command;"
+        "assert run_command(_parser(), _command) == 0;"
+        "assert not {'torch', 'ray', 'optuna', 'cv2', 'albumentations'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--results", str(measured)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
