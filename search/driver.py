@@ -44,6 +44,8 @@ def ray_cluster(address: str | None) -> Iterator[str]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # Result files, progress tables and TensorBoard events that nobody reads.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Tune's own record of the experiment, which grows with every trial: nobody restores from it.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
     # The newer of Tune's two reporters cannot be silenced; the board takes its place.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     try:

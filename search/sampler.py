@@ -19,6 +19,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from search.proposer import Proposer
 from search.space import Params, Space
 
 _MEMORY = "memory"
@@ -76,6 +77,7 @@ class StudySampler:
         trial = self._running[number]
         if epoch not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
             trial.report(value, epoch)
+            self._sampler.proposer.observe(number, epoch, value)
 
     def tell(self, number: int, outcome: Outcome, value: float | None = None, reason: str | None = None) -> None:
         """The end of a running trial.
@@ -93,6 +95,9 @@ class StudySampler:
         if outcome is Outcome.INFEASIBLE:
             trial.set_constraint(_MEMORY, 1.0)
         self.study.tell(trial, value, state=_STATES[outcome])
+        self._sampler.proposer.end(
+            number, value if outcome is Outcome.COMPLETE else None, outcome is Outcome.INFEASIBLE
+        )
 
     def replay(
         self,
@@ -134,7 +139,12 @@ class StudySampler:
                 constraints={_MEMORY: 1.0} if outcome is Outcome.INFEASIBLE else None,
             )
         )
-        self._sampler.tried.add(_identity(params))
+        self._sampler.proposer.begin(number, params)
+        for epoch, metric in history.items():
+            self._sampler.proposer.observe(number, epoch, metric)
+        self._sampler.proposer.end(
+            number, value if outcome is Outcome.COMPLETE else None, outcome is Outcome.INFEASIBLE
+        )
 
     def _start(self, number: int, params: Params | None) -> Params:
         """A running trial with these params, or with proposed ones."""
@@ -145,7 +155,7 @@ class StudySampler:
         trial.set_user_attr("trial", number)
         params = self.space.suggest(lambda key: _suggest(trial, key, self.space.distribution(key)))
         self._running[number] = trial
-        self._sampler.tried.add(_identity(params))
+        self._sampler.proposer.begin(number, params)
         return params
 
 
@@ -155,57 +165,16 @@ class SpaceSampler(optuna.samplers.BaseSampler):
     Optuna asks for all values of a trial at once (``sample_relative``): conditions and duplicates are seen as a whole.
     """
 
-    NUM_RANDOM = 10
-    """Proposals are random until this many trials have ended."""
-    NUM_MODEL_TRIES, NUM_RANDOM_TRIES = 4, 20
-    """How often a proposal that was tried before is drawn again, by the model and then at random."""
-
     def __init__(self, space: Space, seed: int):
-        self._space = space
-        self._seed = seed
         self._distributions = {key: space.distribution(key) for key in space.domains}
+        self._seed = seed
+        self.proposer = Proposer(space, seed)
         self.number = 0
         """The trial that is being asked for."""
-        self.tried: set[tuple] = set()
 
     def rng(self) -> np.random.Generator:
         """The randomness of the current trial."""
         return np.random.default_rng([self._seed, self.number])
-
-    def propose(self, study: optuna.Study, trial: FrozenTrial) -> Params:
-        """Values for all active keys: the policy.
-
-        Multivariate TPE. Keys with the same condition are modelled jointly, on the trials that have them all; running
-        trials count as bad ones, so that parallel proposals spread. Out-of-memory trials count as worse than any.
-        """
-        rng = self.rng()
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if len(ended) >= self.NUM_RANDOM:
-            tpe = optuna.samplers.TPESampler(
-                n_startup_trials=0, multivariate=True, constant_liar=True, seed=int(rng.integers(2**32))
-            )
-            for _ in range(self.NUM_MODEL_TRIES):
-                params = self._propose_by_model(tpe, study, trial)
-                if _identity(params) not in self.tried:
-                    return params
-        for _ in range(self.NUM_RANDOM_TRIES):
-            params = self._space.sample(rng)
-            if _identity(params) not in self.tried:
-                break
-        return params
-
-    def _propose_by_model(self, tpe: optuna.samplers.TPESampler, study: optuna.Study, trial: FrozenTrial) -> Params:
-        drawn: Params = {}
-
-        def ask(key: str) -> Any:
-            if key not in drawn:
-                when = self._space.domains[key].when
-                together = [other for other, domain in self._space.domains.items() if domain.when == when]
-                group = {name: self._distributions[name] for name in together}
-                drawn.update(tpe.sample_relative(study, trial, group))
-            return drawn[key]
-
-        return self._space.suggest(ask)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All sampled keys: which of them are active is decided while proposing."""
@@ -215,7 +184,7 @@ class SpaceSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The proposal for a new trial."""
-        return self.propose(study, trial)
+        return self.proposer.propose(self.rng())
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -244,8 +213,3 @@ def _check_value(number: int, outcome: Outcome, value: float | None) -> None:
     """A complete trial has a finite value, and no other has one."""
     finite = value is not None and math.isfinite(value)
     assert finite if outcome is Outcome.COMPLETE else value is None, (number, outcome, value)
-
-
-def _identity(params: Mapping[str, Any]) -> tuple:
-    """Equal for equal params."""
-    return tuple(sorted((key, repr(value)) for key, value in params.items()))

@@ -23,6 +23,8 @@ from cellseg.report import TrainingError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cellseg.data.packed import PackedDataset
+
 ENDING, DETAIL, REPORT = "ending", "detail", "report"
 """Keys of a result: why the trial is over (or None), the text to that, and the EpochReport as JSON (Tune would
 flatten a dict, and metric names hold its separator). Never Tune's own ``done``: the scheduler is not shown such a
@@ -42,10 +44,10 @@ class CellTrainable(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], data: "pa.Table | None" = None) -> None:
-        from cellseg.data.packed import PackedDataset
-
-        self._limit_threads()
-        self._data = PackedDataset(data)
+        # Nothing slow here: Tune gives the trial of a process that has not started to one that comes free meanwhile,
+        # and throws the new process away.
+        self._table = data
+        self._data: PackedDataset | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -57,6 +59,8 @@ class CellTrainable(tune.Trainable):
         """Train one epoch. Whatever ends the trial is told as data; an exception here would look like a lost
         machine."""
         self._show_name()
+        if self._data is None:
+            self._data = self._prepare()
         try:
             report = next(self._reports, None)
         except TrainingError as error:
@@ -85,6 +89,16 @@ class CellTrainable(tune.Trainable):
         # Ray's dashboard asks once, when the process starts.
         return getattr(self, "_name", type(self).__name__)
 
+    def _prepare(self) -> "PackedDataset":
+        """What a process does once, before its first trial trains: seconds of imports, mostly."""
+        from cellseg.data.packed import PackedDataset
+
+        self._limit_threads()  # imports torch
+        # Modules stay for good: unfrozen, every cleanup walks their objects, which takes tenths of a second.
+        gc.collect()
+        gc.freeze()
+        return PackedDataset(self._table)
+
     def _begin(self, config: dict[str, Any]) -> None:
         self._name = trial_name(config["study"], config["number"])
         self._show_name()
@@ -95,6 +109,7 @@ class CellTrainable(tune.Trainable):
         # A generator of its own: nothing of a trial is built before its first step, whose errors are caught.
         from cellseg.train import fit
 
+        assert self._data is not None, "the step prepares the process"
         folder = Path(config["folder"])
         if (former := last_report(folder)) is not None:
             yield former

@@ -76,8 +76,10 @@ class Augmentation:
         elif "mirror" in self._steps:
             image_HWC, planes_PHW = _flip(image_HWC, planes_PHW, turns=0, mirrored=rng.integers(2) == 1)
         if self._compose is not None:
-            for warp in self._warps:
-                warp.fill = background_color(image_HWC, planes_PHW)
+            if self._warps:
+                fill = background_color(image_HWC, planes_PHW)
+                for warp in self._warps:
+                    warp.fill = fill
             # Not set_random_seed: that gives every transform the same numbers, so that all of them act or none.
             self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
             changed = self._compose(image=image_HWC, masks=planes_PHW)

@@ -90,13 +90,13 @@ def _layout(name: str) -> _Layout:
     if shapes != promised:
         raise _refusal(name, f"maps of shape {shapes} for an image of {height} x {width} px")
     first, second, third, fourth = (channels for channels, _, _ in promised)
-    stages = parameters_by_map(twin, maps)
+    stages = _parameters_by_map(twin, maps)
     if not stem:
         stages = [*_split_stem(name, twin, stages[0], infos[four[0]]["module"]), *stages[1:]]
     return _Layout(four, (first, second, third, fourth), tuple(tuple(stage) for stage in stages))
 
 
-def parameters_by_map(network: nn.Module, maps: Sequence[Tensor]) -> list[list[str]]:
+def _parameters_by_map(network: nn.Module, maps: Sequence[Tensor]) -> list[list[str]]:
     """For each of ``maps``, which ``network`` has computed, the parameters that it and none before it depends on."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     groups: list[list[str]] = []

@@ -7,7 +7,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.sampler import Outcome, SpaceSampler, StudySampler
+from search.proposer import NUM_RANDOM
+from search.sampler import Outcome, StudySampler
 from search.space import Choices, Range, Space
 
 DOMAINS = {
@@ -264,5 +265,5 @@ def test_an_unfinished_trial_of_a_former_run_is_running_until_told():
 
 def test_random_proposals_end_when_enough_trials_have_ended():
     sampler = make(seed=2)
-    asked = [sampler.ask(number) for number in range(SpaceSampler.NUM_RANDOM + 5)]
+    asked = [sampler.ask(number) for number in range(NUM_RANDOM + 5)]
     assert asked == [sampler.space.sample(np.random.default_rng([2, number])) for number in range(len(asked))]

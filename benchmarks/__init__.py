@@ -1,0 +1,1 @@
+"""Measurements anyone can run: ours against the reference, in one process."""

@@ -1,0 +1,107 @@
+"""All benchmarks of speed and memory, each in a process of its own, in one Markdown table."""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.measure import format_bytes, format_ratio, format_seconds
+from cellseg.cli import EXIT_OK, run_command, say
+from cellseg.errors import UserError
+from cellseg.files import atomic_path, read_json
+
+BENCHMARKS = ("input_pipeline", "postprocess", "train_step", "epoch", "evaluate")
+"""Modules with a command that takes ``--json FILE`` and ``--toy``; :class:`benchmarks.measure.Report` is what they
+write."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks and write the table; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.all", description=__doc__)
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the table here as well")
+    parser.add_argument(
+        "--toy", action="store_true", help="sizes that take a second: shows that they run, not how fast"
+    )
+    parser.add_argument("--only", metavar="NAME", nargs="+", choices=available(), help="some of them")
+    return run_command(parser, _run_all, argv)
+
+
+def available() -> tuple[str, ...]:
+    """The benchmarks that this checkout has."""
+    return tuple(name for name in BENCHMARKS if importlib.util.find_spec(f"benchmarks.{name}"))
+
+
+def markdown(reports: Sequence[dict[str, Any]]) -> str:
+    """A page with the machine, the ratios, and the times behind them.
+
+    Args:
+        reports: contents of the files that ``--json`` wrote, from one machine; at least one.
+    """
+    hardware = reports[0]["hardware"]
+    machine = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, {hardware['gpu'] or 'no GPU'}"
+    versions = ", ".join(f"{name} {number}" for name, number in reports[0]["versions"].items())
+    ratios = [
+        (report["benchmark"], name, format_ratio(ratio))
+        for report in reports
+        for name, ratio in report["ratios"].items()
+    ]
+    times = [row for report in reports for row in _times(report)]
+    return "\n".join(
+        [
+            "# Benchmarks",
+            "",
+            f"On {machine}; {versions}.",
+            "Made by `python -m benchmarks.all`; `docs/benchmarks.md` says what is measured.",
+            "",
+            *_table(("benchmark", "ratio", "value"), ratios),
+            "",
+            *_table(("benchmark", "contender", "median", "least", "most", "runs", "peak extra memory"), times),
+            "",
+            *(f"- {report['benchmark']}: {report['description']}." for report in reports),
+            "",
+        ]
+    )
+
+
+def _times(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, seconds in report["seconds"].items():
+        figures = (format_seconds(figure) for figure in (median(seconds), min(seconds), max(seconds)))
+        peak = report.get("peak_extra_bytes", {}).get(name)
+        memory = "" if peak is None else format_bytes(peak)
+        rows.append((report["benchmark"], name, *figures, str(len(seconds)), memory))
+    return rows
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _run_all(arguments: argparse.Namespace) -> int:
+    names = arguments.only or available()
+    with tempfile.TemporaryDirectory() as folder:
+        reports = [_report(name, Path(folder) / f"{name}.json", arguments.toy) for name in names]
+    page = markdown(reports)
+    say(page)
+    if arguments.out is not None:
+        with atomic_path(arguments.out) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    return EXIT_OK
+
+
+def _report(name: str, file: Path, toy: bool) -> dict[str, Any]:
+    """Run a benchmark in a process of its own, which has no memory left over from another."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file), *(["--toy"] if toy else [])]
+    status = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    if status:
+        raise UserError(f"{name}: the benchmark must succeed, but got exit status {status}. See its message above.")
+    return read_json(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

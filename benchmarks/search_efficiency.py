@@ -1,0 +1,154 @@
+"""How many epochs a search needs: ours against what people get elsewhere, on learning curves nobody here made.
+
+    python -m benchmarks.search_efficiency --data DIR --tasks 167168,189873 --seeds 5 --workers 8 --budget 3640
+
+DIR holds LCBench's surrogate (``model.onnx``, ``encoding.json``, ``config_space.json``). A policy's cost is the number
+of epochs, trained by all workers together, until any trial has shown the target: the best value that random search with
+full training reaches in the median with the whole budget.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lcbench import EPOCHS, Surrogate
+from benchmarks.policies import OURS, POLICIES
+from benchmarks.simulation import simulate
+from cellseg.cli import EXIT_OK, run_command, say
+from cellseg.errors import UserError, raise_all
+from cellseg.files import write_json
+
+TARGET_POOL = 4000
+"""Random configs that a task's target is estimated from."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run of a policy on a task with a seed."""
+
+    policy: str
+    task: str
+    seed: int
+    cost: int | None
+    """Epochs until the target, or None if the budget did not suffice."""
+    regret: float
+    """Target less the best value at the end; negative is better than the target. In % of accuracy."""
+    seconds: float
+    """Of the simulated workers until the target (or the end of the budget)."""
+    trials: int
+    real_seconds: float
+    """That the whole simulation took here."""
+
+
+def target(surrogate: Surrogate, task: str, budget: int, pool: int = TARGET_POOL) -> float:
+    """The median of the best of ``budget / EPOCHS`` random configs, each judged by the best epoch of its curve.
+
+    The median of the maximum of n draws is the quantile 0.5^(1/n) of one draw.
+    """
+    rng = np.random.default_rng(20_220_101)
+    draws = ({name: domain.sample(rng) for name, domain in surrogate.domains.items()} for _ in range(pool))
+    best = [surrogate.curve(task, params).accuracy.max() for params in draws]
+    return float(np.quantile(best, 0.5 ** (EPOCHS / budget)))
+
+
+def run(surrogate: Surrogate, policy: str, task: str, seed: int, workers: int, budget: int, goal: float) -> Outcome:
+    """Simulate one search."""
+    started = time.perf_counter()
+    result = simulate(
+        POLICIES[policy](surrogate.domains, seed), lambda params: surrogate.curve(task, params), workers, budget
+    )
+    hits = np.flatnonzero(result.best >= goal)
+    last = int(hits[0]) if len(hits) else budget - 1
+    return Outcome(
+        policy=policy,
+        task=task,
+        seed=seed,
+        cost=last + 1 if len(hits) else None,
+        regret=goal - float(result.best[-1]),
+        seconds=float(result.seconds[last]),
+        trials=result.num_trials,
+        real_seconds=time.perf_counter() - started,
+    )
+
+
+def median_cost(costs: Sequence[int | None]) -> float | None:
+    """The median, where a run that never arrived is later than all others; None if the middle one did not arrive."""
+    middle = statistics.median_high([float("inf") if cost is None else cost for cost in costs])
+    return None if middle == float("inf") else middle
+
+
+def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """``median_cost``, ``reached`` and ``median_regret`` of each policy over tasks and seeds, and ours as ratios."""
+    of_policy = {name: [o for o in outcomes if o.policy == name] for name in dict.fromkeys(o.policy for o in outcomes)}
+    costs = {name: median_cost([o.cost for o in runs]) for name, runs in of_policy.items()}
+    ours = costs.get(OURS)
+    return {
+        "median_cost": costs,
+        "reached": {name: sum(o.cost is not None for o in runs) / len(runs) for name, runs in of_policy.items()},
+        "median_regret": {name: statistics.median(o.regret for o in runs) for name, runs in of_policy.items()},
+        "ratios": {f"ours / {name}": ours / cost for name, cost in costs.items() if ours and cost and name != OURS},
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search_efficiency", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of LCBench's surrogate")
+    parser.add_argument("--tasks", default="167168,189873,189906,126026", help="OpenML ids, or all")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N")
+    parser.add_argument("--workers", type=int, default=8, metavar="W")
+    parser.add_argument("--budget", type=int, default=3640, metavar="EPOCHS", help="trained by all workers together")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if not (arguments.data / "model.onnx").is_file():
+        raise UserError(f"--data: must hold LCBench's surrogate, but got no model.onnx in {arguments.data}.")
+    surrogate = Surrogate(arguments.data)
+    tasks = surrogate.tasks if arguments.tasks == "all" else tuple(arguments.tasks.split(","))
+    policies = arguments.policies.split(",")
+    raise_all(
+        [
+            f"--tasks: must be among {', '.join(surrogate.tasks)}, but got {t}."
+            for t in tasks
+            if t not in surrogate.tasks
+        ]
+        + [f"--policies: must be among {', '.join(POLICIES)}, but got {p}." for p in policies if p not in POLICIES]
+    )
+    goals = {task: target(surrogate, task, arguments.budget) for task in tasks}
+    outcomes = []
+    for policy in policies:
+        for task in tasks:
+            runs = [
+                run(surrogate, policy, task, seed, arguments.workers, arguments.budget, goals[task])
+                for seed in range(arguments.seeds)
+            ]
+            outcomes += runs
+            say(f"{policy:32} {task:>7}  epochs {' '.join('-' if o.cost is None else str(o.cost) for o in runs)}")
+    summary = summarize(outcomes)
+    for policy in policies:
+        cost, reached = summary["median_cost"][policy], summary["reached"][policy]
+        say(
+            f"{policy:32} median {'-' if cost is None else f'{cost:.0f}':>5} epochs, reached {reached:.0%}, "
+            f"regret {summary['median_regret'][policy]:+.2f}"
+        )
+    if arguments.json:
+        settings = {name: getattr(arguments, name) for name in ("seeds", "workers", "budget")}
+        record = settings | {"tasks": list(tasks), "targets": goals} | summary | {"runs": [vars(o) for o in outcomes]}
+        write_json(arguments.json, record)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(_parser(), _command))
