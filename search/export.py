@@ -33,13 +33,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
-    from search.store import StudyStore, check_name, latest_study
+    from search.store import find_study
 
-    if arguments.study is None:
-        store = latest_study(arguments.results)
-    else:
-        check_name(arguments.study)
-        store = StudyStore.open(arguments.results / arguments.study)
+    store = find_study(arguments.results, arguments.study)
     images = read_test_list(arguments.data or Path(store.study["data_root"]))
     row = choose_trial(store, arguments.trial)
 

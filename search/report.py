@@ -181,13 +181,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.board import make_console
-    from search.store import StudyStore, check_name, latest_study
+    from search.store import find_study
 
-    if arguments.study is None:
-        store = latest_study(arguments.results)
-    else:
-        check_name(arguments.study)
-        store = StudyStore.open(arguments.results / arguments.study)
+    store = find_study(arguments.results, arguments.study)
     report = study_report(store)
     report.show(make_console())
     if arguments.markdown is not None:

@@ -255,6 +255,18 @@ def list_studies(results: Path) -> list[StudyStore]:
     return [StudyStore.open(folder) for folder in _study_folders(results)]
 
 
+def find_study(results: Path, name: str | None) -> StudyStore:
+    """The study of that name, or the one that was worked on last.
+
+    Raises:
+        UserError: no such study, a name that none can have, or a study that cannot be read.
+    """
+    if name is None:
+        return latest_study(results)
+    check_name(name)
+    return StudyStore.open(results / name)
+
+
 def latest_study(results: Path) -> StudyStore:
     """The study that was worked on last.
 
