@@ -25,7 +25,7 @@ from cellseg.config import TrialConfig
 from cellseg.data.augment import build_augmentation, ranges
 from cellseg.data.planes import read_instances
 from cellseg.data.sample import Sample
-from cellseg.data.transforms import PROBABILITY, albumentations_module
+from cellseg.data.transforms import PROBABILITY, STEPS, albumentations_module
 
 CONFIG = TrialConfig.model_validate({"augment": {"preset": "full", "strength": 0.5}})
 FEW, MANY = 100, 800
@@ -121,7 +121,6 @@ def same_transforms_way(sample: Sample, masks_NHW: np.ndarray, visits: Sequence[
 def albumentations_pipeline() -> Any:
     """albumentations' own transforms with the ranges and probabilities of ours."""
     A, reach = albumentations_module(), ranges(CONFIG.augment)
-    jitter = {name: (1 - reach[name], 1 + reach[name]) for name in ("brightness", "contrast", "saturation")}
     # Displacements that spread as ours do and vary over the width of a cell: blurred white noise has a deviation of
     # 1 / (2 sigma sqrt(pi)), a uniform draw one of limit / sqrt(3). albumentations' default sigma of 50 is slower.
     sigma = 8.0
@@ -131,16 +130,9 @@ def albumentations_pipeline() -> Any:
         [
             A.HorizontalFlip(p=0.5),
             A.VerticalFlip(p=0.5),
-            A.Affine(
-                scale=(1 / (1 + reach["scale"]), 1 + reach["scale"]),
-                balanced_scale=True,
-                keep_ratio=True,
-                rotate=(-reach["rotate"], reach["rotate"]),
-                shear=(-reach["shear"], reach["shear"]),
-                p=PROBABILITY["affine"],
-            ),
+            STEPS["affine"](A, reach),  # these are albumentations' own in ours too
             A.ElasticTransform(**elastic, p=PROBABILITY["elastic"]),
-            A.ColorJitter(**jitter, hue=(-reach["hue"], reach["hue"]), p=PROBABILITY["color"]),
+            STEPS["color"](A, reach),
             A.OneOf(focus, p=PROBABILITY["focus"]),
         ]
     )

@@ -148,9 +148,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before[1])
 
 
-def versions() -> dict[str, str]:
-    """The versions that figures depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """The versions that figures depend on: Python's and those of ``packages``."""
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def hardware() -> dict[str, Any]:

@@ -27,12 +27,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from benchmarks.measure import at_least_one, hardware, versions
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
 from cellseg.files import write_json
@@ -207,13 +207,8 @@ def measure(trials: int, ray_trials: int, skip: int, repeats: int, sleeping: int
             "sleeping": sleeping,
             "seconds": seconds,
         },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "hardware": {
-            "cpus": os.cpu_count(),
-            "slots": timing.slots,
-            "system": platform.platform(),
-            "load": os.getloadavg(),
-        },
+        "versions": versions(PACKAGES),
+        "hardware": hardware() | {"slots": timing.slots, "system": platform.platform(), "load": os.getloadavg()},
         "per_trial": per_trial,
         "raw": raw,
     }
@@ -303,21 +298,15 @@ def _command(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the measurements go")
-    parser.add_argument("--trials", type=_positive, default=60, metavar="N", help="empty trials; default: 60")
-    parser.add_argument("--ray-trials", type=_positive, metavar="N", help="of Ray's default; default: as many")
+    parser.add_argument("--trials", type=at_least_one, default=60, metavar="N", help="empty trials; default: 60")
+    parser.add_argument("--ray-trials", type=at_least_one, metavar="N", help="of Ray's default; default: as many")
     parser.add_argument(
-        "--skip", type=_positive, default=20, metavar="N", help="trials before the further ones; default: 20"
+        "--skip", type=at_least_one, default=20, metavar="N", help="trials before the further ones; default: 20"
     )
-    parser.add_argument("--repeats", type=_positive, default=2, metavar="N", help="rounds; default: 2")
-    parser.add_argument("--sleeping", type=_positive, default=200, metavar="N", help="sleeping trials; default: 200")
+    parser.add_argument("--repeats", type=at_least_one, default=2, metavar="N", help="rounds; default: 2")
+    parser.add_argument("--sleeping", type=at_least_one, default=200, metavar="N", help="sleeping trials; default: 200")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="sleep of each; default: 1")
     return parser
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

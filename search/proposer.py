@@ -62,7 +62,7 @@ class Proposer:
             if epoch == self._space.epochs:
                 self._at_full.add(number)
 
-    def end(self, number: int, value: float | None, infeasible: bool) -> None:
+    def end(self, number: int, value: float | None, *, infeasible: bool) -> None:
         """A trial is over.
 
         Args:

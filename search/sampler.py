@@ -1,7 +1,7 @@
-"""Which config to try next: Optuna's samplers, told the truth about how trials ended.
+"""The record of a study's trials, told the truth about how they ended: a plain Optuna study, which the driver alone
+writes.
 
-:class:`StudySampler` keeps the record, a plain Optuna study in memory that the driver alone writes. What to propose
-given that record is decided in one place, :meth:`SpaceSampler.propose`.
+:class:`StudySampler` keeps it in memory. What to propose next is decided in :mod:`search.proposer`.
 """
 
 import math
@@ -95,9 +95,7 @@ class StudySampler:
         if outcome is Outcome.INFEASIBLE:
             trial.set_constraint(_MEMORY, 1.0)
         self.study.tell(trial, value, state=_STATES[outcome])
-        self._sampler.proposer.end(
-            number, value if outcome is Outcome.COMPLETE else None, outcome is Outcome.INFEASIBLE
-        )
+        self._sampler.proposer.end(number, value, infeasible=outcome is Outcome.INFEASIBLE)
 
     def replay(
         self,
@@ -126,12 +124,11 @@ class StudySampler:
                 self.report(number, epoch, metric)
             return
         _check_value(number, outcome, value)
-        if outcome in (Outcome.PRUNED, Outcome.INFEASIBLE) and history:
-            value = history[max(history)]  # as Optuna does when it is told
+        stopped = outcome in (Outcome.PRUNED, Outcome.INFEASIBLE)
         self.study.add_trial(
             optuna.create_trial(
                 state=_STATES[outcome],
-                value=value,
+                value=history[max(history)] if stopped and history else value,  # as Optuna does when it is told
                 params=dict(params),
                 distributions={key: self.space.distribution(key) for key in params},
                 intermediate_values=history,
@@ -142,9 +139,7 @@ class StudySampler:
         self._sampler.proposer.begin(number, params)
         for epoch, metric in history.items():
             self._sampler.proposer.observe(number, epoch, metric)
-        self._sampler.proposer.end(
-            number, value if outcome is Outcome.COMPLETE else None, outcome is Outcome.INFEASIBLE
-        )
+        self._sampler.proposer.end(number, value, infeasible=outcome is Outcome.INFEASIBLE)
 
     def _start(self, number: int, params: Params | None) -> Params:
         """A running trial with these params, or with proposed ones."""

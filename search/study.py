@@ -74,6 +74,7 @@ class Study:
         self._fixed = dict(fixed or {})
         self._running: set[int] = set()
         self._waiting: list[int] = []
+        self._left_out: set[int] = set()  # trials of former runs that are not wanted now
         self._failures: list[str] = []
         self._replay()
 
@@ -93,7 +94,7 @@ class Study:
     def num_finished(self) -> int:
         """Trials that count towards the target: all that ended, in a search but those that failed."""
         counting = {"COMPLETE", "PRUNED", "INFEASIBLE"} | ({"FAILED"} if self.space.failures_count else set())
-        return sum(row.state in counting and self.space.includes(json.loads(row.params)) for row in self.rows)
+        return sum(row.state in counting and row.number not in self._left_out for row in self.rows)
 
     @property
     def is_over(self) -> bool:
@@ -189,13 +190,16 @@ class Study:
     def _replay(self) -> None:
         epochs = self.store.epochs_by_trial()
         for row in self.rows:
+            params = json.loads(row.params)
+            if not self.space.includes(params):
+                self._left_out.add(row.number)
             history = epochs.get(row.number, [])
             values = self._best_values(history)
             goes_on = row.state in {"RUNNING", "INTERRUPTED"}
             outcome = None if goes_on else Outcome(row.state)
             self.sampler.replay(
                 row.number,
-                json.loads(row.params),
+                params,
                 outcome,
                 value=row.metric if outcome is Outcome.COMPLETE else None,
                 epochs=values.items(),
@@ -205,7 +209,7 @@ class Study:
             self.asha.replay(
                 row.number, [(epoch, gain(self.space.metric, value), losses[epoch]) for epoch, value in values.items()]
             )
-            if goes_on and self.space.includes(json.loads(row.params)):
+            if goes_on and row.number not in self._left_out:
                 self._waiting.append(row.number)
             if row.state == "RUNNING":
                 self.store.put_trial(replace(row, state="INTERRUPTED", reason="the search was killed"))

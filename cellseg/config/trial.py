@@ -1,6 +1,5 @@
 """The whole config, and its flat form with dotted keys."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ from cellseg.config.problems import describe
 from cellseg.config.train import TrainConfig
 from cellseg.errors import UserError, raise_all
 from cellseg.files import YAMLError, parse_yaml
+from cellseg.names import unknown_name
 
 
 class TrialConfig(Part):
@@ -79,13 +79,7 @@ def unknown_key(key: str) -> str | None:
     """The problem with ``key`` if it names no field, with the nearest that does; None if it is fine."""
     if key in FIELDS:
         return None
-    near = difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.5)
-    tail = str(key).rsplit(".", 1)[-1]
-    same_tail = [name for name in FIELDS if name.rsplit(".", 1)[-1] == tail]
-    hint = (same_tail or near)[:1]
-    return f"{key}: must be a config field, but got an unknown name. " + (
-        f"Did you mean '{hint[0]}'?" if hint else "`python -m cellseg.config` lists the fields."
-    )
+    return unknown_name(str(key), FIELDS, "a config field", "`python -m cellseg.config` lists the fields.")
 
 
 def check_value(key: str, value: Any) -> str | None:

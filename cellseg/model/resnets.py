@@ -1,6 +1,6 @@
 """torchvision's ResNets and ResNeXts, whose residual blocks have room for attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torchvision
@@ -14,9 +14,17 @@ LAYERS = ("layer1", "layer2", "layer3", "layer4")
 """The children of a ResNet, torchvision's or timm's, that hold the residual blocks of its four stages."""
 
 
-class AttentiveBasicBlock(BasicBlock):
-    """torchvision's two-convolution block. ``se`` is timm's name for the same place: after the last norm, before the
-    addition. Without parameters there, the names in the state dict are torchvision's."""
+class _RoomForAttention:
+    """What torchvision's two kinds of residual blocks have in common here.
+
+    ``se`` is timm's name for the same place: after the last norm, before the addition. Without parameters there, the
+    names in the state dict are torchvision's.
+    """
+
+    downsample: nn.Module | None
+    relu: nn.Module
+    residual: Callable[[Tensor], Tensor]
+    """What is added to the shortcut, before attention."""
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)
@@ -25,27 +33,26 @@ class AttentiveBasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.se(self.bn2(self.conv2(x)))
+        x = self.se(self.residual(x))
         x += shortcut
         return self.relu(x)
 
 
-class AttentiveBottleneck(Bottleneck):
-    """torchvision's three-convolution block with room for attention, see :class:`AttentiveBasicBlock`."""
+class AttentiveBasicBlock(_RoomForAttention, BasicBlock):
+    """torchvision's two-convolution block with room for attention."""
 
-    def __init__(self, *args: object, **kwargs: object):
-        super().__init__(*args, **kwargs)
-        self.se: nn.Module = nn.Identity()
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+
+class AttentiveBottleneck(_RoomForAttention, Bottleneck):
+    """torchvision's three-convolution block with room for attention."""
+
+    def residual(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        x = self.se(self.bn3(self.conv3(x)))
-        x += shortcut
-        return self.relu(x)
+        return self.bn3(self.conv3(x))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import timm
@@ -67,6 +68,7 @@ def _check_name(name: str, pretrained: bool) -> None:
         )
 
 
+@cache  # a process trains one trial after another, and each look builds two twins
 def _layout(name: str) -> _Layout:
     with torch.device("meta"), torch.enable_grad():
         try:

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ValidationError
 from cellseg.config import FIELDS, describe, flatten, parse_overrides, unknown_key
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_yaml
+from cellseg.names import unknown_name
 from search.ablation.rules import config_problems, override_problems, row_problems
 from search.ablation.table import Ablation, Row
-from search.names import unknown_name
 from search.space import DataSource, Generate, Resources
+from search.space.settings import inner_names, missing_settings, set_setting
 
 _EXAMPLES: dict[str, Any] = {
     "title": "Freezing",
@@ -79,11 +80,7 @@ def parse_ablation(content: Any, where: str) -> Ablation:
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: must be a mapping of settings, but got {type(content).__name__}.")
     problems = _unknown_settings(content)
-    problems += [
-        f"{name}: must be given, but got nothing. Write for example {name}: {example}."
-        for name, example in _EXAMPLES.items()
-        if name not in content
-    ]
+    problems += missing_settings(content, _EXAMPLES)
     raw = _EXAMPLES | {name: value for name, value in content.items() if name in _SETTINGS}
     raw, found = _flat_configs(raw)
     problems += found
@@ -112,7 +109,6 @@ def _apply_overrides(
     fields: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in parse_overrides(overrides).items():
-        top, _, inner = key.partition(".")
         if key in FIELDS or key == "epochs":
             fields[_EPOCHS if key == "epochs" else key] = value
         elif key == "trials":
@@ -120,15 +116,10 @@ def _apply_overrides(
                 f"--trials: a table trains each row `repeats` times, but got {value}. "
                 "Say how often with --set repeats=N, and which rows with --rows."
             )
-        elif key in _SETTINGS:
-            content[key] = value
-        elif top in _PARTS and inner in _PARTS[top].model_fields:
-            old = content.get(top)
-            content[top] = (old if isinstance(old, dict) else {}) | {inner: value}
-        else:
-            inner_names = [f"{part}.{name}" for part, model in _PARTS.items() for name in model.model_fields]
-            valid = (*_SETTINGS, *inner_names, *FIELDS)
-            problems.append(f"--set {unknown_name(key, valid, 'a config field or a setting', _SETTINGS)}")
+        elif not set_setting(content, key, value, _SETTINGS, _PARTS):
+            valid = (*_SETTINGS, *inner_names(_PARTS), *FIELDS)
+            listed = f"There are {', '.join(_SETTINGS)}."
+            problems.append(f"--set {unknown_name(key, valid, 'a config field or a setting', listed)}")
     return content, fields, problems
 
 

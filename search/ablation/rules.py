@@ -9,8 +9,8 @@ from typing import Any
 
 from cellseg.config import ACTIVE_WHEN, METRICS, unknown_key
 from cellseg.errors import UserError
+from cellseg.names import unknown_name
 from search.ablation.table import Ablation
-from search.names import unknown_name
 from search.space.domain import check_finite_value
 from search.space.rules import SAME_IN_ALL_TRIALS
 from search.space.settings import direction_of

@@ -10,11 +10,21 @@ from pydantic import BaseModel, ValidationError
 from cellseg.config import FIELDS, describe, flatten, parse_overrides, unknown_key
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_yaml
-from search.names import unknown_name
+from cellseg.names import unknown_name
 from search.space import rules
 from search.space.conditions import DEFAULTS, is_among
 from search.space.domain import Domain, check_finite_value, parse_domain
-from search.space.settings import AshaSettings, DataSource, Generate, Resources, StudySettings, direction_of
+from search.space.settings import (
+    AshaSettings,
+    DataSource,
+    Generate,
+    Resources,
+    StudySettings,
+    direction_of,
+    inner_names,
+    missing_settings,
+    set_setting,
+)
 from search.space.space import Space
 
 _MANDATORY = {
@@ -62,18 +72,12 @@ def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> tu
     problems: list[str] = []
     content = dict(content)
     for key, value in parse_overrides(overrides).items():
-        top, _, inner = key.partition(".")
         if key in FIELDS:
             content = _fix(content, key, value)
-        elif key in _SETTINGS:
-            content[key] = value
-        elif top in _PARTS and inner in _PARTS[top].model_fields:
-            old = content.get(top)
-            content[top] = (old if isinstance(old, dict) else {}) | {inner: value}
-        else:
-            problems.append(
-                f"--set {unknown_name(key, (*FIELDS, *_inner_settings()), 'a config field or a setting', _SETTINGS)}"
-            )
+        elif not set_setting(content, key, value, _SETTINGS, _PARTS):
+            valid = (*FIELDS, *_SETTINGS, *inner_names(_PARTS))
+            listed = f"There are {', '.join(_SETTINGS)}."
+            problems.append(f"--set {unknown_name(key, valid, 'a config field or a setting', listed)}")
     return content, problems
 
 
@@ -114,11 +118,7 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[str
     """The settings, or examples of them where there are problems, and these."""
     examples = _examples(content)
     problems = [_misplaced(key) for key in content if key not in _SETTINGS]
-    problems += [
-        f"{name}: must be given, but got nothing. Write for example {name}: {example}."
-        for name, example in examples.items()
-        if name not in content
-    ]
+    problems += missing_settings(content, examples)
     settings = {name: example for name, example in examples.items() if name != "space"}
     raw = settings | {name: value for name, value in content.items() if name in StudySettings.model_fields}
     if "asha" in raw:
@@ -211,11 +211,6 @@ def _misplaced(key: Any) -> str:
     if not unknown_key(key):
         return f"{key}: a config field must stand under space, but got it at the top. Move it there."
     return unknown_name(str(key), _SETTINGS, "a setting")
-
-
-def _inner_settings() -> list[str]:
-    inner = [f"{part}.{name}" for part, model in _PARTS.items() for name in model.model_fields]
-    return [*_SETTINGS, *inner]
 
 
 def _fix(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

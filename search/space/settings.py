@@ -1,5 +1,6 @@
 """The settings of a space file beside the space itself."""
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -12,6 +13,40 @@ Direction = Literal["maximize", "minimize"]
 def direction_of(metric: str) -> Direction:
     """Which values of a metric are better."""
     return "minimize" if metric in MINIMIZED else "maximize"
+
+
+def inner_names(parts: Mapping[str, type[BaseModel]]) -> list[str]:
+    """Dotted names of the settings that stand in mappings of their own."""
+    return [f"{part}.{name}" for part, model in parts.items() for name in model.model_fields]
+
+
+def set_setting(
+    content: dict[str, Any], key: str, value: Any, settings: Collection[str], parts: Mapping[str, type[BaseModel]]
+) -> bool:
+    """Set a setting of a file's ``content`` by its dotted name; False if there is none of that name.
+
+    Args:
+        settings: names at the top of the file.
+        parts: those among them that are mappings, with what they hold.
+    """
+    if key in settings:
+        content[key] = value
+    elif key in inner_names(parts):
+        top, _, inner = key.partition(".")
+        old = content.get(top)
+        content[top] = (old if isinstance(old, dict) else {}) | {inner: value}
+    else:
+        return False
+    return True
+
+
+def missing_settings(content: Mapping[str, Any], examples: Mapping[str, Any]) -> list[str]:
+    """Problems: the mandatory settings that ``content`` lacks, each with its example."""
+    return [
+        f"{name}: must be given, but got nothing. Write for example {name}: {example}."
+        for name, example in examples.items()
+        if name not in content
+    ]
 
 
 class _Settings(BaseModel):

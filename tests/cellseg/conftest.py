@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cellseg.config import DataConfig, TrialConfig
+from cellseg.config import METRICS, DataConfig, TrialConfig
 from cellseg.data.packed import PackedDataset, open_packed
 from cellseg.data.synthetic import generate_dataset
 
@@ -74,3 +74,25 @@ def save_untrained() -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Lets validation return the given values of the metric, one an epoch, without looking at an image."""
+    from cellseg.training import TrainingRun
+
+    def script(*values: float) -> None:
+        def validate(self) -> dict[str, float]:
+            return dict.fromkeys(METRICS, values[self.epoch - 1])
+
+        monkeypatch.setattr(TrainingRun, "validate", validate)
+
+    return script
+
+
+@pytest.fixture
+def without_training(monkeypatch):
+    """Epochs that take no time and change nothing."""
+    from cellseg.training import TrainingRun
+
+    monkeypatch.setattr(TrainingRun, "train_epoch", lambda *_: {"loss": 1.0})

@@ -1,15 +1,12 @@
 import itertools
 import math
-import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
-import yaml
 
-from cellseg import train, training
+from cellseg import training
 from cellseg.checkpoint import open_checkpoint
-from cellseg.cli import run_command
 from cellseg.config import METRICS
 from cellseg.data.packed import PackedDataset
 from cellseg.data.split import Split
@@ -37,25 +34,6 @@ def weights_in(folder) -> dict[str, torch.Tensor]:
 
 def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.fixture
-def scripted(monkeypatch):
-    """Lets validation return the given values of the metric, one an epoch, without looking at an image."""
-
-    def script(*values: float) -> None:
-        def validate(self) -> dict[str, float]:
-            return dict.fromkeys(METRICS, values[self.epoch - 1])
-
-        monkeypatch.setattr(training.TrainingRun, "validate", validate)
-
-    return script
-
-
-@pytest.fixture
-def without_training(monkeypatch):
-    """Epochs that take no time and change nothing."""
-    monkeypatch.setattr(training.TrainingRun, "train_epoch", lambda *_: {"loss": 1.0})
 
 
 def test_an_epoch_is_a_report_of_finite_numbers(packed, tiny_config, tmp_path):
@@ -361,110 +339,3 @@ def test_two_images_can_be_learned_by_heart(packed, tiny_config, tmp_path, monke
         augment__preset="none",
     )
     assert any(report.value > 0.3 for report in fit(config, packed, tmp_path, device=CPU))  # after ten or so
-
-
-# The command
-
-
-@pytest.fixture
-def command(synthetic_root, tmp_path, monkeypatch):
-    """Runs ``python -m cellseg.train`` in this process on a config file made of nested settings."""
-    monkeypatch.setenv("CELLSEG_CACHE", str(tmp_path / "cache"))
-    counter = itertools.count()
-
-    def run_it(settings, *argv: str) -> int:
-        path = tmp_path / f"config{next(counter)}.yaml"
-        path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
-        return run_command(
-            train._parser(),
-            train._command,
-            [str(path), "--data", str(synthetic_root), "--out", str(tmp_path / "out"), "--device", "cpu", *argv],
-        )
-
-    return run_it
-
-
-def test_the_command_trains_and_says_where_the_best_checkpoint_is(command, tiny_config, tmp_path, capsys):
-    assert command(tiny_config().to_flat(), "--set", "train.epochs=1") == 0
-    out = capsys.readouterr().out
-    assert "8 images of 4 classes, cpu, checkpoints in" in out
-    assert "epoch   1  loss " in out
-    assert out.replace("\n", "").endswith(f"in epoch 1, {tmp_path / 'out' / 'best'}")
-    assert open_checkpoint(tmp_path / "out/best").info.epoch == 1
-    assert command(tiny_config().to_flat(), "--set", "train.epochs=1") == 0
-    assert "is already trained to the end" in capsys.readouterr().out
-    shutil.rmtree(tmp_path / "out")
-
-
-def test_the_command_takes_every_way_of_training(command, tiny_config, tmp_path, capsys):
-    settings = {
-        "train.metric": "loss/validation",
-        "train.stop_after_decays": 2,
-        "data.train_on": "all",
-        "loss.dice": 0.5,
-        "loss.objectness": 0.0,
-        "optim.optimizer": "sgd",
-        "optim.schedule": "plateau",
-        "optim.warmup_epochs": 1,
-        "optim.plateau_watch": "training-loss",
-        "optim.decay_on": "weights",
-        "optim.backbone_lr_factor": 0.1,
-        "optim.accumulate_batches": 2,
-        "optim.ema_decay": 0.9,
-    }
-    assert command(tiny_config().to_flat() | settings, "--set", "train.epochs=1") == 0
-    out = capsys.readouterr().out
-    value = open_checkpoint(tmp_path / "out/best").info.value
-    assert f"loss/validation {value:.4f}" in out
-    assert f"best: loss/validation {value:.4f} in epoch 1" in out.replace("\n", " ")
-
-
-@pytest.mark.parametrize(
-    ("settings", "argv", "problems"),
-    [
-        (
-            {"optim": {"lr": -1, "lrr": 1}},
-            [],
-            ["optim.lrr: must be a config field", "optim.lr: must be greater than 0"],
-        ),
-        ({}, ["--set", "optim.lr=x"], ["optim.lr: must be a valid number, but got 'x'"]),
-        ({}, ["--set", "optim.lr"], ["--set: must be KEY=VALUE, but got 'optim.lr'"]),
-        ("a: [1", [], ["must be valid YAML"]),
-        ("- 1", [], ["must be a mapping of settings, but got list"]),
-        ({}, ["--data", "/nowhere/at/all"], ["/nowhere/at/all"]),
-        ({}, ["--device", "gpu"], ["--device: must be a device of this machine, but got 'gpu'"]),
-        ({"data": {"num_folds": 9}, "model": {"weights": "none"}}, [], ["data.num_folds: each fold needs an image"]),
-        ({"model": {"weights": "nowhere.pt"}}, [], ["model.weights: must be none, imagenet, coco, a file"]),
-        ({"model": {"weights": "none", "max_trainable": 5}}, [], ["model.max_trainable: at most 5 trainable"]),
-    ],
-)
-def test_a_bad_input_is_one_line_a_problem_and_leaves_nothing(command, tmp_path, capsys, settings, argv, problems):
-    small = {"model.backbone": "resnet10t", "model.weights": "none"}
-    if isinstance(settings, dict) and "model" not in settings:
-        settings = small | settings
-    elif isinstance(settings, dict):
-        settings = settings | {"model.backbone": "resnet10t"}
-    assert command(settings, *argv) == 2
-    lines = capsys.readouterr().err.strip().split("\n")
-    assert len(lines) == len(problems)
-    for line, problem in zip(lines, problems, strict=True):
-        assert line.startswith("error: ")
-        assert problem in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_run_that_cannot_go_on_is_told_with_a_remedy(command, tiny_config, capsys, monkeypatch):
-    def explode(*_):
-        raise TrainingError("non-finite", "loss_mask in epoch 1")
-
-    monkeypatch.setattr(training.TrainingRun, "train_epoch", explode)
-    assert command(tiny_config().to_flat()) == 2
-    err = capsys.readouterr().err
-    assert "training ended with non-finite: loss_mask in epoch 1. Lower optim.lr" in err
-
-
-def test_a_folder_that_cannot_be_written_is_told(command, tiny_config, tmp_path, capsys, without_training, scripted):
-    scripted(0.1, 0.2)
-    (tmp_path / "out").write_text("a file, not a folder")
-    assert command(tiny_config().to_flat()) == 2
-    assert "the folder must be writable" in capsys.readouterr().err

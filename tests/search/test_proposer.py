@@ -30,11 +30,11 @@ def run(proposer, count, sign=1.0, start=0, infeasible=lambda params: False):
         params = proposer.propose(np.random.default_rng([1, number]))
         proposer.begin(number, params)
         if infeasible(params):
-            proposer.end(number, None, True)
+            proposer.end(number, None, infeasible=True)
         else:
             for epoch in (1, 3, EPOCHS):
                 proposer.observe(number, epoch, sign * (score(params) - 1 / epoch))
-            proposer.end(number, sign * score(params), False)
+            proposer.end(number, sign * score(params), infeasible=False)
         done.append(params)
     return done
 
@@ -78,7 +78,7 @@ def test_a_small_space_is_searched_without_repeats():
         params = proposer.propose(np.random.default_rng([0, number]))
         proposer.begin(number, params)
         proposer.observe(number, 1, float(number % 3))
-        proposer.end(number, None, False)
+        proposer.end(number, None, infeasible=False)
         seen.append(params["kind"])
     assert len(set(seen)) >= 15
 
@@ -95,5 +95,5 @@ def test_a_trial_that_ended_by_itself_counts_as_trained_to_the_end():
     proposer = make()
     proposer.begin(0, {"x": 0.5, "kind": "bad"})
     proposer.observe(0, 1, 0.5)
-    proposer.end(0, 0.6, False)
+    proposer.end(0, 0.6, infeasible=False)
     assert len(proposer._model) == 2
