@@ -67,7 +67,8 @@ def paste_masks(
 
     Args:
         probabilities_NMM: (N, M, M) float32 in [0, 1], the mask head's probabilities. N may be 0.
-        boxes_N4: (N, 4) float32; may cross the image's border or be thinner than a pixel.
+        boxes_N4: (N, 4) float32; may cross the image's border or be thinner than a pixel. One outside of the image has
+            no pixel.
         height, width: size of the image in pixels.
         threshold: in (0, 1]; a pixel belongs to the cell where its probability is at least this.
     """
@@ -76,14 +77,17 @@ def paste_masks(
     from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
     assert threshold > 0, "at threshold 0 the whole image would belong to every cell"
-    # torchvision surrounds each mask with a pixel of background, so that its edge can fall off inside the box.
-    masks_N1MM, scale = expand_masks(torch.from_numpy(probabilities_NMM)[:, None], padding=1)
+    # torchvision surrounds each mask with a pixel of background, so that its edge can fall off inside the box. One at a
+    # time: a copy of all masks would be the largest thing here once PointRend has refined them.
+    masks_N1MM = torch.from_numpy(probabilities_NMM)[:, None]
+    _, scale = expand_masks(masks_N1MM[:0], padding=1)
     corners_N4 = expand_boxes(torch.from_numpy(boxes_N4), scale).to(torch.int64).tolist()
     rles = []
     for mask_1MM, (left, top, right, bottom) in zip(masks_N1MM, corners_N4, strict=True):
-        size = max(bottom - top + 1, 1), max(right - left + 1, 1)
-        mask_hw = interpolate(mask_1MM[None], size=size, mode="bilinear", align_corners=False)[0, 0] >= threshold
-        rles.append(encode_window(mask_hw.numpy(), top, left, height, width))
+        framed_11MM, _ = expand_masks(mask_1MM[None], padding=1)
+        h, w = max(bottom - top + 1, 0), max(right - left + 1, 0)
+        mask_hw = interpolate(framed_11MM, size=(max(h, 1), max(w, 1)), mode="bilinear", align_corners=False)[0, 0]
+        rles.append(encode_window((mask_hw >= threshold)[:h, :w].numpy(), top, left, height, width))
     return rles
 
 

@@ -65,6 +65,7 @@ ACTIVE_WHEN: Mapping[str, Mapping[str, Condition]] = {
     "train.stop_after_decays": _PLATEAU,
     "inference.nms_threshold": {"inference.nms": OneOf({"hard"})},
     "inference.soft_nms_sigma": {"inference.nms": OneOf({"soft"})},
+    "inference.tile_overlap": {"inference.tile": AnyBut(frozenset({None}))},
 }
 """Field -> the values of other fields for which it has an effect; all must hold. A space must not sample a field
 without these conditions."""

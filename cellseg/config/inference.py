@@ -1,10 +1,10 @@
 """From network outputs to detections."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from cellseg.config.base import Fraction, Part, Positive, parse_numbers
+from cellseg.config.base import Fraction, Part, Pixels, Positive, parse_numbers
 
 
 class InferenceConfig(Part):
@@ -25,8 +25,25 @@ class InferenceConfig(Part):
     """Multi-scale testing: the image is predicted at each of these factors of its size, rising, and the detections are
     merged by ``nms``."""
 
+    tile: Pixels | None = None
+    """Side of a tile, in pixels of the network's input: a larger image is predicted in square tiles that overlap, and
+    each cell comes out once. ``model.detections_per_image`` then holds for each tile. None: images are predicted
+    whole."""
+    tile_overlap: Pixels = 64
+    """Pixels that neighbouring tiles share at least. Cells smaller than this are whole in some tile; larger ones are
+    joined of their parts."""
+
     @field_validator("scales")
     @classmethod
     def _factors(cls, value: str) -> str:
         parse_numbers(value, "factors")
         return value
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if self.tile is not None and self.tile_overlap >= self.tile:
+            raise ValueError(
+                f"inference.tile_overlap: tile_overlap < tile must hold, but got tile_overlap={self.tile_overlap}, "
+                f"tile={self.tile}. A quarter of the tile, or the largest cell, is enough."
+            )
+        return self

@@ -22,6 +22,9 @@ from cellseg.model.mask_losses import cross_entropy_loss, dice_loss, own_class
 from cellseg.model.nms import suppress
 from cellseg.model.pointrend import PointHead, point_loss, refine_masks
 
+MASKS_AT_ONCE = 256
+"""Detections that go through the mask head together in prediction: its layers take 2 MB of each."""
+
 
 class PyramidRoIAlign(MultiScaleRoIAlign):
     """torchvision's pooling from FPN levels, with the strides known instead of guessed.
@@ -112,15 +115,28 @@ class CellRoIHeads(RoIHeads):
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, deltas = self.box_predictor(box_features)
         boxes, scores, labels = self.postprocess_detections(class_logits, deltas, proposals, image_shapes)
-        logits_NCMM = self._mask_logits(features, boxes, image_shapes)
-        if self.point_head is None:
-            masks = maskrcnn_inference(logits_NCMM, labels)
-        else:
-            masks = refine_masks(self.point_head, features["0"], logits_NCMM, boxes, labels)
-        return [
-            {"boxes": b, "labels": c, "scores": s, "masks": m}
-            for b, c, s, m in zip(boxes, labels, scores, masks, strict=True)
+        images = range(len(boxes))
+        masks = [
+            self._masks(
+                {k: map_BCHW[i : i + 1] for k, map_BCHW in features.items()}, boxes[i], labels[i], image_shapes[i]
+            )
+            for i in images
         ]
+        return [{"boxes": boxes[i], "labels": labels[i], "scores": scores[i], "masks": masks[i]} for i in images]
+
+    def _masks(
+        self, features: dict[str, Tensor], boxes_N4: Tensor, labels_N: Tensor, image_shape: tuple[int, int]
+    ) -> Tensor:
+        """(N, 1, M, M) probabilities of the masks of one image's detections."""
+        masks = []
+        chunks = zip(boxes_N4.split(MASKS_AT_ONCE), labels_N.split(MASKS_AT_ONCE), strict=True)
+        for boxes_n4, labels_n in chunks:  # no detections are one empty chunk
+            logits_nCMM = self._mask_logits(features, [boxes_n4], [image_shape])
+            if self.point_head is None:
+                masks += maskrcnn_inference(logits_nCMM, [labels_n])
+            else:
+                masks += refine_masks(self.point_head, features["0"], logits_nCMM, [boxes_n4], [labels_n])
+        return torch.cat(masks)
 
     def _mask_logits(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]

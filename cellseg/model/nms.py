@@ -10,6 +10,9 @@ from torchvision.ops import batched_nms, box_iou
 
 from cellseg.config import InferenceConfig
 
+PENALTIES_AT_ONCE = 256
+"""Rows of the matrix of overlaps that Soft-NMS computes at once."""
+
 
 def suppress(
     boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor, inference: InferenceConfig, limit: int
@@ -20,7 +23,7 @@ def suppress(
     by exp(-IoU^2 / ``soft_nms_sigma``) for each better one (Bodla et al. 2017), and drops what falls below
     ``score_threshold``.
 
-    ``soft`` works on the CPU, with a matrix of C x C overlaps for each class.
+    ``soft`` works on the CPU, with the overlaps of ``PENALTIES_AT_ONCE`` boxes with the C of their class at a time.
 
     Args:
         boxes_N4: (N, 4) float; N may be 0.
@@ -56,18 +59,23 @@ def _soft(
     for the device. Logarithms turn the product of decays into a difference, and a score of 0 into -inf, which no decay
     brings back.
     """
-    penalty_CC = (box_iou(boxes_C4, boxes_C4).double().square() / sigma).numpy()
     with np.errstate(divide="ignore"):
         logs_C = np.log(scores_C.double().numpy())
         lowest = np.log(score_threshold)
     picked: list[int] = []
     logs: list[float] = []
+    penalties: dict[int, np.ndarray] = {}
     while len(picked) < min(limit, len(logs_C)):
         best = int(logs_C.argmax())
         if logs_C[best] == -np.inf or logs_C[best] < lowest:
             break
+        if best not in penalties:
+            # Those likely to be picked next, all at once: a C x C matrix of 9,000 boxes would fill 650 MB.
+            likely = np.argsort(-logs_C, kind="stable")[:PENALTIES_AT_ONCE]
+            rows = (box_iou(boxes_C4[likely], boxes_C4).double().square() / sigma).numpy()
+            penalties = dict(zip(likely.tolist(), rows, strict=True))
         picked.append(best)
         logs.append(logs_C[best])
-        logs_C -= penalty_CC[best]
+        logs_C -= penalties[best]
         logs_C[best] = -np.inf
     return torch.tensor(picked, dtype=torch.int64), torch.tensor(np.exp(logs), dtype=scores_C.dtype)

@@ -42,6 +42,11 @@ RULES = [
         "data.resize: square needs a side, but got shorter_side=None. Set data.shorter_side, or use aspect.",
     ),
     (
+        {"inference.tile": 64},
+        "inference.tile_overlap: tile_overlap < tile must hold, but got tile_overlap=64, tile=64. "
+        "A quarter of the tile, or the largest cell, is enough.",
+    ),
+    (
         {"model.attention": "se", "model.backbone": "efficientnet_b0"},
         "model.attention: needs residual blocks, but got attention=se with backbone 'efficientnet_b0'. "
         f"Take one of {', '.join(RESNETS)}.",

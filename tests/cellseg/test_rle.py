@@ -96,23 +96,86 @@ def test_pasting_equals_torchvision_bit_for_bit(threshold, side):
     assert any(coco_mask.area(rle) for rle in expected)
 
 
+@pytest.mark.parametrize("side", [1, 28, 56, 112, 224])
+@pytest.mark.parametrize("seed", range(12))
+def test_pasting_of_any_boxes_equals_torchvision_bit_for_bit(seed, side):
+    """Boxes of all sizes from nothing to several images, anywhere as long as some pixel of theirs is in the image."""
+    rng = np.random.default_rng([seed, side])
+    height, width = (int(length) for length in rng.integers(1, 150, size=2))
+    places_N2 = rng.random((12, 2)) * [width, height]
+    before_N2, after_N2 = 10 ** rng.uniform(-3, 2.3, size=(2, 12, 2)) * rng.choice([0, 1, 1, 1], size=(2, 12, 2))
+    boxes_N4 = np.concatenate([places_N2 - before_N2, places_N2 + after_N2], axis=1)
+    boxes_N4[rng.random((12, 4)) < 0.2] //= 1  # edges of pixels
+    boxes_N4 = boxes_N4.astype(np.float32)
+    probabilities_NMM = smooth_masks(rng, 12, side) if side > 1 else rng.random((12, 1, 1), dtype=np.float32)
+    threshold = float(rng.choice([probabilities_NMM[0, 0, 0], rng.uniform(0.01, 1), 0.5]))
+    expected = reference_paste(probabilities_NMM, boxes_N4, height, width, threshold)
+    assert paste_masks(probabilities_NMM, boxes_N4, height, width, threshold) == expected
+
+
 @pytest.mark.parametrize(
     "box",
     [
+        pytest.param([-7.3, 5.5, 20.4, 19.0], id="crosses left"),
+        pytest.param([5.1, -7.3, 20.4, 19.0], id="crosses top"),
+        pytest.param([25.1, 7.3, 40.4, 19.0], id="crosses right"),
+        pytest.param([5.1, 17.3, 20.4, 30.2], id="crosses bottom"),
         pytest.param([-7.3, -2.5, 20.4, 9.0], id="crosses top left"),
         pytest.param([30.0, 20.0, 55.0, 47.0], id="crosses bottom right"),
         pytest.param([-5.0, -5.0, 60.0, 50.0], id="larger than the image"),
+        pytest.param([-500.5, -900.0, 600.0, 1150.3], id="huge"),
+        pytest.param([-3.0, -3.0, 0.0, 0.0], id="touches the first corner"),
+        pytest.param([40.0, 30.0, 44.0, 33.0], id="touches the last corner"),
         pytest.param([10.2, 10.2, 10.3, 30.0], id="thinner than a pixel"),
+        pytest.param([10.2, 10.2, 30.0, 10.9], id="lower than a pixel"),
+        pytest.param([10.9, 10.9, 11.1, 11.1], id="thinner than a pixel, between two"),
         pytest.param([10.0, 10.0, 10.0, 10.0], id="a point"),
+        pytest.param([10.0, 10.0, 10.0, 20.0], id="a line"),
         pytest.param([0.0, 0.0, 0.2, 0.2], id="a point in the corner"),
         pytest.param([39.9, 29.9, 40.0, 30.0], id="a point in the far corner"),
+        pytest.param([0.0, 0.0, 40.0, 30.0], id="the image"),
     ],
 )
-def test_pasting_of_odd_boxes_equals_torchvision(box):
-    probabilities_NMM = np.full((1, 28, 28), 0.9, np.float32)
-    boxes_N4 = np.array([box], np.float32)
-    expected = reference_paste(probabilities_NMM, boxes_N4, 30, 40, 0.5)
-    assert paste_masks(probabilities_NMM, boxes_N4, 30, 40, 0.5) == expected
+@pytest.mark.parametrize("side", [28, 56, 112, 224])
+def test_pasting_of_odd_boxes_equals_torchvision(box, side):
+    boxes_N4 = np.array([box, box], np.float32)
+    masks_NMM = np.stack([np.full((side, side), 0.9, np.float32), smooth_masks(np.random.default_rng(0), 1, side)[0]])
+    expected = reference_paste(masks_NMM, boxes_N4, 30, 40, 0.5)
+    assert paste_masks(masks_NMM, boxes_N4, 30, 40, 0.5) == expected
+
+
+@pytest.mark.parametrize(
+    "box", [[-30, 5, -10, 20], [5, -30, 20, -10], [60, 5, 80, 20], [5, 60, 20, 80], [-40, -40, -10, -10]]
+)
+def test_a_box_outside_of_the_image_has_no_pixel(box):
+    # torchvision's slices would not fit there, and its network never returns such a box.
+    (rle,) = paste_masks(np.full((1, 28, 28), 0.9, np.float32), np.array([box], np.float32), 30, 40, 0.5)
+    assert rle == encode_whole(np.zeros((30, 40), bool))
+
+
+def test_pasting_leaves_the_masks_and_boxes_as_they_are():
+    masks_NMM, boxes_N4 = smooth_masks(np.random.default_rng(0), 3), np.array([[1, 2, 20, 30]] * 3, np.float32)
+    before = masks_NMM.copy(), boxes_N4.copy()
+    paste_masks(masks_NMM, boxes_N4, 30, 40, 0.5)
+    assert np.array_equal(masks_NMM, before[0]) and np.array_equal(boxes_N4, before[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mask_side", "box_side", "megabytes"),
+    [pytest.param(28, 40, 20, id="cells"), pytest.param(28, 500, 40, id="large"), pytest.param(224, 40, 20, id="fine")],
+)
+def test_three_thousand_masks_of_a_large_image_take_the_memory_of_one(mask_side, box_side, megabytes):
+    from benchmarks.measure import alternate
+
+    rng = np.random.default_rng(0)
+    corners_N2 = rng.random((3000, 2), dtype=np.float32) * (4000 - box_side)
+    boxes_N4 = np.concatenate([corners_N2, corners_N2 + box_side], axis=1)
+    probabilities_NMM = np.broadcast_to(smooth_masks(rng, 1, mask_side), (3000, mask_side, mask_side)).copy()
+    paste_masks(probabilities_NMM[:1], boxes_N4[:1], 4000, 4000, 0.5)
+    run = alternate({"paste": lambda: paste_masks(probabilities_NMM, boxes_N4, 4000, 4000, 0.5)}, 1, memory="cpu")
+    assert len(run.results["paste"]) == 3000
+    assert run.peak_extra_bytes["paste"] < megabytes * 1e6
 
 
 def test_pasting_nothing_gives_nothing():

@@ -5,6 +5,7 @@ import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 
+from cellseg.model import heads
 from cellseg.model.build import build_model
 from cellseg.model.heads import PyramidRoIAlign
 
@@ -127,6 +128,30 @@ def test_the_share_of_positive_proposals_is_bounded_as_asked(build):
         _, _, (labels_P,), _ = heads.select_training_samples([torch.rand(50, 4).cumsum(1) * 20], [dict(cells)])
         positives.append(int((labels_P > 0).sum()))
     assert positives == [4, 12]
+
+
+@pytest.mark.parametrize("mask_head", ["plain", "pointrend"])
+def test_masks_are_the_same_however_many_are_made_at_once(build, monkeypatch, mask_head):
+    model = build(model__mask_head=mask_head, inference__score_threshold=0.0).eval()
+    images = [torch.rand(3, 64, 64), torch.rand(3, 64, 50), torch.rand(3, 32, 64)]
+    with torch.inference_mode():
+        whole = model(images)
+        monkeypatch.setattr(heads, "MASKS_AT_ONCE", 3)
+        parts = model(images)
+    for one, other in zip(whole, parts, strict=True):
+        assert len(one["masks"]) > 3
+        assert one["boxes"].equal(other["boxes"])
+        assert one["masks"].shape == other["masks"].shape
+        assert torch.allclose(one["masks"], other["masks"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_head", ["plain", "pointrend"])
+def test_without_detections_there_are_no_masks(build, mask_head):
+    model = build(model__mask_head=mask_head, inference__score_threshold=1.0).eval()
+    with torch.inference_mode():
+        (found,) = model([torch.rand(3, 64, 64)])
+    side = 112 if mask_head == "pointrend" else 28
+    assert found["masks"].shape == (0, 1, side, side)
 
 
 def test_soft_suppression_keeps_overlapping_boxes_at_lower_scores(build):

@@ -5,6 +5,7 @@ import torch
 from torchvision.ops import batched_nms, box_iou
 
 from cellseg.config import InferenceConfig
+from cellseg.model import nms
 from cellseg.model.nms import suppress
 
 
@@ -45,6 +46,16 @@ def test_soft_is_the_papers_algorithm(sigma, num_classes, score_threshold, limit
     assert scores_K.tolist() == pytest.approx([score for _, score in expected], rel=1e-5)
     assert len(expected) == 5 if limit == 5 else len(expected) > 5
     assert (indices_K.dtype, scores_K.dtype) == (torch.int64, torch.float32)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 300])
+def test_soft_does_not_depend_on_how_many_overlaps_are_computed_at_once(monkeypatch, at_once):
+    config = InferenceConfig(nms="soft", soft_nms_sigma=0.1, score_threshold=0.01)
+    expected = suppress(*crowd(200, 2), config, 1000)
+    monkeypatch.setattr(nms, "PENALTIES_AT_ONCE", at_once)
+    found = suppress(*crowd(200, 2), config, 1000)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert 50 < len(expected[0]) < 200
 
 
 @pytest.mark.parametrize("limit", [5, 1000])
