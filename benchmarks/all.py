@@ -50,6 +50,11 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
         for report in reports
         for name, ratio in report["ratios"].items()
     ]
+    figures = [
+        (report["benchmark"], name, format_ratio(figure))
+        for report in reports
+        for name, figure in report.get("figures", {}).items()
+    ]
     times = [row for report in reports for row in _times(report)]
     return "\n".join(
         [
@@ -60,6 +65,7 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
             "",
             *_table(("benchmark", "ratio", "value"), ratios),
             "",
+            *([*_table(("benchmark", "figure", "value"), figures), ""] if figures else []),
             *_table(("benchmark", "contender", "median", "least", "most", "runs", "peak extra memory"), times),
             "",
             *(f"- {report['benchmark']}: {report['description']}." for report in reports),

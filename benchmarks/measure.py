@@ -5,21 +5,25 @@ turns, so that a change in the machine's load meets all of them; figures are med
 """
 
 import argparse
+import ctypes
 import gc
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
 from cellseg.files import write_json
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "pycocotools")
 """What the figures depend on."""
@@ -64,6 +68,8 @@ class Report:
     """The figures that matter; the benchmark's module says what each means."""
     peak_extra_bytes: dict[str, int] = field(default_factory=dict)
     """Peak memory of each contender where it was measured."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Figures of ours that are no ratios; the benchmark's module says what each means."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"versions": versions(), "hardware": hardware()}
@@ -73,7 +79,7 @@ def alternate(
     contenders: Mapping[str, Callable[[], Any]],
     rounds: int,
     per_round: Mapping[str, int] | None = None,
-    memory: bool = False,
+    memory: "torch.device | str | None" = None,
 ) -> Measurement:
     """Run the contenders in turn, ``rounds`` times, every other round in reverse order.
 
@@ -82,32 +88,39 @@ def alternate(
     Args:
         rounds: at least 1.
         per_round: runs in a row of a contender in each round, for one much quicker than the others; else 1.
-        memory: measure peak memory too (Linux). What an earlier run freed may linger and be used again unseen, so put
-            the contender that needs little first.
+        memory: measure the peak memory of this device too: "cpu" (Linux) is this process's, of which what an earlier
+            run freed may linger and be used again unseen, so put the contender that needs little first.
 
     Raises:
         UserError: memory is asked for where it cannot be measured.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    peaks: dict[str, int] = dict.fromkeys(contenders, 0) if memory else {}
+    peaks: dict[str, int] = {} if memory is None else dict.fromkeys(contenders, 0)
     results: dict[str, Any] = {}
     for number in range(rounds):
         for name in list(contenders) if number % 2 == 0 else reversed(list(contenders)):
-            if memory:
+            if memory is not None:
                 gc.collect()
             for _ in range((per_round or {}).get(name, 1)):
                 results.pop(name, None)  # the last result is not memory of this run
-                before = _restart_peak() if memory else 0
+                before = 0 if memory is None else _restart_peak(memory)
                 started = time.perf_counter()
                 results[name] = contenders[name]()
                 seconds[name].append(time.perf_counter() - started)
-                if memory:
-                    peaks[name] = max(peaks[name], _resident("VmHWM") - before)
+                if memory is not None:
+                    peaks[name] = max(peaks[name], _peak(memory) - before)
     return Measurement(seconds, peaks, results)
 
 
-def _restart_peak() -> int:
-    """Forget the peak of this process's memory; returns the bytes it holds now."""
+def _restart_peak(device: "torch.device | str") -> int:
+    """Forget the peak of what this process holds on ``device``; returns the bytes it holds now."""
+    if _is_cuda(device):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError, AttributeError):  # a libc without it keeps what was freed, see `alternate`
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _resident("VmRSS")
@@ -115,6 +128,19 @@ def _restart_peak() -> int:
         raise UserError(
             f"memory: /proc/self/clear_refs must be writable, but got '{error.strerror}'. Measure on Linux."
         ) from error
+
+
+def _peak(device: "torch.device | str") -> int:
+    """Most bytes that this process held on ``device`` since :func:`_restart_peak`."""
+    if _is_cuda(device):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return _resident("VmHWM")
+
+
+def _is_cuda(device: "torch.device | str") -> bool:
+    return str(device).startswith("cuda")
 
 
 def _resident(field_name: str) -> int:
@@ -177,14 +203,15 @@ def _cpu_name() -> str:
 
 def table(report: Report) -> str:
     """The report as lines of text: a contender a line, then the ratios."""
-    width = max(len(name) for name in (*report.seconds, *report.ratios))
+    width = max(len(name) for name in (*report.seconds, *report.ratios, *report.figures))
     lines = [report.description, ""]
     for name, times in report.seconds.items():
         line = f"{name:<{width}}  {format_seconds(median(times)):>9}  (runs: {len(times)})"
         if name in report.peak_extra_bytes:
             line += f"  {format_bytes(report.peak_extra_bytes[name]):>9} of memory"
         lines.append(line)
-    lines += [f"{name:<{width}}  {format_ratio(ratio):>9}" for name, ratio in report.ratios.items()]
+    numbers = report.ratios | report.figures
+    lines += [f"{name:<{width}}  {format_ratio(number):>9}" for name, number in numbers.items()]
     return "\n".join(lines)
 
 

@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> Report:
         },
         arguments.rounds,
         per_round={"ours": OURS_PER_ROUND},
-        memory=True,
+        memory="cpu",
     )
     assert measured.results["ours"] == measured.results["reference"], "the RLEs must be the same"
     return Report(

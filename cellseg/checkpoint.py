@@ -11,6 +11,7 @@ moment therefore leaves the old checkpoint or the new one. Nothing in a folder n
 import hashlib
 import platform
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
@@ -94,26 +95,27 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, *, training: dict[str, Any] | None = None, **description: Any
+    folder: Path, state: Mapping[str, Tensor], *, training: Mapping[str, Any] | None = None, **description: Any
 ) -> None:
     """Write or replace the checkpoint in ``folder``.
 
     Args:
+        state: the model's state dict, on any device.
         training: tensors and plain values that a resumed run needs, or None.
         description: the fields of :class:`CheckpointInfo` that are not about files and versions.
     """
     epoch = description["epoch"]
     weights = folder / f"weights-{epoch:04d}.pt"
-    state = folder / f"training-{epoch:04d}.pt"
-    _save_tensors(weights, model.state_dict())
+    resumable = folder / f"training-{epoch:04d}.pt"
+    _save_tensors(weights, state)
     if training is not None:
-        _save_tensors(state, training)
+        _save_tensors(resumable, training)
     info = CheckpointInfo(
         **description,
         versions=versions(),
         weights=weights.name,
         weights_blake2b=_hash(weights),
-        training=state.name if training is not None else None,
+        training=resumable.name if training is not None else None,
     )
     write_json(folder / DESCRIPTION, asdict(info))
     for path in folder.glob("*.pt"):
@@ -176,7 +178,7 @@ def load_tensors(path: Path) -> Any:
         ) from error
 
 
-def _save_tensors(path: Path, value: dict[str, Any]) -> None:
+def _save_tensors(path: Path, value: Mapping[str, Any]) -> None:
     # Into an open file: given a path, torch reports a full disk as a RuntimeError about positions.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(value, file)

@@ -32,6 +32,8 @@ class EpochReport:
     """Training images per second of training time, validation not counted."""
     peak_memory_bytes: int
     """Most memory so far: allocated on the GPU, or resident on the CPU."""
+    micro_batch: int
+    """Most images that went through the network at a time: ``train.batch_size``, or fewer where memory is short."""
     parameters: int
     """Trainable parameters of the model."""
     ending: Ending | None

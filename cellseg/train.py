@@ -1,10 +1,11 @@
 """One training run: ``fit`` yields a report an epoch; ``python -m cellseg.train CONFIG.yaml`` runs it alone."""
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from cellseg.data.packed import PackedDataset
+    from cellseg.training import TrainedEpoch, TrainingRun
 
 
 def fit(
@@ -33,50 +35,87 @@ def fit(
     is resumed: on a CPU the numbers are those of an uninterrupted run. The generator may be closed at any report.
     Torch's global generator is seeded from (seed, epoch) at the start of each epoch.
 
+    On a GPU the images that need most memory are tried first. Where memory runs out, then or later, half as many images
+    at a time go through the network, from the last checkpoint on, while the effective batch stays. On a GPU an epoch
+    also begins while the figures of the one before are worked out; that one is reported between two steps.
+
     Args:
-        on_step: called with (steps done, steps of the epoch).
+        on_step: called with (batches done, batches of the epoch).
 
     Raises:
         UserError: settings the data or the model cannot meet, or a folder of another run.
-        TrainingError: a training or validation loss that is not finite, or a GPU out of memory.
+        TrainingError: a training or validation loss that is not finite, or too little memory for one image.
     """
-    from cellseg.training import TrainingRun, peak_memory
-
-    with _memory_as_training_error():
-        run = TrainingRun(config, data, folder, device)
-        run.resume()
-    while run.ending() is None:
-        run.epoch += 1
-        started = time.perf_counter()
-        with _memory_as_training_error():
-            losses = run.train_epoch(on_step)
-            trained = time.perf_counter()
-            metrics = run.validate()
-        run.remember(losses, metrics)
-        yield EpochReport(
-            epoch=run.epoch,
-            losses=losses,
-            metrics=metrics,
-            value=metrics[config.train.metric],
-            best_value=run.best_value,
-            best_epoch=run.best_epoch,
-            learning_rate=run.learning_rate,
-            seconds=time.perf_counter() - started,
-            images_per_second=len(run.split.training) / (trained - started),
-            peak_memory_bytes=peak_memory(run.device),
-            parameters=run.parameters,
-            ending=run.ending(),
-        )
-
-
-@contextmanager
-def _memory_as_training_error() -> Iterator[None]:
     import torch
 
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError("out-of-memory", str(error).splitlines()[0]) from error
+    from cellseg.data.split import split
+    from cellseg.memory import describe_hardest, is_out_of_memory
+
+    micro_batch = config.train.batch_size
+    while True:
+        try:
+            yield from _attempt(config, data, folder, device, on_step, micro_batch)
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if micro_batch == 1:
+                hardest = describe_hardest(data, split(data.label_counts, config.data).training, config)
+                raise TrainingError(
+                    "out-of-memory",
+                    f"images of {hardest} do not fit, one at a time, of a batch of {config.train.batch_size} "
+                    f"({str(error).splitlines()[0]})",
+                ) from error
+        # Behind the handler, where nothing holds the network any more that did not fit.
+        micro_batch = (micro_batch + 1) // 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _attempt(
+    config: TrialConfig,
+    data: "PackedDataset",
+    folder: Path,
+    device: "torch.device | None",
+    on_step: Callable[[int, int], None] | None,
+    micro_batch: int,
+) -> Iterator[EpochReport]:
+    """The epochs that are left, with at most ``micro_batch`` images at a time in the network."""
+    from cellseg.training import TrainingRun
+
+    with closing(TrainingRun(config, data, folder, device, micro_batch)) as run:
+        run.resume()
+        if run.on_gpu and run.ending() is None:
+            run.rehearse()
+        yield from _epochs(run, on_step)
+
+
+def _epochs(run: "TrainingRun", on_step: Callable[[int, int], None] | None) -> Iterator[EpochReport]:
+    """Train and judge until the run is over."""
+    waiting: TrainedEpoch | None = None  # the epoch before, while its figures are worked out
+    while run.ending() is None:
+        run.epoch += 1
+        started, paused = time.perf_counter(), 0.0
+        for step in run.train_epoch():
+            if on_step is not None:
+                on_step(*step)
+            if waiting is not None and waiting.metrics.done():
+                pause = time.perf_counter()
+                yield run.remember(waiting)
+                paused += time.perf_counter() - pause
+                waiting = None
+                if run.ending() is not None:
+                    return
+        seconds = time.perf_counter() - started - paused
+        if waiting is not None:
+            yield run.remember(waiting)
+            if run.ending() is not None:
+                return
+        waiting = run.judge(seconds)
+        if not run.overlaps:
+            yield run.remember(waiting)
+            waiting = None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,7 +28,8 @@ class TrainConfig(Part):
     epochs: Count = 50
     """Full length of the run in epochs; the schedule is laid over it."""
     batch_size: Count = 2
-    """Images per forward pass, and per optimiser step unless ``optim.accumulate_batches`` says otherwise."""
+    """Images per optimiser step, unless ``optim.accumulate_batches`` says otherwise. Where they do not fit into memory
+    together, fewer at a time go through the network, and their gradients are averaged."""
     metric: Metric = "segm/AP50"
     """Validation metric that picks the best epoch, prunes and ranks."""
     patience: Count | None = None
@@ -38,6 +39,9 @@ class TrainConfig(Part):
     None: never."""
     amp: Literal["off", "bf16", "fp16"] = "bf16"
     """Mixed precision on a GPU; a CPU always computes in float32."""
+    compile: bool = False
+    """Have torch compile the backbone and its pyramid (``torch.compile``): a minute at the start and at each new image
+    size, for less time per step. Needs a C++ compiler, and Triton for a GPU."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes. The samples are the same for any number."""
     seed: Seed = 0

@@ -7,7 +7,6 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range, parse_normalization, parse_numbers
@@ -15,6 +14,7 @@ from cellseg.errors import UserError
 from cellseg.model.anchors import CellAnchors, build_rpn_head
 from cellseg.model.backbones import FPNBackbone, build_body
 from cellseg.model.heads import CellRoIHeads, PyramidRoIAlign
+from cellseg.model.matching import CellRPN
 from cellseg.model.norms import group_norm
 from cellseg.model.pointrend import PointHead
 from cellseg.model.weights import load_detector_weights
@@ -95,9 +95,9 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _rpn(config: ModelConfig, v2: bool) -> RegionProposalNetwork:
+def _rpn(config: ModelConfig, v2: bool) -> CellRPN:
     generator = CellAnchors(parse_anchor_range(config.anchors), parse_numbers(config.anchor_ratios, "ratios"))
-    return RegionProposalNetwork(
+    return CellRPN(
         generator,
         build_rpn_head(generator, config.fpn_channels, conv_depth=2 if v2 else 1),
         fg_iou_thresh=0.7,

@@ -1,30 +1,43 @@
 import json
+import math
+import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import all as all_benchmarks
-from benchmarks import evaluate, input_pipeline, measure, postprocess
+from benchmarks import epoch, evaluate, input_pipeline, measure, postprocess, train_step
 from benchmarks.cells import grid_sample
+from benchmarks.gpu import Utilisation
 from cellseg.data.planes import read_instances
 from cellseg.detections import Detections
+from cellseg.errors import UserError
 from cellseg.files import read_json
 
 RATIOS = {
     "input_pipeline": {"time", "time_same_transforms", "growth_100_to_800"},
     "postprocess": {"time", "memory"},
+    "train_step": {"time_20", "memory_20", "time_16", "memory_16"},
+    "epoch": {"time", "reported"},
     "evaluate": {"time"},
 }
+
+NETWORKS = {"train_step", "epoch"}
+"""Even their toys train a network."""
 
 linux_only = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
 
 
 @linux_only
-@pytest.mark.parametrize("name", RATIOS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in NETWORKS else []) for name in RATIOS]
+)
 def test_a_benchmark_writes_its_ratios_and_where_they_come_from(name, tmp_path):
     # In a process of its own: here, what earlier tests freed would be used again, and the peak not be seen to rise.
     command = [sys.executable, "-m", f"benchmarks.{name}", "--toy", "--json", str(tmp_path / "out.json")]
@@ -34,7 +47,7 @@ def test_a_benchmark_writes_its_ratios_and_where_they_come_from(name, tmp_path):
     assert report["ratios"].keys() == RATIOS[name]
     assert all(ratio > 0 for ratio in report["ratios"].values())
     assert all(times and min(times) > 0 for times in report["seconds"].values())
-    assert report["seconds"].keys() >= {"ours", "reference"}
+    assert {contender.split(",")[0] for contender in report["seconds"]} >= {"ours", "reference"}
     assert report["versions"].keys() >= {"python", "torch", "pycocotools"}
     assert report["hardware"].keys() == {"cpu", "cores", "memory_gb", "torch_threads", "gpu"}
     assert all(ratio in out for ratio in RATIOS[name])
@@ -124,11 +137,49 @@ def test_contenders_take_turns_and_the_order_turns_round():
 def test_peak_memory_is_that_of_the_run_and_not_of_what_was_there_before():
     there_before = np.ones(20_000_000, np.uint8)
     contenders = {"small": lambda: np.ones(3_000_000, np.uint8).sum(), "large": lambda: np.ones(60_000_000, np.uint8)}
-    measured = measure.alternate(contenders, rounds=2, memory=True)
+    measured = measure.alternate(contenders, rounds=2, memory="cpu")
     assert measured.peak_extra_bytes["large"] == pytest.approx(60e6, rel=0.05)
     assert measured.peak_extra_bytes["small"] < 6e6
     assert there_before.size == 20_000_000
     assert measured.memory_ratio("large", "small") > 10
+
+
+def test_networks_compared_have_the_same_losses(monkeypatch):
+    ours, theirs = {"loss_mask": 0.5, "loss_dice": 1.0}, {"loss_mask": 0.5001}
+    train_step.assert_alike(ours, theirs)
+    with pytest.raises(AssertionError, match="loss_mask"):
+        train_step.assert_alike(ours, {"loss_mask": 0.51})
+
+
+def test_a_stacked_image_has_a_mask_for_each_box(tmp_path):
+    images = epoch.StackedImages(epoch.generated(tmp_path, images=4, side=64), (0, 3))
+    image_CHW, target = images[1]
+    assert len(images) == 2
+    assert image_CHW.shape[0] == 3
+    assert target["masks"].shape == (len(target["boxes"]), *image_CHW.shape[1:])
+    assert len(target["labels"]) == len(target["boxes"]) > 0
+    for mask_HW, (left, top, right, bottom) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
+        assert mask_HW.sum() == mask_HW[top:bottom, left:right].sum() >= 4
+
+
+def test_a_gpu_is_read_while_a_function_runs(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho $1 >&2\necho 90\necho 80\necho '[N/A]'\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    utilisation = Utilisation(torch.device("cuda", 1))
+    watched = utilisation.during(lambda: time.sleep(0.5) or "result")
+    assert watched() == "result"
+    assert utilisation.mean() == pytest.approx(0.85)
+    on_cpu = Utilisation(torch.device("cpu"))
+    assert on_cpu.during(len) is len
+    assert math.isnan(on_cpu.mean())
+
+
+def test_a_gpu_without_nvidia_smi_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="nvidia-smi: must be there"):
+        Utilisation(torch.device("cuda")).during(int)()
 
 
 def test_ratios_are_those_of_medians():
@@ -144,6 +195,7 @@ def test_the_page_shows_every_ratio_and_every_contender():
         parameters={},
         seconds={"ours": [0.04, 0.05, 0.03], "reference": [39.0]},
         ratios={"time": 975.0, "growth": 1.0834, "memory": 12345.6},
+        figures={"images_per_second": 24.06},
         peak_extra_bytes={"ours": 120_000, "reference": 9_970_000_000},
     )
     page = all_benchmarks.markdown([json.loads(json.dumps(report.as_json()))])
@@ -151,6 +203,7 @@ def test_the_page_shows_every_ratio_and_every_contender():
         "| postprocess | time | 975 |",
         "| postprocess | growth | 1.08 |",
         "| postprocess | memory | 12,346 |",
+        "| postprocess | images_per_second | 24.1 |",
         "| postprocess | ours | 40 ms | 30 ms | 50 ms | 3 | 0.1 MB |",
         "| postprocess | reference | 39.00 s | 39.00 s | 39.00 s | 1 | 9.97 GB |",
         "- postprocess: Encode 400 masks.",

@@ -1,6 +1,7 @@
 """A small generated data set and a model small enough to train within a test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def save_untrained() -> Callable[..., Path]:
     def save(model: Any, folder: Path, config: TrialConfig) -> Path:
         save_checkpoint(
             folder,
-            model,
+            model.state_dict(),
             config=config.to_flat(),
             class_names=("a", "b", "c", "d"),
             metric="segm/AP50",
@@ -82,8 +83,8 @@ def scripted(monkeypatch):
     from cellseg.training import TrainingRun
 
     def script(*values: float) -> None:
-        def validate(self) -> dict[str, float]:
-            return dict.fromkeys(METRICS, values[self.epoch - 1])
+        def validate(self) -> Future:
+            return settled(dict.fromkeys(METRICS, values[self.epoch - 1]))
 
         monkeypatch.setattr(TrainingRun, "validate", validate)
 
@@ -95,4 +96,15 @@ def without_training(monkeypatch):
     """Epochs that take no time and change nothing."""
     from cellseg.training import TrainingRun
 
-    monkeypatch.setattr(TrainingRun, "train_epoch", lambda *_: {"loss": 1.0})
+    def train_epoch(self) -> Iterator[tuple[int, int]]:
+        self.losses = {"loss": 1.0}
+        yield 1, 1
+
+    monkeypatch.setattr(TrainingRun, "train_epoch", train_epoch)
+
+
+def settled(value: Any) -> Future:
+    """A future that has its result."""
+    future: Future = Future()
+    future.set_result(value)
+    return future

@@ -25,7 +25,7 @@ def model(value: float = 0.5) -> nn.Module:
 def save(folder, epoch=3, value=0.5, training=TRAINING):
     save_checkpoint(
         folder,
-        model(value),
+        model(value).state_dict(),
         training=training,
         config=CONFIG.to_flat(),
         class_names=("round", "long"),

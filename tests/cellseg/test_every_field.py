@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from cellseg.losses import total_loss
 from cellseg.model.build import build_model
 from cellseg.predict import predict_image
 from cellseg.schedule import learning_rate, num_decays
-from cellseg.training import TrainingRun, autocast_dtype
+from cellseg.stepper import autocast_dtype
+from cellseg.training import TrainingRun
 
 Probe = Callable[[TrialConfig, PackedDataset, Any], Any]
 
@@ -26,6 +28,7 @@ ELSEWHERE = {
     "data.layout": "how files are read: tests/cellseg/data/test_dataset.py",
     "data.annotations": "how files are read: tests/cellseg/data/test_dataset.py",
     "data.instances": "how files are read: tests/cellseg/data/test_release.py",
+    "train.compile": "the same with less time: tests/cellseg/test_stepper.py",
     "model.max_trainable": "a limit, not a property: tests/cellseg/model/test_build.py",
     "train.workers": "must not change anything: tests/cellseg/data/test_loader.py",
 }
@@ -89,7 +92,7 @@ def weights(config, packed, tmp_path):
     run = TrainingRun(config, packed, tmp_path, torch.device("cpu"))
     for _ in range(2):
         run.epoch += 1
-        run.train_epoch(None)
+        list(run.train_epoch())
     return {name: value.sum().item() for name, value in run.judged_model.state_dict().items()}
 
 
@@ -98,17 +101,19 @@ def run_length(config, packed, tmp_path):
     run = TrainingRun(config, packed, tmp_path, torch.device("cpu"))
     run.best_epoch = 1
     while run.ending() is None:
-        run.epoch += 1
+        run.judged_epoch += 1
         run.watched.append(0.0)
-    return run.epoch
+    return run.judged_epoch
 
 
 def judged(config, packed, tmp_path):
     """The best epoch of two whose figures disagree: the first has the better AP, the second the better loss."""
     run = TrainingRun(config, packed, tmp_path, torch.device("cpu"))
     for run.epoch, value in ((1, 1.0), (2, 0.5)):
-        metrics = {"segm/AP": 1 - value, "segm/AP50": value, "loss/validation": value}
-        run.remember({"loss": 1.0}, metrics)
+        metrics: Future = Future()
+        metrics.set_result({"segm/AP": 1 - value, "segm/AP50": value, "loss/validation": value})
+        run.losses, run.validate = {"loss": 1.0}, lambda metrics=metrics: metrics
+        run.remember(run.judge(seconds=1.0))
     return run.best_epoch, run.watched
 
 
@@ -208,6 +213,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, Any], Probe]] = {
     "inference.soft_nms_sigma": ({"inference.nms": "soft", "inference.score_threshold": 0.0}, (0.1, 2.0), detections),
     "inference.mask_threshold": (FIND_ALL, (0.3, 0.6), detections),
     "inference.scales": (FIND_ALL, ("1", "1,1.5"), detections),
+    "inference.tile": (FIND_ALL | {"inference.tile_overlap": 32}, (None, 48), detections),
+    "inference.tile_overlap": (FIND_ALL | {"inference.tile": 48}, (32, 47), detections),
 } | {f"loss.{name}": ({}, (1.0, 2.0), weighted) for name in type(TrialConfig().loss).model_fields}
 
 

@@ -1,18 +1,16 @@
 """What a run's settings do to its steps; how a run begins, goes on and ends is in test_train.py."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cellseg import training
+from cellseg import stepper, training
 from cellseg.checkpoint import open_checkpoint
 from cellseg.config import METRICS, TrialConfig
 from cellseg.data.loader import plain_item
-from cellseg.optim import build_optimizer
 from cellseg.predict import load_model
 from cellseg.schedule import learning_rate
+from cellseg.stepper import Stepper
 from cellseg.train import fit
 from cellseg.training import TrainingRun, watched_gain
 from cellseg.validation import validation_loss
@@ -43,35 +41,35 @@ class Brightness(nn.Module):
         return {"loss_mask": self.weight * brightness}
 
 
-def one_epoch(config: TrialConfig, packed, folder, model: nn.Module | None = None, on_step=None) -> TrainingRun:
+def one_epoch(config: TrialConfig, packed, folder, model: nn.Module | None = None) -> TrainingRun:
     """A run after its first epoch of training, of ``model`` where it is given."""
     run = TrainingRun(config, packed, folder, CPU)
     if model is not None:
-        run.model, run.optimizer = model, build_optimizer(model, config.optim)
+        run.stepper = Stepper(model, config, CPU)
     run.epoch = 1
-    run.train_epoch(on_step)
+    list(run.train_epoch())
     return run
 
 
 def test_gradients_are_averaged_over_the_batches_of_a_step(packed, tiny_config, tmp_path):
     config = tiny_config(**PLAIN_SGD, optim__accumulate_batches=4, train__batch_size=1)
-    model, steps = Brightness(), []
-    one_epoch(config, packed, tmp_path, model, lambda *step: steps.append(step))
+    model = Brightness()
+    run = one_epoch(config, packed, tmp_path, model)
     four, two = model.seen[:4], model.seen[4:]  # six images: the epoch's last step has two batches
     assert model.weight.item() == pytest.approx(-sum(four) / 4 - sum(two) / 2, rel=1e-5)
-    assert steps == [(number, 6) for number in range(1, 7)], "progress is told by the batch"
+    assert list(run.train_epoch()) == [(number, 6) for number in range(1, 7)], "progress is told by the batch"
 
 
 def test_losses_are_means_over_batches_and_the_rate_follows_the_optimisers_steps(
     packed, tiny_config, tmp_path, monkeypatch
 ):
     used = []
-    original = training.set_learning_rate
-    monkeypatch.setattr(training, "set_learning_rate", lambda o, rate: (used.append(rate), original(o, rate)))
+    original = stepper.set_learning_rate
+    monkeypatch.setattr(stepper, "set_learning_rate", lambda o, rate: (used.append(rate), original(o, rate)))
     config = tiny_config(**PLAIN_SGD | {"optim__schedule": "cosine"}, optim__accumulate_batches=4, train__batch_size=1)
     run = one_epoch(config, packed, tmp_path, Brightness())
     run.epoch = 2
-    run.train_epoch(None)
+    list(run.train_epoch())
     assert used == [learning_rate(config.optim, step, 2, 2) for step in range(4)]
     assert run.learning_rate == used[-1]
 
@@ -113,7 +111,8 @@ def test_a_loss_of_weight_0_trains_nothing_and_is_still_told(packed, tiny_config
     run = TrainingRun(config, packed, tmp_path, CPU)
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     run.epoch = 1
-    losses = run.train_epoch(None)
+    list(run.train_epoch())
+    losses = run.losses
     moved = {name for name, weight in run.model.state_dict().items() if not torch.equal(weight, before[name])}
     assert not any(name.startswith("rpn.") for name in moved)
     assert any(name.startswith("roi_heads.mask_head") for name in moved)
@@ -145,7 +144,7 @@ def test_an_average_of_the_weights_is_judged_while_others_train(packed, tiny_con
 
 def test_counts_are_of_all_validation_images(packed, tiny_config, tmp_path):
     run = one_epoch(tiny_config(inference__score_threshold=0.0, train__epochs=1), packed, tmp_path)
-    metrics = run.validate()
+    metrics = run.validate().result()
     cells = sum(len(packed.labels(index)) for index in run.split.validation)
     assert metrics["count/cells"] == cells > 0
     assert 0 < metrics["count/detections"] <= 20 * len(run.split.validation)
@@ -165,10 +164,11 @@ def test_a_plateau_watches_a_number_of_which_larger_is_better(tiny_config, setti
     assert watched_gain(tiny_config(**settings), {"loss_mask": 1.0, "loss": 2.0}, metrics) == watched
 
 
-def test_the_rate_warms_up_and_falls_when_what_is_watched_does_not_gain(packed, tiny_config, tmp_path, monkeypatch):
-    values = itertools.chain([0.5, 0.1, 0.2], itertools.repeat(0.2))  # the warm-up's 0.5 is no best
+def test_the_rate_warms_up_and_falls_when_what_is_watched_does_not_gain(
+    packed, tiny_config, tmp_path, monkeypatch, scripted
+):
+    scripted(0.5, 0.1, 0.2, 0.2, 0.2, 0.2)  # the warm-up's 0.5 is no best
     monkeypatch.setattr(training, "build_model", lambda *_: Brightness())
-    monkeypatch.setattr(TrainingRun, "validate", lambda self: dict.fromkeys(METRICS, next(values)))
     plateau = {"optim__schedule": "plateau", "optim__plateau_patience": 1, "optim__plateau_factor": 0.5}
     config = tiny_config(**plateau, optim__warmup_epochs=1, optim__warmup_factor=0.2, optim__lr=1e-3, train__epochs=6)
     course = [report.learning_rate for report in fit(config, packed, tmp_path, device=CPU)]
