@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from cellseg.data.loader import Item
+    from cellseg.data.batch import Item
 
 FEW = 20
 DIAMETER = 28

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from cellseg.config import TrialConfig
-from cellseg.data.loader import Item, TrainingImages
+from cellseg.data.batch import Item
+from cellseg.data.loader import TrainingImages
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
 from cellseg.stepper import Stepper

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cellseg.config import TrialConfig
-from cellseg.data.loader import Item
+from cellseg.data.batch import Item
 from cellseg.errors import UserError
 from cellseg.losses import total_loss
 from cellseg.optim import build_optimizer, set_learning_rate

@@ -69,7 +69,7 @@ class TrainingRun:
         self.folder = folder
         self.device = device or pick_device()
         self.split = split(data.label_counts, config.data)
-        self.loader, self.batches = training_loader(data, self.split.training, config)
+        self.loader, self.batches = training_loader(data, self.split.training, config, self.device)
         self.validation = Validation(data, self.split.validation, config)
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, config.inference, data.num_classes)

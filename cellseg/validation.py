@@ -13,7 +13,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from cellseg.config import LossConfig, TrialConfig
-from cellseg.data.loader import Item, plain_item
+from cellseg.data.batch import Item
+from cellseg.data.loader import plain_item
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
 from cellseg.detections import Detections

@@ -40,7 +40,7 @@ class TrainConfig(Part):
     amp: Literal["off", "bf16", "fp16"] = "bf16"
     """Mixed precision on a GPU; a CPU always computes in float32."""
     compile: bool = False
-    """Have torch compile the backbone and its pyramid (``torch.compile``): a minute at the start and at each new image
+    """Have torch compile the backbone and its pyramid (``torch.compile``): minutes at the start and at each new image
     size, for less time per step. Needs a C++ compiler, and Triton for a GPU."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes. The samples are the same for any number."""

@@ -9,6 +9,7 @@ Shape suffixes: P planes, H height, W width, C colour channels.
 
 import random
 
+import cv2
 import numpy as np
 
 from cellseg.config import AugmentConfig
@@ -32,6 +33,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
 """The steps of each preset, in order. ``flips`` picks one of the eight ways to lay a square on itself, ``mirror`` swaps
 left and right or not; the others stand in STEPS. Warps come first, while the colour they fill in is still that of the
 background. The reported presets are those of a report that names the steps, but neither their order nor ranges."""
+
+QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 
 
 def build_augmentation(augment: AugmentConfig) -> "Augmentation":
@@ -119,13 +122,28 @@ def random_crop(
 
 def background_color(image_HWC: np.ndarray, planes_PHW: np.ndarray) -> tuple[float, ...]:
     """The median colour of the pixels without a cell (of all pixels, where cells cover everything)."""
-    pixels = image_HWC[::4, ::4]  # every sixteenth pixel tells the median well enough
-    bare = pixels[~planes_PHW[:, ::4, ::4].any(axis=0)]
-    return tuple(float(value) for value in np.median(bare if len(bare) else pixels.reshape(-1, 3), axis=0))
+    every = slice(None, None, 4)  # every sixteenth pixel tells the median well enough
+    bare_hw = np.logical_not(planes_PHW[:, every, every].any(axis=0))
+    if not bare_hw.any():
+        bare_hw = np.ones_like(bare_hw)
+    return tuple(_median(channel_hW[:, every][bare_hw]) for channel_hW in cv2.split(image_HWC[every]))
+
+
+def _median(values: np.ndarray) -> float:
+    """The median of uint8 values, from how often each occurs: ``numpy.median`` takes three times as long."""
+    numbers_up_to = np.cumsum(np.bincount(values))
+    middle = np.searchsorted(numbers_up_to, [(len(values) - 1) // 2, len(values) // 2], side="right")
+    return float(middle.mean())
 
 
 def _flip(image_HWC: np.ndarray, planes_PHW: np.ndarray, turns: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-    image_HWC, planes_PHW = np.rot90(image_HWC, turns), np.rot90(planes_PHW, turns, axes=(1, 2))
-    if mirrored:
-        image_HWC, planes_PHW = image_HWC[:, ::-1], planes_PHW[:, :, ::-1]
-    return np.ascontiguousarray(image_HWC), np.ascontiguousarray(planes_PHW)
+    """Image and planes, turned anticlockwise by so many quarters and then mirrored left to right."""
+
+    def flip(image: np.ndarray) -> np.ndarray:
+        # OpenCV is ten times as quick as a copy of the view that numpy.rot90 gives.
+        turned = image if turns == 0 else cv2.rotate(image, QUARTER_TURNS[turns])
+        return cv2.flip(turned, 1) if mirrored else turned
+
+    if turns == 0 and not mirrored:
+        return image_HWC, planes_PHW
+    return flip(image_HWC), np.stack([flip(plane_HW) for plane_HW in planes_PHW])

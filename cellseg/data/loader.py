@@ -1,21 +1,22 @@
 """Packed samples to training batches: scaled, augmented, with targets, in an order the seed alone decides."""
 
+import sys
 from collections.abc import Iterator
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cellseg.config import DataConfig, TrialConfig
 from cellseg.data.augment import build_augmentation, random_crop
+from cellseg.data.batch import Item, JoinedBatch
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import multiply_size, resize_image, resize_planes, scaled_size, to_color
 from cellseg.data.sample import Sample
 from cellseg.data.targets import make_target
-
-Item = tuple[Tensor, dict[str, Tensor]]
-"""A (3, H, W) uint8 image and its target (:func:`cellseg.data.targets.make_target`)."""
+from cellseg.device import pick_device
 
 
 def plain_item(sample: Sample, data: DataConfig) -> Item:
@@ -72,19 +73,51 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(position)) for position in order[start : start + self.batch_size]]
 
 
+class EpochLoader(DataLoader):
+    """A loader of lists of :data:`Item` that draws one number from torch's global generator for each epoch.
+
+    torch's own loader draws one when it starts workers, and in every epoch where it has none: with workers that stay
+    from epoch to epoch, what the model draws afterwards would depend on their number.
+    """
+
+    def __iter__(self) -> Any:
+        torch.empty((), dtype=torch.int64).random_()
+        return map(JoinedBatch.items, super().__iter__())
+
+
 def training_loader(
-    data: PackedDataset, indices: tuple[int, ...], config: TrialConfig
+    data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, device: torch.device | None = None
 ) -> tuple[DataLoader, EpochBatches]:
-    """A loader of lists of :data:`Item`, and its sampler, whose ``epoch`` is to be set before each epoch."""
+    """A loader of lists of :data:`Item`, and its sampler, whose ``epoch`` is to be set before each epoch.
+
+    With ``train.workers`` above 0 as many processes start with the first epoch. They read the pages of ``data`` that
+    this process has mapped, stay from epoch to epoch, and end with the loader: when nothing refers to it any more.
+
+    Args:
+        device: where the batches will go; None is the device that :func:`cellseg.device.pick_device` picks.
+    """
     batches = EpochBatches(len(indices), config.train.batch_size, config.train.seed)
-    loader = DataLoader(
+    workers = config.train.workers
+    # A forked worker shares what its parent has mapped. A spawned one gets a copy of the table through a pipe.
+    fork = workers > 0 and sys.platform == "linux"
+    loader = EpochLoader(
         TrainingImages(data, indices, config),
         batch_sampler=batches,
-        collate_fn=list,
-        num_workers=config.train.workers,
-        pin_memory=torch.cuda.is_available(),
+        collate_fn=JoinedBatch.of,
+        generator=torch.Generator(),  # for the draw that EpochLoader makes itself
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context="fork" if fork else None,
+        worker_init_fn=_use_one_thread,
+        pin_memory=(device or pick_device()).type == "cuda",
     )
     return loader, batches
+
+
+def _use_one_thread(worker: int) -> None:
+    """Let OpenCV compute in the worker's own thread, as torch's loader lets torch."""
+    # Not 1: OpenCV would then end the threads of its parent's pool, which a forked process lacks, and crash.
+    cv2.setNumThreads(0)
 
 
 def _scaled(sample: Sample, size: tuple[int, int], data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -94,5 +127,5 @@ def _scaled(sample: Sample, size: tuple[int, int], data: DataConfig) -> tuple[np
 
 
 def _to_item(image_HWC: np.ndarray, planes_PHW: np.ndarray, labels_N: np.ndarray) -> Item:
-    image_CHW = torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)))
-    return image_CHW, make_target(planes_PHW, labels_N)
+    image_CHW = np.stack(cv2.split(image_HWC))  # three times as quick as copying a transposed view
+    return torch.from_numpy(image_CHW), make_target(planes_PHW, labels_N)

@@ -3,16 +3,19 @@
 A plane holds cell numbers, 0 is background (see :class:`cellseg.data.sample.Sample`). Geometry is applied to planes
 with nearest neighbour; boxes, labels and masks are read from them afterwards, so they cannot drift apart.
 
-Shape suffixes: P planes, H height, W width, N cells, 4 = x1, y1, x2, y2 in pixels with exclusive right and bottom edge.
+Shape suffixes: P planes, H height, W width, N cells, R runs of neighbouring pixels in a row that have the same number,
+4 = x1, y1, x2, y2 in pixels with exclusive right and bottom edge.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from cellseg.data.sample import MAX_INSTANCES
+
+GROUP = 4
+"""Bools that are looked at together, as an uint32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +42,30 @@ def read_instances(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int =
         labels_N: class of cell ``i + 1``, for all cells the sample had before augmentation.
         min_area: cells with fewer pixels are left out (their pixels stay in the planes, as background to the losses).
     """
-    boxes, numbers, plane_of, areas = [], [], [], []
-    for index, plane_HW in enumerate(planes_PHW):
-        counts = np.bincount(plane_HW.ravel(), minlength=1)
-        for number, window in enumerate(ndimage.find_objects(plane_HW), start=1):
-            if window is not None and counts[number] >= min_area:
-                rows, columns = window
-                boxes.append((columns.start, rows.start, columns.stop, rows.stop))
-                numbers.append(number)
-                plane_of.append(index)
-                areas.append(counts[number])
-    order = np.argsort(np.asarray(numbers, dtype=np.int64), kind="stable")
-    numbers_N = np.asarray(numbers, dtype=np.int64)[order]
+    num_planes, height, _ = planes_PHW.shape
+    number_R, row_R, start_R, stop_R = _runs(planes_PHW)
+    begins_cell_R = np.ones(len(number_R), dtype=bool)
+    np.not_equal(number_R[1:], number_R[:-1], out=begins_cell_R[1:])
+    if num_planes > 1:  # a number that stands in two planes against the rule is two cells
+        begins_cell_R[1:] |= np.diff(row_R // height) != 0
+    first_N = np.flatnonzero(begins_cell_R)
+    areas_N = np.add.reduceat(stop_R - start_R, first_N)
+    top_N, bottom_N = row_R[first_N], np.maximum.reduceat(row_R, first_N) + 1
+    plane_N = top_N // height
+    edges_4N = [
+        np.minimum.reduceat(start_R, first_N),
+        top_N - plane_N * height,
+        np.maximum.reduceat(stop_R, first_N),
+        bottom_N - plane_N * height,
+    ]
+    kept = areas_N >= min_area
+    numbers_N = number_R[first_N][kept].astype(np.int64)
     return Instances(
-        boxes_N4=np.asarray(boxes, dtype=np.float32).reshape(-1, 4)[order],
+        boxes_N4=np.stack(edges_4N, axis=1)[kept].astype(np.float32),
         labels_N=np.asarray(labels_N, dtype=np.int64)[numbers_N - 1],
         numbers_N=numbers_N,
-        plane_N=np.asarray(plane_of, dtype=np.int64)[order],
-        areas_N=np.asarray(areas, dtype=np.int64)[order],
+        plane_N=plane_N[kept],
+        areas_N=areas_N[kept],
     )
 
 
@@ -92,3 +101,41 @@ def stack_masks(
             planes.append(plane_HW)
         plane_HW[rows, columns][mask_hw] = len(labels)
     return np.stack(planes), np.asarray(labels, dtype=np.int64)
+
+
+def _runs(planes_PHW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The runs of cells, not of background, in the order of their numbers and then from top to bottom.
+
+    There are far fewer runs than pixels, and finding them costs little: to ask ``scipy.ndimage.find_objects`` for boxes
+    and ``numpy.bincount`` for areas takes three to five times as long.
+
+    Returns:
+        For each run its number (in the type of the planes), its row, its first column and the one after its last
+        (int64). Rows are counted as if each plane stood below the one before it.
+    """
+    width = planes_PHW.shape[2]
+    pixels = planes_PHW.ravel()
+    is_edge = np.zeros((len(pixels) // GROUP + 1) * GROUP, dtype=bool)
+    np.not_equal(pixels[1:], pixels[:-1], out=is_edge[1 : len(pixels)])
+    is_edge[: len(pixels) + 1 : width] = True  # a run ends with its row, and the last one with the pixels
+    edges = _true_positions(is_edge)
+    numbers = pixels.take(edges[:-1])  # take is quicker than brackets
+    cells = np.flatnonzero(numbers != 0)
+    cells = cells.take(np.argsort(numbers.take(cells), kind="stable"))
+    first_R, after_R = edges.take(cells), edges.take(cells + 1)
+    row_R = first_R // width
+    row_begins_R = row_R * width
+    return numbers.take(cells), row_R, first_R - row_begins_R, after_R - row_begins_R
+
+
+def _true_positions(flags: np.ndarray) -> np.ndarray:
+    """``numpy.flatnonzero`` of bools, a multiple of GROUP many, of which a few in a hundred are true.
+
+    numpy goes from one to the next, in steps that no processor foresees. To look for groups with a true one first is
+    as quick where they are rare, and nearly twice as quick where there are many.
+    """
+    groups = flags.view(np.uint32)
+    hits = np.flatnonzero(groups != 0)
+    positions = np.flatnonzero(groups[hits].view(bool))  # as if there were no other groups
+    others_before = hits - np.arange(len(hits))
+    return positions + GROUP * others_before.take(positions // GROUP)

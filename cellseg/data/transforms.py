@@ -8,7 +8,7 @@ Shape suffixes: H height, W width, C colour channels, 3 stains.
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -116,8 +116,47 @@ def grid_positions(length: int, widths: np.ndarray) -> np.ndarray:
     return (centres - 0.5).astype(np.float32)
 
 
+def through_four_channels(warp: Callable[[np.ndarray], np.ndarray], image_HWC: np.ndarray) -> np.ndarray:
+    """``warp(image_HWC)``, where ``warp`` treats each channel by itself.
+
+    OpenCV's linear interpolation takes half the time with four channels that it takes with three.
+    """
+    return cv2.cvtColor(warp(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2RGBA)), cv2.COLOR_RGBA2RGB)
+
+
+class Remapping:
+    """What a distortion by ``map_x`` and ``map_y`` (H, W) does to images and planes.
+
+    albumentations copies both maps into one first, once for the image and once for each plane.
+    """
+
+    fill: tuple[float, ...] | float
+
+    def apply(self, img: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, **params: Any) -> np.ndarray:
+        def warp(image: np.ndarray) -> np.ndarray:
+            maps = map_x, map_y
+            return cv2.remap(image, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=self.fill)
+
+        return through_four_channels(warp, img)
+
+    def apply_to_mask(self, mask: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, **params: Any) -> np.ndarray:
+        return cv2.remap(mask, map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+def add_noise(image_HWC: np.ndarray, noise_HW: np.ndarray) -> np.ndarray:
+    """``image_HWC`` (uint8) with ``noise_HW`` (float), cut to whole numbers, added to all its channels."""
+    whole_HW = noise_HW.astype(np.int16)
+    return cv2.add(image_HWC, cv2.merge([whole_HW] * image_HWC.shape[2]), dtype=cv2.CV_8U)
+
+
 def _affine(A: ModuleType, reach: Reach) -> Any:
-    return A.Affine(
+    class QuickAffine(A.Affine):  # type: ignore[name-defined]
+        """albumentations' transform: the same result, sooner."""
+
+        def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+            return through_four_channels(partial(super().apply, **params), img)
+
+    return QuickAffine(
         scale=(1 / (1 + reach["scale"]), 1 + reach["scale"]),
         balanced_scale=True,
         keep_ratio=True,
@@ -128,7 +167,7 @@ def _affine(A: ModuleType, reach: Reach) -> Any:
 
 
 def _elastic(A: ModuleType, reach: Reach) -> Any:
-    class SplineElastic(A.ElasticTransform):  # type: ignore[name-defined]
+    class SplineElastic(Remapping, A.ElasticTransform):  # type: ignore[name-defined]
         """Elastic deformation from random displacements at knots, with a smooth surface through them.
 
         albumentations blurs a field of noise as large as the image, which takes six times as long.
@@ -138,17 +177,16 @@ def _elastic(A: ModuleType, reach: Reach) -> Any:
             height, width = params["shape"][:2]
             knots = 2, height // ELASTIC_SPACING + 2, width // ELASTIC_SPACING + 2
             shifts = self.random_generator.uniform(-self.alpha, self.alpha, knots).astype(np.float32)
-            shift_y, shift_x = (cv2.resize(shift, (width, height), interpolation=cv2.INTER_CUBIC) for shift in shifts)
-            return {
-                "map_x": np.arange(width, dtype=np.float32) + shift_x,
-                "map_y": np.arange(height, dtype=np.float32)[:, None] + shift_y,
-            }
+            map_y, map_x = (cv2.resize(shift, (width, height), interpolation=cv2.INTER_CUBIC) for shift in shifts)
+            map_y += np.arange(height, dtype=np.float32)[:, None]
+            map_x += np.arange(width, dtype=np.float32)
+            return {"map_x": map_x, "map_y": map_y}
 
     return SplineElastic(alpha=reach["displacement"], p=PROBABILITY["elastic"])
 
 
 def _grid(A: ModuleType, reach: Reach) -> Any:
-    class PixelGrid(A.GridDistortion):  # type: ignore[name-defined]
+    class PixelGrid(Remapping, A.GridDistortion):  # type: ignore[name-defined]
         """Grid distortion of images of any size.
 
         albumentations divides by zero where a side has fewer pixels than the grid has cells, and repeats a pixel at
@@ -200,7 +238,13 @@ def _blur(A: ModuleType, reach: Reach, probability: float = PROBABILITY["blur"])
 
 
 def _noise(A: ModuleType, reach: Reach, probability: float = PROBABILITY["noise"]) -> Any:
-    return A.GaussNoise(std_range=(0.0, reach["noise"]), per_channel=False, p=probability)
+    class QuickNoise(A.GaussNoise):  # type: ignore[name-defined]
+        """albumentations' transform: the same result, sooner. It adds the noise to each channel as float."""
+
+        def apply(self, img: np.ndarray, noise_map: np.ndarray, **params: Any) -> np.ndarray:
+            return add_noise(img, noise_map[:, :, 0])
+
+    return QuickNoise(std_range=(0.0, reach["noise"]), per_channel=False, p=probability)
 
 
 def _focus(A: ModuleType, reach: Reach) -> Any:

@@ -7,9 +7,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from cellseg.config import AugmentConfig
+from cellseg.config import AugmentConfig, TrialConfig
 from cellseg.data.augment import PRESETS, Augmentation, background_color, build_augmentation, random_crop
-from cellseg.data.planes import read_instances
+from cellseg.data.loader import TrainingImages
+from cellseg.data.planes import read_instances, stack_masks
+from cellseg.data.sample import Sample
 
 BIG = 40_000
 """Added to cell numbers: neither uint8 nor int16 holds them."""
@@ -77,6 +79,17 @@ def test_flips_reach_all_eight_ways_and_move_the_image_with_its_planes():
         assert np.array_equal(changed_HWC[..., 0], changed_PHW[0])
         seen.add((changed_PHW.shape, changed_PHW.tobytes()))
     assert len(seen) == 8
+
+
+def test_flips_turn_anticlockwise_and_then_mirror():
+    image_HWC, planes_PHW = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8), picture()[1]
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        turns, mirrored = int(rng.integers(4)), rng.integers(2) == 1
+        step = -1 if mirrored else 1
+        changed_HWC, changed_PHW = build("flips")(image_HWC, planes_PHW, seed)
+        assert np.array_equal(changed_HWC, np.rot90(image_HWC, turns)[:, ::step])
+        assert np.array_equal(changed_PHW, np.rot90(planes_PHW, turns, axes=(1, 2))[:, :, ::step])
 
 
 @pytest.mark.parametrize("preset", ["color", "stain", "focus", "blur", "noise"])
@@ -197,6 +210,56 @@ def test_steps_act_independently_of_each_other():
 def test_an_image_full_of_cells_still_has_a_fill_colour():
     image_HWC = np.full((16, 16, 3), (1, 2, 3), np.uint8)
     assert background_color(image_HWC, np.ones((1, 16, 16), np.uint16)) == (1.0, 2.0, 3.0)
+
+
+def test_the_background_has_the_median_colour_of_the_pixels_without_cells():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        image_HWC = rng.integers(0, 256, (*rng.integers(1, 60, 2), 3), np.uint8)
+        planes_PHW = (rng.random((2, *image_HWC.shape[:2])) < 0.3).astype(np.uint16)
+        bare = ~planes_PHW[:, ::4, ::4].any(axis=0)
+        if bare.any():
+            expected = np.median(image_HWC[::4, ::4][bare], axis=0)
+            assert background_color(image_HWC, planes_PHW) == tuple(expected)
+
+
+def overlapping_cells(seed: int) -> tuple[Sample, Sample]:
+    """An image with ragged cells in as few planes as can be, and with a mask for each: a plane of its own."""
+    rng = np.random.default_rng(seed)
+    image_HWC = rng.integers(0, 256, (66, 78, 3), np.uint8)
+    cells = [
+        (rng.random(rng.integers(3, 20, 2)) < 0.9, (int(rng.integers(60)), int(rng.integers(70))), int(label))
+        for label in rng.integers(1, 5, 25)
+    ]
+    planes_PHW, labels_N = stack_masks(cells, *image_HWC.shape[:2])
+    numbers_N11 = np.arange(1, len(labels_N) + 1, dtype=np.uint16)[:, None, None]
+    masks_NHW = (planes_PHW[:, None] == numbers_N11).any(axis=0)
+    assert 1 < len(planes_PHW) < len(masks_NHW)
+    return Sample("planes", image_HWC, planes_PHW, labels_N), Sample(
+        "masks", image_HWC, masks_NHW * numbers_N11, labels_N
+    )
+
+
+@pytest.mark.parametrize("data", [{}, {"crop": 48, "train_scale_min": 0.5}, {"shorter_side": 90, "crop": 110}], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_boxes_labels_and_masks_of_planes_are_those_of_a_stack_of_masks_after_the_same_change(preset, data):
+    config = TrialConfig.model_validate({"augment": {"preset": preset, "strength": 1.0}, "data": data})
+    for seed in range(4):
+        planes, masks = (TrainingImages([sample], (0,), config) for sample in overlapping_cells(seed))
+        for epoch in range(1, 4):
+            image_CHW, target = planes[epoch, 0]
+            stack_CHW, stack = masks[epoch, 0]
+            masks_NHW = stack["planes"].numpy() > 0
+            large_N = np.flatnonzero(masks_NHW.sum(axis=(1, 2)) >= 4)
+            masks_KHW = masks_NHW[large_N]
+            assert 0 < len(large_N) <= len(masks_NHW)
+            assert np.array_equal(image_CHW, stack_CHW)
+            of_cells = zip(target["plane"], target["number"], strict=True)
+            assert np.array_equal([target["planes"][plane] == number for plane, number in of_cells], masks_KHW)
+            assert np.array_equal(target["labels"], planes.data[0].labels_N[large_N])
+            corners = [(*np.argwhere(mask_HW).min(axis=0), *np.argwhere(mask_HW).max(axis=0)) for mask_HW in masks_KHW]
+            expected_N4 = [(left, top, right + 1, bottom + 1) for top, left, bottom, right in corners]
+            assert np.array_equal(target["boxes"], expected_N4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 86)])

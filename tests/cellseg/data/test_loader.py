@@ -1,10 +1,20 @@
+import gc
+import multiprocessing
+import os
+from pathlib import Path
+
+import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from cellseg.data.augment import build_augmentation
+from cellseg.data.batch import JoinedBatch
 from cellseg.data.loader import EpochBatches, TrainingImages, plain_item, training_loader
+from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
+from cellseg.data.sample import Sample
 
 INDICES = (1, 2, 4, 5, 7)
 
@@ -38,6 +48,122 @@ def test_the_same_seed_gives_the_same_items_in_any_number_of_processes(packed, t
     alone = items_of(packed, config)
     assert all_equal(alone, items_of(packed, config))
     assert all_equal(alone, items_of(packed, config.replace(train__workers=2)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_that_stay_give_the_items_of_each_epoch_and_leave_torchs_generator_as_none_would(
+    packed, tiny_config, workers
+):
+    config = tiny_config(augment__preset="full", train__batch_size=2)
+    seen = []
+    for count in (0, workers):
+        torch.manual_seed(0)
+        loader, batches = training_loader(packed, INDICES, config.replace(train__workers=count))
+        epochs = []
+        for epoch in (1, 2, 3):
+            batches.epoch = epoch
+            epochs.append(([item for batch in loader for item in batch], torch.rand(1)))
+        seen.append(epochs)
+    for (items, drawn), (others, drawn_too) in zip(*seen, strict=True):
+        assert all_equal(items, others)
+        assert drawn == drawn_too
+    assert not all_equal(seen[0][0][0], seen[0][1][0])
+
+
+def test_an_epoch_that_was_left_early_leaves_nothing_to_the_next(packed, tiny_config):
+    config = tiny_config(augment__preset="flips", train__batch_size=1, train__workers=2)
+    loader, batches = training_loader(packed, INDICES, config)
+    next(iter(loader))
+    batches.epoch = 2
+    assert all_equal(
+        [item for batch in loader for item in batch], items_of(packed, config.replace(train__workers=0), 2)
+    )
+
+
+def test_workers_stay_from_epoch_to_epoch_use_one_thread_and_end_with_the_loader(packed, tiny_config, monkeypatch):
+    def describe_process(self, visit) -> tuple[torch.Tensor, dict]:
+        cv2.blur(large_HWC, (9, 9))  # crashes where the worker believes in the pool of its parent
+        return torch.tensor([os.getpid(), cv2.getNumThreads(), torch.get_num_threads()]), {}
+
+    monkeypatch.setattr(TrainingImages, "__getitem__", describe_process)
+    large_HWC = np.zeros((1500, 1500, 3), np.uint8)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        cv2.blur(large_HWC, (9, 9))  # now OpenCV has a pool of threads
+        loader, _ = training_loader(packed, INDICES, tiny_config(train__workers=2, train__batch_size=1))
+        epochs = [{tuple(item.tolist()) for batch in loader for item, _ in batch} for _ in range(2)]
+    finally:
+        cv2.setNumThreads(before)
+    workers = {process.pid for process in multiprocessing.active_children()}
+    assert epochs[0] == epochs[1]
+    assert {pid for pid, *_ in epochs[0]} <= workers and os.getpid() not in workers
+    assert {threads for _, *threads_of_both in epochs[0] for threads in threads_of_both} == {1}
+    del loader
+    gc.collect()
+    assert not workers & {process.pid for process in multiprocessing.active_children()}
+
+
+def test_memory_is_pinned_for_a_gpu_only(packed, tiny_config):
+    for device in ("cpu", "cuda"):
+        loader, _ = training_loader(packed, INDICES, tiny_config(), torch.device(device))
+        assert loader.pin_memory == (device == "cuda")
+
+
+def test_a_joined_batch_gives_back_its_items(packed, tiny_config):
+    images = TrainingImages(packed, INDICES, tiny_config())
+    bare = Sample("bare", np.zeros((1, 3, 3), np.uint8), np.zeros((2, 1, 3), np.uint16), np.zeros(0, np.int64))
+    single = Sample("one", np.ones((7, 5, 3), np.uint8), np.ones((1, 7, 5), np.uint16), np.ones(1, np.int64))
+    items = [images[1, 0], *(plain_item(sample, tiny_config().data) for sample in (bare, single)), images[1, 3]]
+    joined = JoinedBatch.of(items)
+    assert joined.bytes_B.dtype == torch.uint8
+    assert all_equal(joined.items(), items)
+    for (image, target), (image_too, target_too) in zip(joined.items(), items, strict=True):
+        assert target.keys() == target_too.keys()
+        named = [(image, image_too), *((target[name], target_too[name]) for name in target)]
+        assert all(one.dtype == other.dtype and one.is_contiguous() for one, other in named)
+        assert all(one.untyped_storage().data_ptr() == joined.bytes_B.data_ptr() for one, _ in named if one.numel())
+
+
+@pytest.fixture
+def large_table(packed, tmp_path) -> PackedDataset:
+    """A memory-mapped table of 200 MB."""
+    height, width, rows = 1000, 1000, 40
+    plane_HW = np.zeros((height, width), np.uint16)
+    plane_HW[200:700, 200:700] = 1
+    row = {
+        "height": height,
+        "width": width,
+        "image": np.full(height * width * 3, 7, np.uint8),
+        "planes": plane_HW.ravel(),
+        "labels": np.ones(1, np.int64),
+        "boxes": np.array([200, 200, 700, 700], np.float32),
+    }
+    schema = packed.table.schema
+    with pa.OSFile(str(tmp_path / "large.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for index in range(rows):
+            values = row | {"name": str(index)}
+            columns = [pa.array([values[field.name]], field.type) for field in schema]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    return PackedDataset(pa.ipc.open_file(pa.memory_map(str(tmp_path / "large.arrow"))).read_all())
+
+
+def copied_bytes(process: int) -> int:
+    """Memory that a process has for itself and has written to; pages of a mapped file are not."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is measured on Linux")
+def test_workers_share_the_bytes_of_the_table(large_table, tiny_config):
+    config = tiny_config(data__shorter_side=64, augment__preset="none", train__workers=2, train__batch_size=1)
+    loader, batches = training_loader(large_table, tuple(range(len(large_table))), config)
+    for epoch in (1, 2):
+        batches.epoch = epoch
+        assert all(image.float().mean() == 7 for batch in loader for image, _ in batch)
+    workers = [process.pid for process in multiprocessing.active_children()]
+    assert len(workers) >= 2
+    assert max(copied_bytes(process) for process in workers) < large_table.table.nbytes / 2
 
 
 def test_an_item_does_not_depend_on_those_made_before_it(packed, tiny_config):

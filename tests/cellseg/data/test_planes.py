@@ -120,3 +120,42 @@ def test_sixty_five_thousand_cells_fit():
     cells = read_instances(ids_HW, np.ones(count, np.int64))
     assert len(cells.numbers_N) == count
     assert cells.numbers_N[-1] == count
+
+
+def _read_one_by_one(planes_PHW, min_area):
+    """(number, plane, box, area) of each cell, found by looking at each number's pixels."""
+    cells = []
+    for number in np.unique(planes_PHW[planes_PHW > 0]).tolist():
+        for plane, plane_HW in enumerate(planes_PHW):
+            y, x = np.nonzero(plane_HW == number)
+            if len(y) >= max(min_area, 1):
+                cells.append((number, plane, (x.min(), y.min(), x.max() + 1, y.max() + 1), len(y)))
+    return cells
+
+
+@pytest.mark.parametrize("min_area", [1, 4])
+@pytest.mark.parametrize("largest", [3, 60, 65_535])
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 1, 40), (3, 40, 1), (1, 23, 31), (3, 19, 27)])
+def test_cells_are_those_found_by_looking_at_each_number(size, largest, min_area):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        blocks_PHW = rng.integers(0, largest, (size[0], -(-size[1] // 3), -(-size[2] // 3)), endpoint=True)
+        planes_PHW = blocks_PHW.repeat(3, axis=1).repeat(3, axis=2)[:, : size[1], : size[2]].astype(np.uint16)
+        planes_PHW[rng.random(size) < 0.5] = 0
+        labels_N = rng.integers(1, 5, largest)
+        expected = _read_one_by_one(planes_PHW, min_area)
+        cells = read_instances(planes_PHW, labels_N, min_area)
+        assert cells.numbers_N.tolist() == [number for number, *_ in expected]
+        assert cells.plane_N.tolist() == [plane for _, plane, *_ in expected]
+        assert cells.boxes_N4.tolist() == [list(box) for *_, box, _ in expected]
+        assert cells.areas_N.tolist() == [area for *_, area in expected]
+        assert cells.labels_N.tolist() == [labels_N[number - 1] for number, *_ in expected]
+        int64s = cells.numbers_N, cells.plane_N, cells.areas_N, cells.labels_N
+        assert cells.boxes_N4.dtype == np.float32 and {values.dtype for values in int64s} == {np.dtype(np.int64)}
+
+
+def test_a_view_of_planes_is_read_like_a_copy():
+    planes_PHW = np.random.default_rng(0).integers(0, 9, (2, 12, 14)).astype(np.uint16)
+    view_PHW = planes_PHW[:, 2:-1, 12:1:-2]
+    view, copy = (read_instances(planes, np.ones(9)) for planes in (view_PHW, view_PHW.copy()))
+    assert all(np.array_equal(getattr(view, name), getattr(copy, name)) for name in view.__slots__)

@@ -1,5 +1,7 @@
 """Shapes and names are looked at on torch's meta device, which has no numbers and takes no time."""
 
+from itertools import product
+
 import pytest
 import timm
 import torch
@@ -219,6 +221,25 @@ def test_frozen_stages_and_no_others_get_no_gradients_and_have_no_statistics(nam
     left = {path for path, module in body.module.named_modules() if isinstance(module, _BatchNorm)}
     assert not {path for path in left if is_part(f"{path}.weight", frozen)}
     assert bool(left) == (norm == "batch" and count < NUM_STAGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("convnext_tiny", "batch"), *product(["resnet10t", "efficientnet_b0"], ["batch", "frozen", "group"])],
+)
+def test_frozen_stages_keep_no_activations_for_a_backward_pass(name, norm):
+    first = 2
+    kept = []
+    for count in (0, first):
+        body = build(name, norm=norm, frozen_stages=count).module.train()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.shape) or t, lambda t: t):
+            maps = body(images())
+        kept.append(sizes)
+        assert [value.requires_grad for value in maps.values()][:1] == [count < first]
+    assert any(len(shape) == 4 and shape[-1] == shape[-2] > 16 for shape in kept[0])
+    stem_and_first_stage = [shape for shape in kept[1] if len(shape) == 4 and shape[-1] == shape[-2] > 16]
+    assert stem_and_first_stage == [], "images of 64 pixels are 16 wide behind the first stage"
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0"])
