@@ -11,12 +11,12 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FrozenBatchNorm2d
 
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.data.targets import make_target
 from cellseg.errors import UserError
 from cellseg.model.build import build_model, count_parameters, resolved_norm
+from cellseg.model.norms import OnePassFrozenBatchNorm2d
 from cellseg.rle import decode, paste_masks
 
 REAL = {"weights": "none", "norm": "batch", "anchors": "32-512", "detections_per_image": 100}
@@ -255,7 +255,7 @@ def test_norm_auto_follows_the_weights(weights, norm, resolved):
     ("norm", "kind", "absent"),
     [
         ("auto", nn.GroupNorm, nn.BatchNorm2d),
-        ("frozen", FrozenBatchNorm2d, nn.GroupNorm),
+        ("frozen", OnePassFrozenBatchNorm2d, nn.GroupNorm),
         ("batch", nn.BatchNorm2d, nn.GroupNorm),
     ],
 )

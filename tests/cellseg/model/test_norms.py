@@ -5,7 +5,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from cellseg.errors import UserError
-from cellseg.model.norms import convert_norms, frozen_batch_norm, group_instead_of, group_norm
+from cellseg.model.norms import OnePassFrozenBatchNorm2d, convert_norms, frozen_batch_norm, group_instead_of, group_norm
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,20 @@ def test_a_frozen_norm_computes_what_the_batch_norm_computes_in_evaluation(kind)
     assert list(frozen.parameters()) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_norm_is_torchvisions_in_the_type_of_its_input(dtype):
+    frozen = frozen_batch_norm(trained_norm())
+    reference = FrozenBatchNorm2d(4, eps=0.01)
+    reference.load_state_dict(frozen.state_dict())
+    values = torch.randn(2, 4, 5, 6).to(dtype).requires_grad_()
+    found, expected = frozen(values), reference(values)
+    assert found.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 0.02
+    assert torch.allclose(found.float(), expected, rtol=tolerance, atol=tolerance)
+    gradients = [torch.autograd.grad(out.float().square().sum(), values)[0].float() for out in (found, expected)]
+    assert torch.allclose(*gradients, rtol=2 * tolerance, atol=2 * tolerance)
+
+
 @pytest.mark.parametrize("exchange", [frozen_batch_norm, group_instead_of])
 def test_activation_and_dropout_of_a_fused_norm_stay(exchange):
     norm = trained_norm(BatchNormAct2d, act_layer=nn.SiLU, drop_layer=nn.Dropout)
@@ -58,7 +72,7 @@ def network() -> nn.Module:
     ("norm", "kind", "fused_kind"),
     [
         ("batch", nn.BatchNorm2d, BatchNormAct2d),
-        ("frozen", FrozenBatchNorm2d, FrozenBatchNormAct2d),
+        ("frozen", OnePassFrozenBatchNorm2d, FrozenBatchNormAct2d),
         ("group", nn.GroupNorm, GroupNormAct),
     ],
 )
@@ -74,7 +88,7 @@ def test_each_norm_may_become_something_else():
     module = network()
     convert_norms(module, {"1": "frozen", "2.0": "batch", "2.1": "group"}.__getitem__)
     assert [type(module[1]), type(module[2][0]), type(module[2][1])] == [
-        FrozenBatchNorm2d,
+        OnePassFrozenBatchNorm2d,
         BatchNormAct2d,
         nn.GroupNorm,
     ]

@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.hub
 from torchvision.models import resnet18
+from torchvision.ops import FrozenBatchNorm2d
 
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.errors import UserError
@@ -150,7 +151,7 @@ def test_coco_v1_weights_load_as_they_are_published(no_network, monkeypatch, add
         published = old_names(coco.state_dict(), mask_layers=4)
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
         model = build_model(ModelConfig(weights="coco", **settings, **added), InferenceConfig(), 4)
-    assert {m.eps for m in model.modules() if type(m).__name__ == "FrozenBatchNorm2d"} == {0.0}  # as torchvision does
+    assert {m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}  # as torchvision does
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}])
