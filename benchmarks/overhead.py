@@ -103,6 +103,7 @@ def make_trainable(seconds: float) -> "type[CellTrainable]":
                 images_per_second=1.0,
                 peak_memory_bytes=1,
                 parameters=1,
+                micro_batch=1,
                 ending="epochs",
             )
             yield asdict(report)

@@ -4,7 +4,6 @@ Ray Tune decides where and when a process runs; which trial comes next and who g
 own record of the experiment is written to a temporary folder and thrown away: the study's tables are the truth.
 """
 
-import json
 import logging
 import os
 import signal
@@ -12,24 +11,31 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
-from ray import cloudpickle, tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray import tune
 
 from cellseg.errors import UserError
-from search.study import PRUNED, Study
-from search.trial import DETAIL, ENDING, REPORT, CellTrainable, trial_name
+from search.study import Study
+from search.trial import CellTrainable
+from search.tune_parts import (
+    MAX_MACHINE_LOSSES,
+    Pauses,
+    StudyScheduler,
+    StudySearcher,
+    StudyStopper,
+    first_line,
+    folder_name,
+    name_of,
+    user_error,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from ray.tune.experiment import Trial
 
-MAX_MACHINE_LOSSES = 2
-"""A trial whose process or machine dies is started again this often, from its last checkpoint."""
+BUFFER_SECONDS = 1.0
+"""So long what happened may wait to be written while one slot after the other comes free; see :class:`Pauses`."""
 
 
 @contextmanager
@@ -59,7 +65,7 @@ def ray_cluster(address: str | None) -> Iterator[str]:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{_first_line(error)}'. "
+            f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{first_line(error)}'. "
             "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token on every machine."
         ) from error
     try:
@@ -78,7 +84,8 @@ def _require_answer(address: str) -> None:
 def run_study(
     study: Study, table: "pa.Table", resources: Mapping[str, float], *, on_event: Callable[[], None] = lambda: None
 ) -> bool:
-    """Run trials until the study is over; False if it was interrupted (Ctrl-C, SIGTERM) before.
+    """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM)
+    before.
 
     Args:
         table: the packed data; it goes into Ray's object store once, and every trial maps it from there.
@@ -91,22 +98,29 @@ def run_study(
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
-    with tempfile.TemporaryDirectory(prefix="search-") as scratch, _sigterm_as_ctrl_c(), _quiet_tune():
+    slots = num_slots(resources)
+    with (
+        tempfile.TemporaryDirectory(prefix="search-") as scratch,
+        _sigterm_as_ctrl_c(),
+        _quiet_tune(),
+        study.store.buffered(BUFFER_SECONDS),
+    ):
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_Searcher(study, on_event),
-                scheduler=_Scheduler(study, on_event),
+                search_alg=StudySearcher(study, on_event),
+                scheduler=StudyScheduler(study, on_event),
                 num_samples=-1,  # the study counts
-                max_concurrent_trials=num_slots(resources),
+                max_concurrent_trials=slots,
                 reuse_actors=True,
-                trial_name_creator=lambda trial: trial_name(study.name, trial.config["number"]),
-                trial_dirname_creator=lambda trial: f"t{trial.config['number']:04d}",
+                trial_name_creator=name_of,
+                trial_dirname_creator=folder_name,
             ),
             run_config=tune.RunConfig(
                 name=study.name,
                 storage_path=scratch,
-                stop=_Stopper(study),
+                stop=StudyStopper(study),
+                callbacks=[Pauses(study, slots)],
                 failure_config=tune.FailureConfig(max_failures=MAX_MACHINE_LOSSES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
@@ -115,16 +129,16 @@ def run_study(
         try:
             tuner.fit()
         except tune.TuneError as error:
-            if (ours := _user_error(error)) is not None:
+            if (ours := user_error(error)) is not None:
                 raise ours from None
             raise
-    interrupted = study.interrupt()
+    study.interrupt()
     if study.abort_reason is not None:
         raise UserError(
             f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "
             "Mend the cause; the same command then goes on."
         )
-    return not interrupted and study.is_over
+    return study.is_over
 
 
 def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
@@ -156,104 +170,7 @@ def num_slots(resources: Mapping[str, float]) -> int:
     return max(1, slots)
 
 
-def _first_line(error: BaseException | None) -> str:
-    """What is wrong, without Ray's advice and the worker's traceback."""
-    if error is None:
-        return "for no reason that Ray knows"
-    error = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that one of our parts raised, which Tune wraps in errors of its own."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-class _Disposable:
-    """A part of Tune's that leaves nothing behind: Tune pickles its parts for a restore that never comes."""
-
-    def __getstate__(self) -> dict:
-        return {}
-
-
-class _Searcher(_Disposable, Searcher):
-    """Hands the study's proposals to Tune."""
-
-    def __init__(self, study: Study, on_event: Callable[[], None]):
-        super().__init__()  # no metric: the study reads the reports, Tune need not
-        self._study = study
-        self._on_event = on_event
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        proposal = self._study.propose()
-        if proposal is not None:
-            return {
-                "study": self._study.name,
-                "number": proposal.number,
-                "config": dict(proposal.config),
-                "folder": str(proposal.folder),
-            }
-        # None means "ask again": a running trial may yet fail and leave room for another.
-        return Searcher.FINISHED if self._study.is_over else None
-
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing: the scheduler told the study."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's tables are the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never: a study is continued from its tables."""
-
-
-class _Scheduler(_Disposable, FIFOScheduler):
-    """Tells the study what trials did, and Tune what the study decided."""
-
-    def __init__(self, study: Study, on_event: Callable[[], None]):
-        super().__init__()
-        self._study = study
-        self._on_event = on_event
-
-    def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
-        number = trial.config["number"]
-        report, ending = json.loads(result[REPORT]), result[ENDING]
-        goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
-        if ending is not None:
-            self._study.end(number, ending, result[DETAIL])
-        elif not goes_on:
-            self._study.end(number, PRUNED, f"at epoch {report['epoch']}" if report else "")
-        self._on_event()
-        return TrialScheduler.CONTINUE if goes_on and ending is None else TrialScheduler.STOP
-
-    def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
-        """The trial's process died, or can no longer be used."""
-        if not trial.should_recover():
-            cause = _first_line(_last_error(trial))
-            self._study.end(trial.config["number"], "lost", f"its process died {MAX_MACHINE_LOSSES + 1} times: {cause}")
-            self._on_event()
-
-
-def _last_error(trial: "Trial") -> Exception | None:
-    """What ended the trial's process. Tune's own getter reads a copy that is synchronised later, or too late."""
-    if trial.pickled_error_file is None:
-        return None
-    with Path(trial.pickled_error_file).open("rb") as file:
-        return cloudpickle.load(file)
-
-
-class _Stopper(_Disposable, tune.Stopper):
-    """Ends the experiment when the study gives up."""
-
-    def __init__(self, study: Study):
-        self._study = study
-
-    def __call__(self, trial_id: str, result: dict) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._study.abort_reason is not None
+# Functions of the module: Tune pickles these two for every trial, with all that they hold.
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cellseg.config import TrialConfig
 from search.asha import Asha
 from search.space.domain import Domain
-from search.space.settings import DataSource, Resources
+from search.space.settings import DataSource, Limits, ObjectiveSettings, Resources
 from search.space.space import Params
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ class Sampler(Protocol):
     """Decides which trial is next. See :class:`search.sampler.StudySampler` for what each call promises."""
 
     def ask(self, number: int) -> Params: ...
+
+    def prepare(self, count: int) -> bool: ...
 
     def report(self, number: int, epoch: int, value: float) -> None: ...
 
@@ -72,6 +74,14 @@ class Experiment(Protocol):
     @property
     def data(self) -> DataSource | None:
         """Where the data is, unless the command says so."""
+
+    @property
+    def limits(self) -> Limits | None:
+        """What ends the study before its trials are done."""
+
+    @property
+    def objective(self) -> ObjectiveSettings | None:
+        """The cost that ranks beside the metric. None: the metric alone ranks."""
 
     @property
     def domains(self) -> Mapping[str, Domain]:

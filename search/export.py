@@ -20,7 +20,7 @@ ARCHIVED_NAME = "test-results.json"
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.export", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--best", action="store_true", help="the trial with the best validation metric")
+    which.add_argument("--best", action="store_true", help="the trial that the study ranks first")
     which.add_argument("--trial", type=int, metavar="N", help="a trial by its number")
     parser.add_argument("--study", metavar="NAME", help="default: the study that was written last")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set of the test images; default: the study's")

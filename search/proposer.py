@@ -4,6 +4,7 @@ Expected improvement at full length under a model of the learning curves (:mod:`
 random proposals. docs/sampling.md says what else was tried, and what it scored.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,11 +46,13 @@ class Proposer:
         self._features: dict[int, np.ndarray] = {}
         self._pending: set[int] = set()
         self._at_full: set[int] = set()
-        self._tried: set[tuple] = set()
+        self._tried: Counter[tuple] = Counter()
+        self.knowledge = 0
+        """Grows with every result that may change proposals."""
 
     def begin(self, number: int, params: Mapping[str, Any]) -> None:
         """A trial runs with these params."""
-        self._tried.add(_identity(params))
+        self._tried[_identity(params)] += 1
         row_K = self._cube.encode(dict(params), np.random.default_rng([self._seed, number, 1]))
         self._rows[number] = row_K
         self._features[number] = self._cube.features(row_K[None])[0]
@@ -58,6 +61,7 @@ class Proposer:
     def observe(self, number: int, epoch: int, value: float) -> None:
         """A trial's metric after an epoch. The model sees it at rungs, where all trials are seen, and at the end."""
         if epoch in self._levels:
+            self.knowledge += 1
             self._model.observe(number, epoch, self._features[number], self._sign * value)
             if epoch == self._space.epochs:
                 self._at_full.add(number)
@@ -69,10 +73,28 @@ class Proposer:
             value: the metric of one that ended by itself, perhaps before the full length: it would not have got better.
             infeasible: it did not fit into memory, and counts as the worst there is.
         """
+        self.knowledge += 1
         self._pending.discard(number)
         if number not in self._at_full and (infeasible or value is not None):
             score = None if value is None else self._sign * value
             self._model.observe(number, self._space.epochs, self._features[number], score)
+
+    def was_tried(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial began with exactly these params."""
+        return self._tried[_identity(params)] > 0
+
+    @contextmanager
+    def assuming(self, planned: Mapping[int, Params]) -> Iterator[None]:
+        """For the time of the block, as if these trials, by number, had begun."""
+        for number, params in planned.items():
+            self.begin(number, params)
+        try:
+            yield
+        finally:
+            for number, params in planned.items():
+                self._pending.remove(number)
+                self._tried[_identity(params)] -= 1
+                del self._rows[number], self._features[number]
 
     def propose(self, rng: np.random.Generator) -> Params:
         """Params of a new trial, unlike those of all before it if that is possible."""
@@ -80,11 +102,11 @@ class Proposer:
             with _one_thread():
                 rows_NK = self._promising(rng)
             for params in map(self._cube.decode, rows_NK):
-                if _identity(params) not in self._tried:
+                if not self.was_tried(params):
                     return params
         for _ in range(NUM_RANDOM_TRIES):
             params = self._space.sample(rng)
-            if _identity(params) not in self._tried:
+            if not self.was_tried(params):
                 break
         return params
 

@@ -1,4 +1,5 @@
-"""What a study measured: ``python -m search.report``. A table of reported figures, or a search's leaderboard.
+"""What a study measured: ``python -m search.report``. A table of reported figures, or a search's leaderboard and
+its front of metric and cost.
 
 Only the study's tables are read: it may be running, and neither Ray nor torch is loaded.
 """
@@ -6,7 +7,7 @@ Only the study's tables are read: it may be running, and neither Ray nor torch i
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ class Report:
     """Lines before the table."""
     table: "Table"
     footnotes: Mapping[str, tuple[str, ...]]
-    """Lists after the table, by heading. Empty ones are not shown."""
+    """Lists after the tables, by heading. Empty ones are not shown."""
+    further: Mapping[str, "Table"] = field(default_factory=dict)
+    """Tables after the first, by heading. Empty ones are not shown."""
 
     def show(self, console: "Console") -> None:
         """Print it."""
@@ -42,6 +45,10 @@ class Report:
             console.print(Text(line))
         console.print()
         console.print(self.table)
+        for heading, table in self._further():
+            console.print()
+            console.print(Text(f"{heading}:"))
+            console.print(table)
         for heading, notes in self._lists():
             console.print()
             console.print(Text(f"{heading}:"))
@@ -52,9 +59,14 @@ class Report:
         """The same as Markdown."""
         blocks = [f"## {self.title}", "\n".join(f"{line}  " for line in self.introduction).rstrip()]
         blocks.append(_markdown_table(self.table))
+        for heading, table in self._further():
+            blocks += [f"{heading}:", _markdown_table(table)]
         for heading, notes in self._lists():
             blocks += [f"{heading}:", "\n".join(f"- {note}" for note in notes)]
         return "\n\n".join(blocks) + "\n"
+
+    def _further(self) -> "Iterator[tuple[str, Table]]":
+        yield from ((heading, table) for heading, table in self.further.items() if table.row_count)
 
     def _lists(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield from ((heading, notes) for heading, notes in self.footnotes.items() if notes)
@@ -137,23 +149,32 @@ def ablation_report(table: "Ablation", store: "StudyStore") -> Report:
 
 
 def _search_report(standings: _Standings) -> Report:
-    from search.board import leaderboard_table, state_counts
+    from search.board import leaderboard_table, pareto_heading, pareto_table, state_counts
 
     store, space = standings.store, standings.space
     best = standings.leaderboard[:1]
+    machines = sorted({row.node for row in standings.rows if row.node})
     return Report(
         title=f"study {store.name}",
         introduction=(
             f"{space.direction} {space.metric}: {len(standings.rows)} trials of up to {space.epochs} epochs "
             f"({state_counts(standings.rows) or 'none yet'})",
             f"Data: {store.study['data_root']}. Begun {store.study['created']}.",
+            *([f"Ranked by {space.metric} per {space.objective}."] if space.objective else []),
             *(
                 f"Best: trial t{row.number:04d}, {space.metric} {row.metric:.4f} in epoch {row.best_epoch}"
                 for row in best
             ),
         ),
         table=leaderboard_table(standings),
-        footnotes={},
+        further={pareto_heading(space.metric): pareto_table(standings)},
+        footnotes={
+            "Notes": tuple(
+                [f"Seconds compare between machines of one kind only; trials ran on {', '.join(machines)}."]
+                if len(machines) > 1
+                else []
+            )
+        },
     )
 
 

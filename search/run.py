@@ -97,7 +97,7 @@ def _search(space: "Experiment", name: str, data: "StudyData", arguments: argpar
     import optuna
 
     from search.ablation import Ablation
-    from search.board import Board, leaderboard_table, make_console
+    from search.board import Board, leaderboard_table, make_console, show_front
     from search.driver import ray_cluster, run_study, trial_resources
     from search.report import study_report
     from search.setup import open_study
@@ -106,10 +106,9 @@ def _search(space: "Experiment", name: str, data: "StudyData", arguments: argpar
     study = open_study(space, name, arguments.results, data)
     console = make_console()
     is_table = isinstance(space, Ablation)
+    more_trials = "--set repeats=N" if is_table else "--trials N"
     if study.is_over:
-        say(
-            f"study '{name}' has its {space.trials} trials; more with {'--set repeats=N' if is_table else '--trials N'}"
-        )
+        say("\n".join(_why_over(study, more_trials)))
     else:
         wanted = space.resources.model_dump() if space.resources else None
         with ray_cluster(arguments.address) as dashboard:
@@ -125,11 +124,27 @@ def _search(space: "Experiment", name: str, data: "StudyData", arguments: argpar
         if not done:
             say(f"Stopped. {_again(arguments)} goes on where it was.")
             return EXIT_INTERRUPTED
+        if study.limits.reached:
+            say("\n".join(_why_over(study, more_trials)))
+        if not is_table:
+            show_front(study, console)
     if is_table:
         study_report(study.store).show(console)
         say(f"\nThis table again: python -m search.report --study {shlex.quote(name)}" + _results_option(arguments))
         return EXIT_OK
     return _show_best(study, data, arguments)
+
+
+def _why_over(study: "Study", more_trials: str) -> list[str]:
+    """Why a study has no more to do, and with which setting it would have; a line for each reason."""
+    lines = []
+    if study.num_finished >= study.space.trials:
+        lines.append(f"study '{study.name}' has its {study.space.trials} trials; more with {more_trials}")
+    if limit := study.limits.reached:
+        cut = sum(row.state == "INTERRUPTED" for row in study.rows)
+        unfinished = f" ({cut} trials are unfinished)" if cut else ""
+        lines.append(f"study '{study.name}' ended by {limit}; it goes on with --set {limit.setting}=N{unfinished}")
+    return lines
 
 
 def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ writes.
 import math
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from search.ahead import Ahead
 from search.proposer import Proposer
 from search.space import Params, Space
 
@@ -53,6 +55,9 @@ class StudySampler:
     Call :meth:`ask` once for a trial, :meth:`report` after its epochs, :meth:`tell` at its end; for trials of a former
     run :meth:`replay`, before the first ask. The same calls with the same seed give the same proposals; the randomness
     of each comes from (seed, trial number), so a continued study does not repeat the draws of its first part.
+
+    :meth:`prepare` makes proposals ahead. Without it, each follows from all that is known when it is asked for, whether
+    that was learned or replayed; one that was made ahead may lack the latest results.
     """
 
     def __init__(self, space: Space, seed: int):
@@ -62,14 +67,25 @@ class StudySampler:
         """The record. Trial numbers in it are ours only while no number was skipped: ours is user_attrs["trial"]."""
         self._running: dict[int, optuna.Trial] = {}
         self._starts = [dict(start) for start in space.start_from]
+        self._next = 0  # the number after the largest seen
 
     def ask(self, number: int) -> Params:
         """The params of a new trial: the next untried start config, its open keys filled at random, or a proposal."""
         self._sampler.number = number
         if self._starts:
-            params = self.space.sample(self._sampler.rng(), self._starts.pop(0))
+            params = self.space.sample(self._sampler.rng_of(number), self._starts.pop(0))
             return self._start(number, params)
         return self._start(number, None)
+
+    def prepare(self, count: int) -> bool:
+        """Make one of the next ``count`` proposals ahead, if one is missing or older than the latest result.
+
+        Numbers of trials are taken to go on from the largest so far.
+
+        Returns:
+            Whether there was one to make: False means that ``count`` slots which came free now would find theirs ready.
+        """
+        return self._sampler.ahead.prepare(range(self._next + len(self._starts), self._next + count))
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """The metric of a running trial after an epoch; finite. An epoch that was reported before is ignored."""
@@ -124,17 +140,9 @@ class StudySampler:
                 self.report(number, epoch, metric)
             return
         _check_value(number, outcome, value)
-        stopped = outcome in (Outcome.PRUNED, Outcome.INFEASIBLE)
+        self._next = max(self._next, number + 1)
         self.study.add_trial(
-            optuna.create_trial(
-                state=_STATES[outcome],
-                value=history[max(history)] if stopped and history else value,  # as Optuna does when it is told
-                params=dict(params),
-                distributions={key: self.space.distribution(key) for key in params},
-                intermediate_values=history,
-                user_attrs={"trial": number} | ({"reason": reason} if reason else {}),
-                constraints={_MEMORY: 1.0} if outcome is Outcome.INFEASIBLE else None,
-            )
+            frozen_trial(self.space, number, params, outcome, value=value, history=history, reason=reason)
         )
         self._sampler.proposer.begin(number, params)
         for epoch, metric in history.items():
@@ -144,7 +152,9 @@ class StudySampler:
     def _start(self, number: int, params: Params | None) -> Params:
         """A running trial with these params, or with proposed ones."""
         assert number not in self._running, number
+        self._next = max(self._next, number + 1)
         if params is not None:
+            self._sampler.ahead.clear()
             self.study.enqueue_trial(params)
         trial = self.study.ask()
         trial.set_user_attr("trial", number)
@@ -164,12 +174,13 @@ class SpaceSampler(optuna.samplers.BaseSampler):
         self._distributions = {key: space.distribution(key) for key in space.domains}
         self._seed = seed
         self.proposer = Proposer(space, seed)
+        self.ahead = Ahead(self.proposer, self.rng_of)
         self.number = 0
         """The trial that is being asked for."""
 
-    def rng(self) -> np.random.Generator:
-        """The randomness of the current trial."""
-        return np.random.default_rng([self._seed, self.number])
+    def rng_of(self, number: int) -> np.random.Generator:
+        """The randomness of a trial."""
+        return np.random.default_rng([self._seed, number])
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All sampled keys: which of them are active is decided while proposing."""
@@ -179,13 +190,42 @@ class SpaceSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The proposal for a new trial."""
-        return self.proposer.propose(self.rng())
+        return self.ahead.take(self.number)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Never needed: a proposal, and an enqueued trial, has every active key."""
         raise AssertionError(f"{param_name} is missing in the proposal for trial {trial.number}")
+
+
+def frozen_trial(
+    space: Space,
+    number: int,
+    params: Mapping[str, Any],
+    outcome: Outcome | None,
+    *,
+    value: float | None = None,
+    history: Mapping[int, float] = MappingProxyType({}),
+    reason: str | None = None,
+) -> FrozenTrial:
+    """A trial as Optuna records it; add it with ``optuna.Study.add_trial``.
+
+    Args:
+        outcome: how it ended, or None for one that runs.
+        value: as in :meth:`StudySampler.tell`.
+        history: its finite reports, by epoch.
+    """
+    stopped = outcome in (Outcome.PRUNED, Outcome.INFEASIBLE)
+    return optuna.create_trial(
+        state=TrialState.RUNNING if outcome is None else _STATES[outcome],
+        value=history[max(history)] if stopped and history else value,  # as Optuna does when it is told
+        params=dict(params),
+        distributions={key: space.distribution(key) for key in params},
+        intermediate_values=dict(history),
+        user_attrs={"trial": number} | ({"reason": reason} if reason else {}),
+        constraints={_MEMORY: 1.0} if outcome is Outcome.INFEASIBLE else None,
+    )
 
 
 def _suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> Any:

@@ -117,7 +117,7 @@ def open_study(space: Experiment, name: str, results: Path, data: StudyData) -> 
         store = StudyStore.open(folder)
         former = store.study
         _check_same(name, former, space, data.packed.fingerprint)
-        # The target, what is kept and where the data lie may change; writing makes it the latest study.
+        # The targets, what is kept and where the data lie may change; writing makes it the latest study.
         store.write_study(former | {key: now[key] for key in ("space", "command", "data_root")})
     else:
         store = StudyStore.create(folder, now)
@@ -131,6 +131,7 @@ def describe_study(space: Experiment, name: str, data: StudyData) -> dict[str, A
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "metric": space.metric,
+        "objective": space.objective.model_dump() if space.objective else None,
         "seed": space.seed,
         "space": space.to_json(),
         "space_fingerprint": space.fingerprint,
@@ -153,8 +154,9 @@ def _check_same(name: str, study: Mapping[str, Any], space: Experiment, data_fin
     problems = []
     if study.get("space_fingerprint") != space.fingerprint:
         problems.append(
-            f"study '{name}': must go on with the space it began with, but got other values, metric, epochs or ASHA: "
-            "its trials could not be compared. Choose another --study NAME, or go back to the former space."
+            f"study '{name}': must go on with the space it began with, but got other values, metric, objective, "
+            "epochs or ASHA: its trials could not be compared. Choose another --study NAME, or go back to the former "
+            "space."
         )
     if study.get("data_fingerprint") != data_fingerprint:
         problems.append(

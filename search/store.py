@@ -10,7 +10,8 @@ One process writes; any number read while it does, for every file is replaced as
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 from cellseg.config import gain
 from cellseg.errors import UserError
 from cellseg.files import read_json, write_json
+from search.cost import Objective
 from search.tables import (
     EPOCH_SCHEMA,
     FORMAT,
@@ -43,8 +45,8 @@ __all__ = ["STATES", "EpochRow", "StudyStore", "TrialRow", "latest_study", "list
 
 PART_ROWS = 1024
 """Rows of a full part of the epoch table."""
-
-
+WALL_SECONDS = b"wall_seconds"
+"""Metadata of the trial table: the wall-clock time that searches spent on the study."""
 GENERATED = "generated"
 """Folder beside the studies that holds generated cells."""
 
@@ -60,8 +62,9 @@ class StudyStore:
         self.folder = Path(folder)
         self._buffer_seconds = buffer_seconds
         self._written = time.monotonic()
-        self.metric = ""
-        """What ranks the trials, by the study's description; empty, as an unknown one, is better when larger."""
+        self.objective = Objective("")
+        """What ranks the trials, by the study's description; an unknown metric is better when larger."""
+        self._wall_clock: Callable[[], float] = lambda: 0.0
         self._trials: dict[int, TrialRow] = {}
         self._trials_changed = self._tail_changed = False
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # (trial, epoch) -> (part, row of it)
@@ -93,9 +96,12 @@ class StudyStore:
             UserError: no study, one of a newer format, or a file that is not ours or damaged.
         """
         store = cls(folder, buffer_seconds)
-        store.metric = str(store._require_study().get("metric", ""))
-        trials = read_table(store._trials_file, TRIAL_SCHEMA).to_pylist() if store._trials_file.exists() else []
-        store._trials = {row["number"]: TrialRow(**row) for row in trials}
+        store.objective = _objective(store._require_study())
+        if store._trials_file.exists():
+            trials = read_table(store._trials_file, TRIAL_SCHEMA)
+            store._trials = {row["number"]: TrialRow(**row) for row in trials.to_pylist()}
+            spent = float(trials.schema.metadata.get(WALL_SECONDS, 0.0))
+            store.count_time(lambda: spent)
         for path in sorted((store.folder / "epochs").glob("part-*.parquet")):
             part, table = int(path.stem.removeprefix("part-")), read_table(path, EPOCH_SCHEMA)
             rows = zip(table["trial"].to_pylist(), table["epoch"].to_pylist(), strict=True)
@@ -120,11 +126,26 @@ class StudyStore:
         return self._require_study()
 
     def write_study(self, study: Mapping[str, Any]) -> None:
-        """Replace the description of the study. Its ``metric`` decides what :meth:`best_trials` are."""
-        self.metric = str(study.get("metric", ""))
+        """Replace the description of the study. ``metric`` and ``objective`` decide what :meth:`best_trials` are."""
+        self.objective = _objective(study)
         written = datetime.now(UTC).isoformat()
         format_ = {"format": FORMAT, "format_version": FORMAT_VERSION, "written": written}
         write_json(self._study_file, dict(study) | format_)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric whose values the trials hold."""
+        return self.objective.metric
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall-clock time that searches spent on the study; those of format 1 did not count it."""
+        return self._wall_clock()
+
+    def count_time(self, wall_clock: Callable[[], float]) -> None:
+        """Take :attr:`wall_seconds` from this clock. It is written with the trials: a killed search loses the time
+        since its last event."""
+        self._wall_clock = wall_clock
 
     def put_trial(self, row: TrialRow) -> None:
         """Add the trial, or replace what is known of it."""
@@ -161,13 +182,14 @@ class StudyStore:
         return self._trials[number]
 
     def best_trials(self, k: int | None = None) -> list[TrialRow]:
-        """The ``k`` trials (all by default) of best metric, best first, of equal ones the earlier; fewer if fewer have
-        a metric.
+        """The ``k`` trials (all by default) of best objective, best first, of equal ones the earlier; fewer if fewer
+        have one.
 
         Best is lowest for a metric of ``cellseg.config.MINIMIZED``, highest for any other. A trial counts however it
         ended, since its best checkpoint is as good as its metric says.
         """
-        scored = [(-gain(self.metric, row.metric), row.number) for row in self.trials() if row.metric is not None]
+        values = [(row.number, self.objective.trial_value(row)) for row in self.trials()]
+        scored = [(-gain(self.metric, value), number) for number, value in values if value is not None]
         return [self._trials[number] for _, number in sorted(scored)[:k]]
 
     def epochs(self, trial: int | None = None) -> list[EpochRow]:
@@ -195,6 +217,16 @@ class StudyStore:
     def checkpoint_folder(self, number: int) -> Path:
         """Where the checkpoints of a trial are, if it has any. The folder need not exist."""
         return self.folder / "checkpoints" / f"t{number:04d}"
+
+    @contextmanager
+    def buffered(self, seconds: float) -> Iterator[None]:
+        """For the time of the block, let what was put wait to be written: so long, or until :meth:`flush`."""
+        former, self._buffer_seconds = self._buffer_seconds, seconds
+        try:
+            yield
+        finally:
+            self._buffer_seconds = former
+            self.flush()
 
     def flush(self) -> None:
         """Write everything that is still in memory only."""
@@ -230,7 +262,8 @@ class StudyStore:
 
     def _write_trials(self) -> None:
         rows = [asdict(row) for row in self.trials()]
-        write_table(self._trials_file, pa.Table.from_pylist(rows, schema=TRIAL_SCHEMA))
+        schema = TRIAL_SCHEMA.with_metadata(TRIAL_SCHEMA.metadata | {WALL_SECONDS: str(self.wall_seconds).encode()})
+        write_table(self._trials_file, pa.Table.from_pylist(rows, schema=schema))
         self._trials_changed = False
 
     def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:
@@ -295,6 +328,10 @@ def _last_activity(folder: Path) -> tuple[bool, str]:
         has_trials = table.num_rows > 0
         times += [time for name in ("started", "ended") for time in table[name].to_pylist() if time]
     return has_trials, max(times)
+
+
+def _objective(study: Mapping[str, Any]) -> Objective:
+    return Objective.of(str(study.get("metric", "")), study.get("objective"))
 
 
 def _read_study(path: Path) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """What a search knows and decides, without Ray: which trials there are, what to try next, who goes on.
 
 A :class:`Study` is driven by events (propose, report, end) and writes every one of them into its tables. It needs no
-cluster and no clock, so a simulation drives the very same object as Ray does.
+cluster, and only the clock that it is given, so a simulation drives the very same object as Ray does.
 """
 
 import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 from cellseg.config import gain
 from cellseg.errors import UserError
+from search.cost import Objective, seconds_per_epoch
 from search.experiment import Experiment, Sampler
+from search.limits import LimitWatch, counts
 from search.sampler import Outcome
 from search.space import Params
 from search.store import EpochRow, StudyStore, TrialRow
@@ -61,10 +64,19 @@ class Study:
         store: its tables, empty or with what earlier runs left. Trials that had ended are given to the sampler and to
             ASHA again; those that had not are proposed first, under their old numbers.
         fixed: flat settings over the space's in every trial (where the data lie, for one).
+        clock: seconds since any moment, for the limit on wall-clock time.
     """
 
-    def __init__(self, name: str, space: Experiment, store: StudyStore, fixed: Mapping[str, Any] | None = None):
-        assert store.metric == space.metric, "or the table would rank by another metric than the study"
+    def __init__(
+        self,
+        name: str,
+        space: Experiment,
+        store: StudyStore,
+        fixed: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.objective = Objective.of(space.metric, space.objective)
+        assert store.objective == self.objective, "or the table would rank by something else than the study"
         self.name = name
         self.space = space
         self.store = store
@@ -76,7 +88,9 @@ class Study:
         self._waiting: list[int] = []
         self._left_out: set[int] = set()  # trials of former runs that are not wanted now
         self._failures: list[str] = []
+        self._epoch_seconds: dict[int, list[float]] = {}
         self._replay()
+        self.limits = LimitWatch(space, store, clock)
 
     # What is known
 
@@ -93,20 +107,25 @@ class Study:
     @property
     def num_finished(self) -> int:
         """Trials that count towards the target: all that ended, in a search but those that failed."""
-        counting = {"COMPLETE", "PRUNED", "INFEASIBLE"} | ({"FAILED"} if self.space.failures_count else set())
-        return sum(row.state in counting and row.number not in self._left_out for row in self.rows)
+        return sum(counts(self.space, row) and row.number not in self._left_out for row in self.rows)
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether trials that run are to be stopped at once: a limit is reached, or the search gave up. Cheap."""
+        return self.abort_reason is not None or self.limits.reached is not None
 
     @property
     def is_over(self) -> bool:
-        """Whether the target is reached, or the search gave up."""
-        return self.abort_reason is not None or self.num_finished >= self.space.trials
+        """Whether all trials are done, a limit is reached, or the search gave up."""
+        return self.must_stop or self.num_finished >= self.space.trials
 
     # What happens
 
     def propose(self) -> Proposal | None:
-        """The next trial, or None if those that run (or have ended) make up the target."""
-        if self.abort_reason is not None or self.num_finished + len(self._running) >= self.space.trials:
+        """The next trial, or None if those that run (or have ended) make up the target, or the search is to stop."""
+        if self.must_stop or self.num_finished + len(self._running) >= self.space.trials:
             return None
+        self.limits.start()
         if self._waiting:
             number = self._waiting.pop(0)
             row = replace(self.store.trial(number), state="RUNNING", reason="", ended=None)
@@ -123,21 +142,27 @@ class Study:
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
 
     def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
-        """Take in an epoch; whether the trial goes on.
+        """Take in an epoch; whether the trial goes on, as ASHA says (:attr:`must_stop` is another matter).
 
         Args:
             node: name of the machine.
             report: a :class:`cellseg.report.EpochReport` as a dict, with None for what is not known. Ranking, pruning
-                and the sampler all use its ``best_value``: the value of the checkpoint that would be exported.
+                and the sampler all use the objective of its ``best_value``: the value of the checkpoint that would be
+                exported, at the cost that the trial has shown so far.
         """
-        epoch, value = report["epoch"], report["best_value"]
+        epoch = report["epoch"]
         if epoch > self.store.trial(number).epochs:  # a trial that was started again repeats the epoch it goes on from
             self._add_epoch(number, report, node)
+        self.limits.look()
+        value = self.objective.value(report["best_value"], self.store.trial(number))
+        if value is None:  # a checkpoint does not tell the cost; the next epoch does
+            return True
         self.sampler.report(number, epoch, value)
         return self.asha.report(number, epoch, gain(self.space.metric, value), tie_breaker(report["metrics"]))
 
     def _add_epoch(self, number: int, report: Mapping[str, Any], node: str) -> None:
         row = self.store.trial(number)
+        self._epoch_seconds.setdefault(number, []).append(report["seconds"])
         self.store.add_epoch(
             EpochRow(
                 trial=number,
@@ -157,6 +182,7 @@ class Study:
                 best_epoch=report["best_epoch"],
                 epochs=report["epoch"],
                 seconds=row.seconds + report["seconds"],
+                seconds_per_epoch=seconds_per_epoch(self._epoch_seconds[number]),
                 node=node,
                 peak_memory_bytes=max(row.peak_memory_bytes or 0, report["peak_memory_bytes"] or 0),
                 parameters=report.get("parameters") or row.parameters,
@@ -169,18 +195,20 @@ class Study:
         row = self.store.trial(number)
         reason = f"{ending}: {detail}" if detail else ending
         self._running.discard(number)
-        self.store.put_trial(replace(row, state=outcome.name, reason=reason, ended=_now()))
-        self.sampler.tell(number, outcome, row.metric if outcome is Outcome.COMPLETE else None, reason)
+        row = replace(row, state=outcome.name, reason=reason, ended=_now())
+        self.store.put_trial(row)
+        self.sampler.tell(number, *self._learned(row), reason)
+        self.limits.end(number)
         self._clean_checkpoints()
         self._watch_failures(outcome, ending, detail)
 
     def interrupt(self) -> list[int]:
         """The search stops before its end: trials that run are kept for the next time. Returns their numbers."""
         numbers = sorted(self._running)
+        self.limits.stop()
+        reason = f"the search was stopped by {limit}" if (limit := self.limits.reached) else "the search was stopped"
         for number in numbers:
-            self.store.put_trial(
-                replace(self.store.trial(number), state="INTERRUPTED", reason="the search was stopped")
-            )
+            self.store.put_trial(replace(self.store.trial(number), state="INTERRUPTED", reason=reason))
         self._running.clear()
         self.store.flush()
         return numbers
@@ -194,14 +222,15 @@ class Study:
             if not self.space.includes(params):
                 self._left_out.add(row.number)
             history = epochs.get(row.number, [])
-            values = self._best_values(history)
+            values = self.objective.values_by_epoch(row, history)
+            self._epoch_seconds[row.number] = [epoch.seconds for epoch in history]
             goes_on = row.state in {"RUNNING", "INTERRUPTED"}
-            outcome = None if goes_on else Outcome(row.state)
+            outcome, value = (None, None) if goes_on else self._learned(row)
             self.sampler.replay(
                 row.number,
                 params,
                 outcome,
-                value=row.metric if outcome is Outcome.COMPLETE else None,
+                value=value,
                 epochs=values.items(),
                 reason=row.reason,
             )
@@ -214,16 +243,14 @@ class Study:
             if row.state == "RUNNING":
                 self.store.put_trial(replace(row, state="INTERRUPTED", reason="the search was killed"))
 
-    def _best_values(self, epochs: Iterable[EpochRow]) -> dict[int, float]:
-        """Best value so far after each epoch of a trial."""
-        metric = self.space.metric
-        best, values = None, {}
-        for row in epochs:
-            value = row.metrics.get(metric)
-            if value is not None:
-                best = value if best is None else max(best, value, key=lambda known: gain(metric, known))
-                values[row.epoch] = best
-        return values
+    def _learned(self, row: TrialRow) -> tuple[Outcome, float | None]:
+        """What a trial that ended tells the sampler: outcome and, of a complete one, objective. One whose cost is not
+        known says nothing about its config."""
+        outcome = Outcome(row.state)
+        value = self.objective.trial_value(row)
+        if outcome is not Outcome.COMPLETE:
+            return outcome, None
+        return (Outcome.FAILED, None) if value is None else (outcome, value)
 
     def _new_row(self, number: int, params: Params) -> TrialRow:
         seed = self._seed(number, params)

@@ -9,6 +9,7 @@ Shape suffixes: N observations or points, D features, K keys.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,22 @@ JITTER = 1e-5
 _LENGTHS_AT = 7
 """Keys up to which the prior of the length scales is centred at exp(-0.5); beyond, it grows with the root of their
 number (Hvarfner et al. 2024, arXiv:2402.02229)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Observations in the model's units, and the kernel that suits them."""
+
+    x: Tensor
+    """(N, D) features."""
+    t: Tensor
+    """(N,) logarithms of the epochs, 1 at full length."""
+    y: Tensor
+    """(N,) standardised scores."""
+    theta: Tensor
+    """The kernel's parameters, as the prior holds them."""
+    trials: list[int]
+    """Whose observations these are, in order."""
 
 
 class CurveModel:
@@ -48,6 +65,7 @@ class CurveModel:
         self._prior = torch.tensor([center] * self._num_keys + [-0.7, 0.0, -1.0, -5.0], dtype=torch.double)
         self._spread = torch.tensor([1.0] * self._num_keys + [1.0, 1.0, 1.0, math.sqrt(2)], dtype=torch.double)
         self._observed: dict[tuple[int, int], tuple[np.ndarray, float]] = {}
+        self._fit: _Fit | None = None
 
     def __len__(self) -> int:
         """Number of observations."""
@@ -57,25 +75,33 @@ class CurveModel:
         """Remember that a trial scored so much after so many epochs; larger is better. None: as bad as the worst."""
         # By epochs, then trial: what the model becomes does not depend on the order in which trials ran.
         self._observed[epochs, trial] = features_D, math.nan if score is None else score
+        self._fit = None
 
     def condition(self) -> list[int]:
         """Look at the observations, two or more, and fit the kernel. What :meth:`believe` added is gone.
 
+        The fit, most of the work, is kept until the next observation.
+
         Returns:
             The trials that the model holds.
         """
+        if self._fit is None:
+            self._fit = self._fitted()
+        self._x, self._t, self._y, self._theta = self._fit.x, self._fit.t, self._fit.y, self._fit.theta
+        self._factorize()
+        return self._fit.trials
+
+    def _fitted(self) -> "_Fit":
         keep = sorted(self._observed, reverse=True)[:MAX_POINTS]
         epochs_N = np.array([epochs for epochs, _ in keep])
         features_ND = np.stack([self._observed[place][0] for place in keep])
         scores_N = np.array([self._observed[place][1] for place in keep])
         known = scores_N[np.isfinite(scores_N)]
         scores_N = np.where(np.isfinite(scores_N), scores_N, known.min() if len(known) else 0.0)
-        self._x = torch.as_tensor(features_ND, dtype=torch.double)
-        self._t = torch.as_tensor(np.log(epochs_N) / self._log_epochs, dtype=torch.double)
-        self._y = torch.as_tensor((scores_N - scores_N.mean()) / (scores_N.std() or 1.0), dtype=torch.double)
-        self._theta = self._fitted()
-        self._factorize()
-        return sorted({trial for _, trial in keep})
+        x = torch.as_tensor(features_ND, dtype=torch.double)
+        t = torch.as_tensor(np.log(epochs_N) / self._log_epochs, dtype=torch.double)
+        y = torch.as_tensor((scores_N - scores_N.mean()) / (scores_N.std() or 1.0), dtype=torch.double)
+        return _Fit(x, t, y, self._most_probable(x, t, y), sorted({trial for _, trial in keep}))
 
     @torch.no_grad()
     def believe(self, features_ND: np.ndarray) -> None:
@@ -116,9 +142,9 @@ class CurveModel:
         self._factor = torch.linalg.cholesky(self._covariance(self._x, self._t, self._theta))
         self._weights = torch.cholesky_solve(self._y[:, None], self._factor)[:, 0]
 
-    def _fitted(self) -> Tensor:
+    def _most_probable(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The kernel's most probable parameters, as far as a few steps lead."""
-        x, t, y = self._x[:FIT_POINTS], self._t[:FIT_POINTS], self._y[:FIT_POINTS]
+        x, t, y = x[:FIT_POINTS], t[:FIT_POINTS], y[:FIT_POINTS]
 
         def negative_log_posterior(theta_: np.ndarray) -> tuple[float, np.ndarray]:
             theta = torch.tensor(theta_, requires_grad=True)

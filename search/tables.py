@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
 
-FORMAT, FORMAT_VERSION = "cellseg-study", 1
+FORMAT, FORMAT_VERSION = "cellseg-study", 2
 STATES: tuple[str, ...] = ("RUNNING", "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE", "INTERRUPTED")
 """Of a trial. INTERRUPTED: the search was stopped, and the trial goes on when it is continued."""
 
@@ -48,6 +48,8 @@ class TrialRow:
     """Most memory at any time, of the GPU where there is one."""
     parameters: int | None = None
     """Trainable parameters of the model."""
+    seconds_per_epoch: float | None = None
+    """Typical duration of an epoch (:func:`search.cost.seconds_per_epoch`); not known in tables of format 1."""
 
     def __post_init__(self) -> None:
         assert self.state in STATES, self.state
@@ -84,8 +86,8 @@ TRIAL_SCHEMA = _schema(
     TrialRow,
     dict.fromkeys(("state", "reason", "params", "config", "started", "ended", "node"), _TEXT)
     | dict.fromkeys(("number", "seed", "best_epoch", "epochs", "peak_memory_bytes", "parameters"), _COUNT)
-    | dict.fromkeys(("metric", "seconds"), _NUMBER),
-    nullable=("metric", "best_epoch", "started", "ended", "peak_memory_bytes", "parameters"),
+    | dict.fromkeys(("metric", "seconds", "seconds_per_epoch"), _NUMBER),
+    nullable=("metric", "best_epoch", "started", "ended", "peak_memory_bytes", "parameters", "seconds_per_epoch"),
 )
 EPOCH_SCHEMA = _schema(
     EpochRow,
@@ -97,7 +99,7 @@ EPOCH_SCHEMA = _schema(
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """The table of a file that :func:`write_table` wrote.
+    """The table of a file that :func:`write_table` wrote; columns that its older format lacks are null.
 
     Raises:
         UserError: damaged, not ours, of a newer format, or with other columns.
@@ -114,6 +116,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = metadata.get("format_version", "")
     check_format(path, metadata.get("format"), int(version) if version.isdecimal() else None)
+    for column in schema:
+        if int(version) < FORMAT_VERSION and column.nullable and column.name not in table.schema.names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
     if not table.schema.equals(schema, check_metadata=False):
         raise UserError(f"{path}: must have the columns of format {FORMAT_VERSION}, but got {table.schema.names}.")
     return table
@@ -132,7 +137,7 @@ def check_format(path: Path, name: Any, version: Any) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file, atomically."""
+    """Write a Parquet file with the table's metadata, atomically."""
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

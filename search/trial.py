@@ -1,9 +1,10 @@
 """The one file where Ray meets ``cellseg.fit``: a Trainable whose step is one epoch.
 
-A class Trainable has no thread to stop, so a process takes the next trial as soon as the last one is told to end,
-however long that one's clean-up takes (``reset_config``). What the driver needs for pruning and its tables travels in
-the result; checkpoints are written by ``fit`` itself into the trial's folder, and a trial that is started again goes on
-from there.
+A class Trainable has no thread to stop, so a process takes the next trial as soon as the last one is told to end. That
+one is torn down in the first step of the next: Tune waits for a step as long as it takes, and starts its trial again if
+the process dies, whereas it gives up a trial whose process dies in ``reset``. What the driver needs for pruning and its
+tables travels in the result; checkpoints are written by ``fit`` itself into the trial's folder, and a trial that is
+started again goes on from there.
 """
 
 import gc
@@ -48,10 +49,12 @@ class CellTrainable(tune.Trainable):
         # and throws the new process away.
         self._table = data
         self._data: PackedDataset | None = None
+        self._reports: Iterator[dict[str, Any]] = iter(())
+        self._next: dict[str, Any] | None
+        """A trial of which nothing is built yet."""
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
         self._begin(new_config)
         return True
 
@@ -61,6 +64,9 @@ class CellTrainable(tune.Trainable):
         self._show_name()
         if self._data is None:
             self._data = self._prepare()
+        if self._next is not None:
+            self.cleanup()
+            self._reports, self._next = self._fit(self._next), None
         try:
             report = next(self._reports, None)
         except TrainingError as error:
@@ -76,8 +82,8 @@ class CellTrainable(tune.Trainable):
         return {REPORT: json.dumps(report), ENDING: report["ending"], DETAIL: ""}
 
     def cleanup(self) -> None:
-        """Let go of model, optimiser and loader, on the GPU too."""
-        self._reports: Iterator[dict[str, Any]] = iter(())
+        """Let go of a trial's model, optimiser and loader, on the GPU too."""
+        self._reports = iter(())
         gc.collect()
         import torch
 
@@ -102,7 +108,7 @@ class CellTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._name = trial_name(config["study"], config["number"])
         self._show_name()
-        self._reports = self._fit(config)
+        self._next = config
 
     def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """EpochReports as dicts; for a trial that goes on, the one of its last epoch first."""
@@ -146,7 +152,7 @@ def last_report(folder: Path) -> dict[str, Any] | None:
     last, best = open_checkpoint(folder / LAST).info, open_checkpoint(folder / BEST).info
     if best.epoch > last.epoch:  # killed between the two: that epoch is trained again
         return None
-    unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes", "parameters"))
+    unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes", "parameters", "micro_batch"))
     return unknown | {
         "epoch": last.epoch,
         "losses": {},

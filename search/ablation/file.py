@@ -12,7 +12,7 @@ from cellseg.files import read_yaml
 from cellseg.names import unknown_name
 from search.ablation.rules import config_problems, override_problems, row_problems
 from search.ablation.table import Ablation, Row
-from search.space import DataSource, Generate, Resources
+from search.space import DataSource, Generate, Limits, Resources
 from search.space.settings import inner_names, missing_settings, set_setting
 
 _EXAMPLES: dict[str, Any] = {
@@ -25,7 +25,7 @@ _EXAMPLES: dict[str, Any] = {
 }
 """The settings without a default, with an example that stands in for a missing one while the rest is checked."""
 _SETTINGS = tuple(name for name in Ablation.model_fields if name not in {"overridden", "selected"})
-_PARTS: dict[str, type[BaseModel]] = {"resources": Resources, "data": DataSource}
+_PARTS: dict[str, type[BaseModel]] = {"resources": Resources, "data": DataSource, "limits": Limits}
 _EPOCHS = "train.epochs"
 
 

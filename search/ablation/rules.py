@@ -13,7 +13,7 @@ from cellseg.names import unknown_name
 from search.ablation.table import Ablation
 from search.space.domain import check_finite_value
 from search.space.rules import SAME_IN_ALL_TRIALS
-from search.space.settings import direction_of
+from search.space.settings import direction_of, gpu_hours_problem
 
 MEASURABLE = (*METRICS, "count/detections")
 """What every validation measures, beside the figures of single classes (``segm/AP/CLASS``)."""
@@ -26,10 +26,18 @@ _SET_BY_TABLE = {
 
 
 def row_problems(table: Ablation) -> list[str]:
-    """What is wrong with metric, names, references between rows, and single config fields."""
+    """What is wrong with metric, limits, names, references between rows, and single config fields."""
     found = []
     if table.direction != (right := direction_of(table.metric)):
         found.append(f"direction: must be '{right}' for {table.metric}, but got '{table.direction}'.")
+    if problem := gpu_hours_problem(table.limits, table.resources):
+        found.append(problem)
+    for name in ("target", "plateau_trials"):
+        if (limit := getattr(table.limits, name, None)) is not None:
+            found.append(
+                f"limits.{name}: a table trains every row, whatever its value, but got {limit:g}. "
+                "Remove it; hours and gpu_hours are for tables too."
+            )
     for where, value in (("measured", table.measured), ("rows", table.rows)):
         found += [f"{where}: must name at least one, but got none."] * (not value)
     for name in table.measured:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
 from search.ablation.sampler import RowSampler
 from search.asha import Asha
-from search.space import Choices, DataSource, Domain, Params, Resources
+from search.space import Choices, DataSource, Domain, Limits, Params, Resources
 from search.space.settings import AshaSettings, Direction
 
 ROW, REPEAT = "row", "repeat"
@@ -59,6 +59,8 @@ class Ablation(BaseModel):
     """What one run occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
     """Where the data is, unless the command says so."""
+    limits: Limits | None = None
+    """What ends the study before all runs are done: time alone, for every run is wanted whatever its value."""
     common: dict[str, Any] = {}
     """Config fields of all rows, by dotted key."""
     measured: Annotated[tuple[str, ...], Strict(False)]
@@ -110,6 +112,10 @@ class Ablation(BaseModel):
     def trials(self) -> int:
         """Runs to end, those of former commands included."""
         return len(self.runs)
+
+    @property
+    def objective(self) -> None:
+        """Nothing ranks beside the metric."""
 
     @property
     def epochs(self) -> int:
@@ -172,6 +178,7 @@ class Ablation(BaseModel):
             f"{self.direction} {self.metric}: {len(names)} rows x {self.repeats} repeats, {self.trials} trials, "
             f"{total:,} epochs in all, seed {self.seed}",
             "ASHA: off, every trial is trained to the end",
+            *([f"limits: {self.limits.describe(self.metric)}"] if self.limits else []),
             self.title,
             "common: " + _assignments(self.fixed),
         ]

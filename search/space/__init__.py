@@ -2,7 +2,7 @@
 
 from search.space.domain import Choices, Domain, Range
 from search.space.file import load_space, parse_space
-from search.space.settings import AshaSettings, DataSource, Generate, Resources
+from search.space.settings import AshaSettings, DataSource, Generate, Limits, ObjectiveSettings, Resources
 from search.space.space import Params, Space
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "DataSource",
     "Domain",
     "Generate",
+    "Limits",
+    "ObjectiveSettings",
     "Params",
     "Range",
     "Resources",

@@ -18,6 +18,8 @@ from search.space.settings import (
     AshaSettings,
     DataSource,
     Generate,
+    Limits,
+    ObjectiveSettings,
     Resources,
     StudySettings,
     direction_of,
@@ -37,7 +39,13 @@ _MANDATORY = {
 """The settings without a default, with an example that stands in for a missing one while the rest is checked."""
 _MINIMIZED_METRIC = "loss/validation"
 _SETTINGS: tuple[str, ...] = (*StudySettings.model_fields, "space", "start_from")
-_PARTS: dict[str, type[BaseModel]] = {"asha": AshaSettings, "resources": Resources, "data": DataSource}
+_PARTS: dict[str, type[BaseModel]] = {
+    "asha": AshaSettings,
+    "resources": Resources,
+    "data": DataSource,
+    "limits": Limits,
+    "objective": ObjectiveSettings,
+}
 
 
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
@@ -124,7 +132,7 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[str
     if "asha" in raw:
         raw["asha"], found = _asha_switch(raw["asha"])
         problems += found
-    for name in ("resources", "data"):
+    for name in ("resources", "data", "limits", "objective"):
         if name in raw and raw[name] is None:
             problems.append(f"{name}: must be a mapping, but got nothing. Fill it in or leave it out.")
     nested: list[tuple[str, type[BaseModel], Any]] = [(name, model, raw.get(name)) for name, model in _PARTS.items()]

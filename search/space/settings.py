@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from cellseg.config import MINIMIZED, Count, Metric, Positive
 
 Direction = Literal["maximize", "minimize"]
+Cost = Literal["seconds", "parameters", "memory"]
+"""What a trial can cost, see :func:`search.cost.trial_cost`."""
+COST_UNITS: Mapping[Cost, str] = {"seconds": "s/epoch", "parameters": "M parameters", "memory": "GiB"}
+"""What it is counted in."""
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def direction_of(metric: str) -> Direction:
@@ -67,6 +72,44 @@ class Resources(_Settings):
     gpu: Annotated[float, Field(ge=0)] = 0
 
 
+class Limits(_Settings):
+    """What ends a study before its ``trials`` are done, see :mod:`search.limits`. None: no such limit."""
+
+    hours: Amount | None = None
+    """Wall-clock time of all its searches together."""
+    gpu_hours: Amount | None = None
+    """Sum over trials of the hours in their epochs, times ``resources.gpu``."""
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """A value of the metric that is good enough."""
+    plateau_trials: Count | None = None
+    """So many trials ending in a row without a new best."""
+
+    def describe(self, metric: str) -> str:
+        """The limits in words."""
+        comparison = "at most" if metric in MINIMIZED else "at least"
+        parts = []
+        if self.hours is not None:
+            parts.append(f"{self.hours:g} h of wall-clock")
+        if self.gpu_hours is not None:
+            parts.append(f"{self.gpu_hours:g} GPU-hours")
+        if self.target is not None:
+            parts.append(f"{metric} of {comparison} {self.target:g}")
+        if self.plateau_trials is not None:
+            parts.append(f"{self.plateau_trials} trials in a row without a new best")
+        return ", ".join(parts) or "none"
+
+
+class ObjectiveSettings(_Settings):
+    """A cost that ranks beside the metric, see :class:`search.cost.Objective`."""
+
+    per: Cost
+    doubling: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """A trial of twice the cost ranks as high if its metric is better by this share of it."""
+
+    def __str__(self) -> str:
+        return f"{COST_UNITS[self.per]}, twice the cost must make it {100 * self.doubling:g} % better"
+
+
 class Generate(_Settings):
     """Cells made on the spot: so many training and test images of ``size`` x ``size`` pixels."""
 
@@ -101,6 +144,8 @@ class StudySettings(_Settings):
     asha: AshaSettings | None = AshaSettings()
     resources: Resources | None = None
     data: DataSource | None = None
+    limits: Limits | None = None
+    objective: ObjectiveSettings | None = None
 
     @field_validator("direction", mode="before")
     @classmethod
@@ -119,3 +164,20 @@ class StudySettings(_Settings):
                 "Lower grace, or write asha: off."
             )
         return self
+
+    @model_validator(mode="after")
+    def _gpus_to_count(self) -> Self:
+        if problem := gpu_hours_problem(self.limits, self.resources):
+            raise ValueError(problem)
+        return self
+
+
+def gpu_hours_problem(limits: Limits | None, resources: Resources | None) -> str | None:
+    """What is wrong with a limit on GPU-hours beside these resources."""
+    if limits is None or limits.gpu_hours is None or (resources is not None and resources.gpu > 0):
+        return None
+    got = "no resources" if resources is None else f"gpu={resources.gpu:g}"
+    return (
+        f"limits.gpu_hours: needs resources.gpu > 0, or there is nothing to count, but got {got}. "
+        "Write resources: {gpu: 1}, or limit hours."
+    )

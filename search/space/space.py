@@ -12,7 +12,15 @@ from cellseg.config import TrialConfig
 from search.asha import Asha
 from search.space.conditions import DEFAULTS, holds
 from search.space.domain import Domain
-from search.space.settings import AshaSettings, DataSource, Direction, Resources, direction_of
+from search.space.settings import (
+    AshaSettings,
+    DataSource,
+    Direction,
+    Limits,
+    ObjectiveSettings,
+    Resources,
+    direction_of,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -47,6 +55,10 @@ class Space:
     """What one trial occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
     """Where the data is, unless the command says so."""
+    limits: Limits | None = None
+    """What ends the study before its trials are done."""
+    objective: ObjectiveSettings | None = None
+    """The cost that ranks beside the metric. None: the metric alone ranks."""
     domains: Mapping[str, Domain]
     """The sampled keys, each after the keys that its condition names, otherwise in the order of the file."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -63,11 +75,12 @@ class Space:
     def fingerprint(self) -> str:
         """16 hex digits that two spaces share exactly if their trials may stand in one study.
 
-        It covers what a trial's result depends on: metric, direction, epochs, seed, asha, sampled and fixed keys. It
-        leaves out trials, keep, resources, data (whose content has a fingerprint of its own) and start_from.
+        It covers what a trial's result depends on: metric, direction, epochs, seed, asha, objective, sampled and
+        fixed keys. It leaves out trials, keep, resources, limits, data (whose content has a fingerprint of its own) and
+        start_from.
         """
         content = self.to_json()
-        for name in ("trials", "keep", "resources", "data", "start_from"):
+        for name in ("trials", "keep", "resources", "limits", "data", "start_from"):
             content.pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -140,6 +153,10 @@ class Space:
             if self.asha and rungs
             else "ASHA: off, every trial is trained to the end",
         ]
+        if self.objective:
+            lines.append(f"objective: {self.metric} per {self.objective}")
+        if self.limits:
+            lines.append(f"limits: {self.limits.describe(self.metric)}")
         for key, domain in self.domains.items():
             conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in domain.when.items()]
             lines.append(f"{key:<{width}}  {domain}" + f"   when {' and '.join(conditions)}" * bool(conditions))
@@ -157,8 +174,8 @@ class Space:
             name: getattr(self, name) for name in ("metric", "direction", "trials", "epochs", "seed", "keep")
         }
         content["asha"] = self.asha.model_dump() if self.asha else False
-        for name, part in (("resources", self.resources), ("data", self.data)):
-            if part:
+        for name in ("resources", "data", "limits", "objective"):
+            if part := getattr(self, name):
                 content[name] = part.model_dump(exclude_none=True)
         content["space"] = {key: domain.to_json() for key, domain in self.domains.items()} | dict(self.fixed)
         if self.start_from:

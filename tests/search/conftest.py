@@ -86,6 +86,7 @@ def small_ray(tmp_path_factory):
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "RAY_AIR_NEW_OUTPUT": "0",
+            "RAY_worker_niceness": "0",  # else a busy machine lets trials wait for everything beside the tests
         }.items():
             patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import the stand-ins

@@ -5,7 +5,7 @@ Worker processes import this module, so it imports neither pytest nor torch.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,15 @@ def make_space(**settings: Any) -> Space:
     return parse_space(content | settings, "space.yaml")
 
 
-def make_study(folder: Path, name: str = "study", **settings: Any) -> Study:
+def make_study(
+    folder: Path, name: str = "study", clock: Callable[[], float] = time.monotonic, **settings: Any
+) -> Study:
     """A study in ``folder/name``, new or continued."""
     place = folder / name
     space = make_space(**settings)
-    new = {"name": name, "metric": space.metric}
+    new = {"name": name, "metric": space.metric, "objective": settings.get("objective")}
     store = StudyStore.open(place) if StudyStore.exists(place) else StudyStore.create(place, new)
-    return Study(name, space, store)
+    return Study(name, space, store, clock=clock)
 
 
 def make_report(
@@ -62,6 +64,7 @@ def make_report(
         "seconds": 0.5,
         "images_per_second": 10.0,
         "peak_memory_bytes": 10**6,
+        "micro_batch": 4,
         "parameters": 1000,
         "ending": ending,
     }

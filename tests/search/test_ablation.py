@@ -300,3 +300,34 @@ def test_a_description_names_what_sets_a_row_apart():
     assert "base   nothing else" in lines
     assert "slow   optim.lr=1e-05" in lines
     assert "again  the same run as base" in lines
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"limits": {"target": 0.9}}, r"limits\.target: a table trains every row, whatever its value, but got 0\.9"),
+        ({"limits": {"plateau_trials": 5}}, r"limits\.plateau_trials: a table trains every row.*but got 5"),
+        ({"limits": {"gpu_hours": 5}}, r"limits\.gpu_hours: needs resources\.gpu > 0.*but got no resources"),
+        ({"limits": {"hour": 5}}, r"limits\.hour: must be a setting.*Did you mean 'hours'"),
+        ({"objective": {"per": "seconds"}}, r"objective: must be a setting"),
+    ],
+)
+def test_a_table_has_no_limits_on_values_and_no_cost(settings, problem):
+    with pytest.raises(UserError, match=problem):
+        make_table(**settings)
+
+
+def test_a_table_can_be_limited_in_time_and_goes_on_later(tmp_path, path):
+    table = load_ablation(path, ["limits.hours=2"])
+    assert "limits: 2 h of wall-clock" in table.describe()
+    assert Ablation.from_json(json.loads(json.dumps(table.to_json()))) == table
+    now = [0.0]
+    store = StudyStore.create(tmp_path / "s", {"metric": "segm/AP50"})
+    study = Study("table", table, store, clock=lambda: now[0])
+    running = study.propose()
+    now[0] = 7200.0
+    assert study.must_stop and study.propose() is None
+    study.interrupt()
+    raised = load_ablation(path, ["limits.hours=3"])
+    assert raised.fingerprint == table.fingerprint
+    assert Study("table", raised, StudyStore.open(tmp_path / "s")).propose() == running

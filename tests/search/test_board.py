@@ -7,7 +7,7 @@ import pytest
 from fakes import make_report, make_study
 from rich.console import Console
 
-from search.board import Board, format_value, leaderboard_table
+from search.board import Board, format_value, leaderboard_table, pareto_table, show_front
 
 
 @pytest.fixture
@@ -80,6 +80,60 @@ def test_on_a_screen_there_is_a_header_and_a_table_and_no_lines(study):
     text = shown(board.render())
     assert text.startswith("cells: 2 of 40 trials (1 running, 2 complete), 0:0")
     assert "segm/AP50" in text
+
+
+def test_the_header_says_how_much_of_each_limit_is_used_and_which_ended_the_search(tmp_path):
+    limits = {"plateau_trials": 2, "gpu_hours": 8}
+    study = make_study(tmp_path, "cells", trials=40, asha=False, limits=limits, resources={"gpu": 1})
+    board = Board(study, console())
+    run(study, [0.5, 0.4])
+    header = shown(board.render()).splitlines()[0]
+    assert header.endswith("0.00 of 8 GPU-hours, 1 of 2 trials without a new best")
+    run(study, [0.3])
+    text = " ".join(shown(board.render()).split())
+    assert "ended by limits.plateau_trials: 2 trials in a row without a new best" in text
+
+
+def test_a_study_that_weighs_a_cost_shows_objective_and_cost_beside_the_metric(tmp_path):
+    study = make_study(tmp_path, "cells", asha=False, objective={"per": "parameters", "doubling": 0.1})
+    for value, parameters in ((0.5, 1_000_000), (0.52, 2_000_000), (0.6, None)):
+        number = study.propose().number
+        study.report(number, make_report(1, value) | {"parameters": parameters})
+        study.end(number, "epochs")
+    lines = shown(leaderboard_table(study)).splitlines()
+    assert lines[0].split()[:8] == ["trial", "state", "epochs", "segm/AP50", "objective", "M", "parameters", "lr"]
+    assert lines[1].split()[:8] == ["1", "t0000", "complete", "1/4", "0.5000", "@1", "0.5000", "1"]
+    assert lines[2].split()[:8] == ["2", "t0001", "complete", "1/4", "0.5200", "@1", "0.4727", "2"]
+    assert lines[3].split()[:6] == ["t0002", "complete", "1/4", "0.6000", "@1", "-"], "its cost is not known: no rank"
+
+
+def test_the_front_has_a_star_at_each_cost_that_a_trial_is_not_beaten_at(tmp_path):
+    study = make_study(tmp_path, "cells", asha=False)
+    for value, seconds, parameters in ((0.5, 1.0, 3_000_000), (0.6, 2.0, 2_000_000), (0.4, 3.0, 4_000_000)):
+        number = study.propose().number
+        study.report(number, make_report(1, value) | {"seconds": seconds, "parameters": parameters})
+        study.end(number, "epochs")
+    table = pareto_table(study, ["seconds", "parameters"])
+    assert [" ".join(line.split()) for line in shown(table).splitlines()] == [
+        "trial segm/AP50 s/epoch M parameters",
+        "t0001 0.6000 2 * 2 *",
+        "t0000 0.5000 1 * 3",
+    ]
+
+
+def test_after_a_search_the_front_of_its_cost_is_printed_if_there_is_one(study, tmp_path):
+    out = console()
+    run(study, [0.5], "pruned")
+    show_front(study, out)
+    assert out.file.getvalue() == "", "nothing was trained to its end"
+    run(study, [0.4])
+    show_front(study, out)
+    assert "s/epoch" in out.file.getvalue() and "t0001" in out.file.getvalue()
+    weighed = make_study(tmp_path, "weighed", objective={"per": "memory"})
+    run(weighed, [0.4])
+    out = console()
+    show_front(weighed, out)
+    assert "GiB" in out.file.getvalue() and "s/epoch" not in out.file.getvalue()
 
 
 def test_without_a_screen_there_is_no_live_table(study):

@@ -11,8 +11,11 @@ from fakes import FakeTrainable, empty_table, make_study
 
 import search.driver
 from cellseg.errors import UserError
-from search.driver import MAX_MACHINE_LOSSES, num_slots, run_study, trial_resources
+from cellseg.report import TrainingError
+from search.ahead import Ahead
+from search.driver import num_slots, run_study, trial_resources
 from search.store import StudyStore
+from search.tune_parts import MAX_MACHINE_LOSSES, Pauses, folder_name, name_of
 
 ONE_CPU = {"cpu": 1, "gpu": 0}
 
@@ -124,6 +127,132 @@ def test_only_kept_checkpoints_and_no_scratch_folder_stay(mixed):
     assert not mixed.left_over
 
 
+class Torn:
+    """A study whose trials break where one ends and the next begins, and in their reports, after it ran once."""
+
+    def __init__(self, folder: Path):
+        self.study = make_study(folder, "torn", trials=8, epochs=5)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(search.driver, "CellTrainable", make_torn(folder))
+            self.done = run_study(self.study, empty_table(), ONE_CPU)
+        self.rows = {row.number: row for row in StudyStore.open(self.study.store.folder).trials()}
+        self.folder = folder
+
+
+def make_torn(folder: Path) -> type[FakeTrainable]:
+    """The class is local so that it travels to the workers by value: they need not import this module."""
+
+    class TornTrainable(FakeTrainable):
+        def reset_config(self, new_config):
+            if new_config["number"] >= 7 and not (folder / "reset").exists():
+                (folder / "reset").write_text(str(new_config["number"]))
+                os._exit(1)
+            return super().reset_config(new_config)
+
+        def _fit(self, config):
+            number = config["number"]
+            try:
+                if number == 6:
+                    raise TrainingError("non-finite", "loss_mask in epoch 1")
+                for epoch in (1, 2, 4, 5) if number == 3 else range(1, 6):
+                    value = (0.9 if epoch < 3 else 0.0) if number == 3 else number / 20 + epoch / 100
+                    yield fakes.make_report(epoch, value, ending="epochs" if epoch == 5 else None)
+            finally:
+                if number == 2 and not (folder / "died").exists():
+                    (folder / "died").touch()
+                    os._exit(1)
+
+    return TornTrainable
+
+
+@pytest.fixture(scope="module")
+def torn(small_ray, tmp_path_factory) -> Torn:
+    return Torn(tmp_path_factory.mktemp("torn"))
+
+
+@pytest.mark.timeout(300)
+def test_processes_that_die_between_two_trials_do_not_stop_the_search(torn):
+    assert torn.done
+    assert not {row.state for row in torn.rows.values()} & {"RUNNING", "INTERRUPTED"}
+    assert sum(row.state != "FAILED" for row in torn.rows.values()) == 8
+
+
+def test_a_teardown_that_kills_its_process_costs_no_trial(torn):
+    assert (torn.folder / "died").exists()
+    assert torn.rows[2].state in {"COMPLETE", "PRUNED"}
+    assert sum(row.reason.startswith("lost") for row in torn.rows.values()) == 1, "that of the reset, see below"
+
+
+def test_a_trial_whose_process_dies_in_the_reset_is_lost_and_says_so(torn):
+    row = torn.rows[int((torn.folder / "reset").read_text())]
+    assert (row.state, row.epochs) == ("FAILED", 0)
+    assert row.reason.startswith("lost: its process died before it began: ")
+
+
+def test_a_loss_that_is_not_finite_fails_its_trial_with_the_reason(torn):
+    assert (torn.rows[6].state, torn.rows[6].epochs) == ("FAILED", 0)
+    assert torn.rows[6].reason == "non-finite: loss_mask in epoch 1"
+
+
+def test_a_trial_that_skips_a_rung_is_not_judged_there_by_a_later_epoch(torn):
+    assert torn.study.asha.rungs == (1, 3)
+    assert [row.epoch for row in torn.study.store.epochs(3)] == [1, 2, 4, 5]
+    assert torn.rows[3].state == "COMPLETE", "the worst of all in epoch 4, but that is no rung"
+    assert 3 in torn.study.asha.rung(1)
+    assert 3 not in torn.study.asha.rung(3)
+
+
+@pytest.mark.timeout(300)
+def test_a_slot_that_comes_free_finds_its_proposal_ready(tmp_path, monkeypatch):
+    study = make_study(tmp_path, "steady", trials=6, asha=False)
+    ready = {}
+    take = Ahead.take
+
+    def noted(self, number):
+        ready[number] = number in self._made
+        return take(self, number)
+
+    monkeypatch.setattr(Ahead, "take", noted)
+    assert run_study(study, empty_table(), ONE_CPU)
+    assert ready == {0: False, 1: False} | dict.fromkeys(range(2, 6), True), "the first two are asked for at once"
+
+
+class CountingStore:
+    """Counts what :class:`search.tune_parts.Pauses` asks of a study's store."""
+
+    def __init__(self):
+        self.flushes = 0
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+def test_pauses_are_used_only_while_no_slot_waits(tmp_path, monkeypatch):
+    study = make_study(tmp_path)
+    made, store = [], CountingStore()
+    monkeypatch.setattr(study, "store", store)
+    monkeypatch.setattr(study.sampler, "prepare", lambda count: made.append(count))
+    pauses = Pauses(study, slots=3)
+    pauses.on_step_end()
+    assert (made, store.flushes) == ([3], 1), "nothing happened: there is time"
+    pauses.on_trial_result()
+    pauses.on_step_end()
+    assert (made, store.flushes) == ([3], 2), "another result may wait already, but the tables are written"
+    pauses.on_trial_result()
+    pauses.on_trial_complete()
+    pauses.on_step_end()
+    assert (made, store.flushes) == ([3], 2), "a slot is free: its next trial comes first"
+    pauses.on_step_end()
+    assert (made, store.flushes) == ([3, 3], 3)
+
+
+def test_what_tune_pickles_for_every_trial_does_not_hold_the_study():
+    from ray import cloudpickle
+
+    for name in (name_of, folder_name):
+        assert len(cloudpickle.dumps(name)) < 200, "a reference to the module's function"
+
+
 @pytest.mark.timeout(300)
 def test_a_cause_that_all_trials_share_ends_the_search_at_once(tmp_path):
     study = make_study(tmp_path, "broken", trials=50)
@@ -157,6 +286,22 @@ def test_a_signal_ends_the_search_cleanly_and_the_next_run_goes_on(tmp_path, sen
     rows = StudyStore.open(study.store.folder).trials()
     assert [(row.number, row.state, row.epochs) for row in rows] == [(n, "COMPLETE", 4) for n in range(4)]
     assert configs.items() <= {row.number: row.config for row in rows}.items()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("limits", [{"target": 0.11}, pytest.param({"hours": 0.2 / 3600}, marks=pytest.mark.slow)])
+def test_a_limit_ends_the_search_without_an_error_and_with_a_higher_one_it_goes_on(tmp_path, limits):
+    study = make_study(tmp_path, "steady", trials=4, asha=False, limits=limits)
+    assert run_study(study, empty_table(), ONE_CPU)
+    assert study.limits.reached.setting == f"limits.{next(iter(limits))}"
+    rows = StudyStore.open(study.store.folder).trials()
+    assert "INTERRUPTED" in {row.state for row in rows}
+    assert not {row.state for row in rows} & {"RUNNING", "PRUNED", "FAILED"}
+
+    study = make_study(tmp_path, "steady", trials=4, asha=False, limits={"hours": 1})
+    assert run_study(study, empty_table(), ONE_CPU)
+    rows = StudyStore.open(study.store.folder).trials()
+    assert [(row.number, row.state, row.epochs) for row in rows] == [(n, "COMPLETE", 4) for n in range(4)]
 
 
 @pytest.mark.timeout(300)

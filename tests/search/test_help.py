@@ -18,7 +18,15 @@ print("loaded:", *sys.modules)
 """
 
 
-COMMANDS = ("search.run", "search.export", "search.report", "cellseg.config", "cellseg.train", "cellseg.predict")
+COMMANDS = (
+    "search.run",
+    "search.export",
+    "search.report",
+    "search.optuna_export",
+    "cellseg.config",
+    "cellseg.train",
+    "cellseg.predict",
+)
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -97,3 +97,20 @@ def test_a_trial_that_ended_by_itself_counts_as_trained_to_the_end():
     proposer.observe(0, 1, 0.5)
     proposer.end(0, 0.6, infeasible=False)
     assert len(proposer._model) == 2
+
+
+def test_planned_trials_are_reckoned_with_and_leave_no_trace():
+    proposer, other = make(), make()
+    run(proposer, 12)
+    run(other, 12)
+    planned = {12 + n: other.propose(np.random.default_rng(n)) for n in range(3)}
+    knowledge = proposer.knowledge
+    with proposer.assuming(planned):
+        assert all(proposer.was_tried(params) for params in planned.values())
+        with_them = proposer.propose(np.random.default_rng(3))
+    assert not any(proposer.was_tried(params) for params in planned.values())
+    assert proposer.knowledge == knowledge
+    assert proposer.propose(np.random.default_rng(7)) == other.propose(np.random.default_rng(7))
+    for number, params in planned.items():
+        other.begin(number, params)
+    assert with_them == other.propose(np.random.default_rng(3))

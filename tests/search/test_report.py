@@ -149,6 +149,33 @@ def test_a_search_has_its_leaderboard(tmp_path, capsys):
     assert "| 1 | t0001 | complete | 1/4 | 0.6000 @1 |" in target.read_text()
 
 
+def test_a_search_has_its_front_of_metric_and_cost(tmp_path, capsys):
+    study = open_study(tmp_path / "search", make_space(asha=False))
+    for value, seconds, node in ((0.5, 1.0, "a"), (0.6, 2.0, "b"), (0.4, 3.0, "a")):
+        number = study.propose().number
+        study.report(number, make_report(1, value) | {"seconds": seconds}, node)
+        study.end(number, "epochs")
+    target = tmp_path / "search.md"
+    assert run_command(_parser(), _command, ["--results", str(tmp_path), "--markdown", str(target)]) == 0
+    out, text = capsys.readouterr().out, target.read_text()
+    for shown in (out, text):
+        assert "no other is at least as good in segm/AP50 and a cost and better in one" in shown
+        assert "Seconds compare between machines of one kind only; trials ran on a, b." in shown
+    assert "| trial | segm/AP50 | s/epoch | M parameters | GiB |" in text
+    assert "| t0001 | 0.6000 | 2 * | 0.001 * | 0.000931 * |" in text
+    assert "| t0000 | 0.5000 | 1 * | 0.001" in text
+    assert "t0002" not in text.split("Trained to the end")[1]
+
+
+def test_a_search_that_weighs_a_cost_says_so(tmp_path):
+    space = make_space(objective={"per": "seconds", "doubling": 0.1})
+    described = {"metric": space.metric, "objective": space.objective.model_dump(), "space": space.to_json()}
+    store = StudyStore.create(tmp_path / "s", described | {"data_root": "/cells", "created": "today"})
+    report = study_report(store)
+    assert "Ranked by segm/AP50 per s/epoch, twice the cost must make it 10 % better." in report.introduction
+    assert not list(report._further()), "no trial, no front"
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

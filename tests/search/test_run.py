@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -74,6 +75,29 @@ def test_the_same_command_again_trains_nothing(searched, capsys, monkeypatch):
     assert "dashboard" not in out
     assert err == ""
     assert store_of(searched).trials() == before
+
+
+def test_a_study_that_reached_a_limit_says_which_and_how_to_go_on(searched, tmp_path, capsys, monkeypatch):
+    shutil.copytree(searched.folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    arguments = ["tiny cells.yaml", "--set", "limits.target=0"]
+    ended = "study 'tiny cells' ended by limits.target: segm/AP50 of "
+    assert run_command(_parser(), _command, [*arguments, "--trials", "9"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(ended)
+    assert first.endswith(", 0 was wanted; it goes on with --set limits.target=N")
+    assert run_command(_parser(), _command, arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "study 'tiny cells' has its 3 trials; more with --trials N"
+    assert lines[1].startswith(ended)
+    assert lines[-1] == "Next: python -m search.export --best --study 'tiny cells'"
+
+
+def test_after_a_search_its_front_of_metric_and_cost_is_told(searched):
+    complete = [row for row in store_of(searched).trials() if row.state == "COMPLETE"]
+    assert complete
+    assert "Trained to the end, and no other is at least as good in segm/AP50" in searched.output
+    assert all(row.seconds_per_epoch for row in store_of(searched).trials())
 
 
 class Search:

@@ -267,3 +267,94 @@ def test_random_proposals_end_when_enough_trials_have_ended():
     sampler = make(seed=2)
     asked = [sampler.ask(number) for number in range(NUM_RANDOM + 5)]
     assert asked == [sampler.space.sample(np.random.default_rng([2, number])) for number in range(len(asked))]
+
+
+def started(seed: int = 0, running: int = 3, **settings) -> StudySampler:
+    """A sampler past its random phase, with trials that run: numbers 12 and on."""
+    sampler = make(seed=seed, **settings)
+    run(sampler, 12)
+    for number in range(12, 12 + running):
+        sampler.ask(number)
+    return sampler
+
+
+def prepare_all(sampler: StudySampler, count: int) -> int:
+    """How many proposals were made until all ``count`` were ready."""
+    made = 0
+    while sampler.prepare(count):
+        made += 1
+    return made
+
+
+def test_proposals_made_ahead_are_those_that_would_have_been_made_when_asked():
+    ready, asked = started(), started()
+    assert prepare_all(ready, 4) == 4
+    numbers = range(15, 19)
+    assert [ready.ask(number) for number in numbers] == [asked.ask(number) for number in numbers]
+    assert [t.params for t in ready.study.trials] == [t.params for t in asked.study.trials]
+    assert ready.ask(19) == asked.ask(19), "nor do they leave anything behind"
+
+
+def test_who_finds_a_proposal_ready_does_not_wait_for_the_model(monkeypatch):
+    sampler = started()
+    prepare_all(sampler, 1)
+    sampler.tell(12, Outcome.FAILED)  # the slot that came free
+    monkeypatch.setattr(sampler._sampler.proposer, "propose", lambda rng: pytest.fail("made anew"))
+    assert "lr" in sampler.ask(15)
+
+
+@pytest.mark.parametrize("happens", [lambda s: s.report(12, 9, 0.5), lambda s: s.tell(12, Outcome.FAILED)])
+def test_a_result_outdates_what_was_made_ahead(happens):
+    ready, asked = started(), started()
+    assert prepare_all(ready, 2) == 2
+    assert not ready.prepare(2)
+    happens(ready)
+    happens(asked)
+    assert prepare_all(ready, 2) == 2
+    assert [ready.ask(15), ready.ask(16)] == [asked.ask(15), asked.ask(16)]
+
+
+def test_an_epoch_that_the_model_does_not_see_outdates_nothing():
+    sampler = started()
+    prepare_all(sampler, 2)
+    sampler.report(12, 2, 0.5)
+    assert not sampler.prepare(2)
+
+
+def test_proposals_made_ahead_wait_for_no_record_of_the_study():
+    sampler = started()
+    before = len(sampler.study.trials)
+    prepare_all(sampler, 4)
+    assert len(sampler.study.trials) == before, "a search that stops now leaves no trial behind"
+
+
+def test_start_configs_need_no_preparation_and_what_follows_them_is_made_ahead():
+    starts = ({"lr": 1e-3}, {"lr": 1e-4})
+    sampler = make(start_from=starts)
+    assert prepare_all(sampler, 2) == 0
+    assert prepare_all(sampler, 3) == 1
+    assert [sampler.ask(number)["lr"] for number in range(2)] == [1e-3, 1e-4]
+    assert len({sampler.ask(number)["lr"] for number in range(2, 5)}) == 3
+
+
+def test_outdated_proposals_repeat_none_of_those_made_after_them():
+    sampler = make({"a": Range(low=1, high=5, integer=True), "b": Choices(choices=("x", "y", "z", "w"))})
+    asked = []
+    for number in range(18):
+        sampler.prepare(3)  # too little time for all of them
+        asked.append(tuple(sampler.ask(number).values()))
+        if number >= 4:
+            sampler.tell(number - 4, Outcome.COMPLETE, float(asked[number - 4][0]))
+    assert len(set(asked)) >= 17, "20 combinations; only the last few may need luck"
+
+
+def test_a_replayed_study_prepares_the_numbers_that_come_next():
+    first = make(seed=5)
+    expected = run(first, 12)
+    sampler = make(seed=5)
+    for number, params in enumerate(expected):
+        pruned = number % 3 == 2
+        outcome, value = (Outcome.PRUNED, None) if pruned else (Outcome.COMPLETE, score(params))
+        sampler.replay(number, params, outcome, value=value, epochs=[(1, score(params))])
+    prepare_all(sampler, 1)
+    assert sampler.ask(12) == first.ask(12)

@@ -75,7 +75,7 @@ def test_what_was_put_is_read_again(store):
 def test_a_new_study_is_empty_and_described(store):
     again = StudyStore.open(store.folder)
     assert (again.trials(), again.epochs(), again.best_trials(3)) == ([], [], [])
-    assert (again.study["seed"], again.study["format"], again.study["format_version"]) == (3, "cellseg-study", 1)
+    assert (again.study["seed"], again.study["format"], again.study["format_version"]) == (3, "cellseg-study", 2)
     assert again.name == "study"
 
 
@@ -184,11 +184,51 @@ def test_the_tables_are_plain_parquet_with_a_mark(store):
     store.add_epoch(epoch(0, 1))
     trials = pq.read_table(store.folder / "trials.parquet")
     epochs = pq.read_table(store.folder / "epochs")
-    assert trials.schema.metadata[b"format_version"] == b"1"
+    assert trials.schema.metadata[b"format_version"] == b"2"
     assert json.loads(trials["params"][0].as_py()) == {"optim.lr": 0.1}
     assert epochs.schema.field("metrics").type == pa.map_(pa.string(), pa.float64())
     metadata = pq.read_metadata(store.folder / "trials.parquet")
     assert metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_wall_clock_time_is_written_with_the_trials(store):
+    clock = iter([5.0, 7.0])
+    store.count_time(lambda: next(clock))
+    store.put_trial(trial(0))
+    assert StudyStore.open(store.folder).wall_seconds == 5.0
+    store.put_trial(trial(1))
+    again = StudyStore.open(store.folder)
+    assert again.wall_seconds == 7.0
+    again.put_trial(trial(2))
+    assert StudyStore.open(store.folder).wall_seconds == 7.0, "who does not count leaves it"
+
+
+def test_a_study_of_format_1_opens_and_is_written_in_the_new_format(store):
+    store.put_trial(trial(0, seconds_per_epoch=2.0))
+    store.add_epoch(epoch(0, 1))
+    for path in (store.folder / "trials.parquet", *(store.folder / "epochs").iterdir()):
+        table = pq.read_table(path.open("rb"))
+        columns = [name for name in table.schema.names if name != "seconds_per_epoch"]
+        old = {b"format": b"cellseg-study", b"format_version": b"1"}
+        pq.write_table(table.select(columns).replace_schema_metadata(old), path)
+    study = json.loads((store.folder / "study.json").read_text()) | {"format_version": 1}
+    (store.folder / "study.json").write_text(json.dumps(study))
+    again = StudyStore.open(store.folder)
+    assert again.trials() == [trial(0)]
+    assert again.epochs() == [epoch(0, 1)]
+    assert again.wall_seconds == 0.0
+    again.put_trial(trial(1, seconds_per_epoch=3.0))
+    again.add_epoch(epoch(1, 1))
+    assert StudyStore.open(store.folder).trials() == [trial(0), trial(1, seconds_per_epoch=3.0)]
+    assert pq.read_table(store.folder / "trials.parquet").schema.metadata[b"format_version"] == b"2"
+
+
+def test_the_best_trials_are_those_of_the_objective_where_there_is_one(tmp_path):
+    store = StudyStore.create(tmp_path / "s", {"metric": "m", "objective": {"per": "seconds", "doubling": 1.0}})
+    for number, (metric, seconds) in enumerate([(0.5, 2.0), (0.9, 9.0), (0.4, 1.0), (0.9, None)]):
+        store.put_trial(trial(number, metric=metric, seconds_per_epoch=seconds))
+    for again in (store, StudyStore.open(store.folder)):
+        assert [row.number for row in again.best_trials()] == [2, 0, 1]
 
 
 def test_checkpoints_of_a_trial_have_a_folder_of_their_own(store):
@@ -218,7 +258,7 @@ def _break(path, content: bytes | None) -> None:
         ("study.json", b"{", r"study.json: must be valid JSON"),
         ("study.json", b"[]", r"study.json: must be written by search.run, but got a file without its mark"),
         ("study.json", b'{"format": "other", "format_version": 1}', r"study.json: must be written by search.run"),
-        ("study.json", b'{"format": "cellseg-study", "format_version": 2}', r"of format 1 or older, but got 2. Update"),
+        ("study.json", b'{"format": "cellseg-study", "format_version": 3}', r"of format 2 or older, but got 3. Update"),
         ("trials.parquet", b"", r"trials.parquet: must be a readable Parquet file"),
         ("trials.parquet", b"PAR1 and then nothing PAR1", r"trials.parquet: must be a readable Parquet file"),
         ("epochs/part-00000.parquet", b"rubbish", r"part-00000.parquet: must be a readable Parquet file"),
@@ -235,10 +275,10 @@ def test_a_missing_foreign_or_damaged_file_is_named(store, name, content, match)
     [
         (None, r"trials.parquet: must be written by search.run"),
         (
-            {"format": "cellseg-study", "format_version": "2"},
-            r"trials.parquet: must be of format 1 or older, but got 2",
+            {"format": "cellseg-study", "format_version": "3"},
+            r"trials.parquet: must be of format 2 or older, but got 3",
         ),
-        ({"format": "cellseg-study", "format_version": "1"}, r"trials.parquet: must have the columns of format 1"),
+        ({"format": "cellseg-study", "format_version": "1"}, r"trials.parquet: must have the columns of format 2"),
     ],
 )
 def test_a_parquet_file_of_another_kind_is_refused(store, metadata, match):
@@ -298,3 +338,21 @@ def test_another_process_can_read_while_rows_are_written(store, small_parts):
     reader.join(10)
     assert reader.exitcode == 0
     assert failures.empty()
+
+
+def test_in_a_buffered_block_rows_wait_for_a_flush_and_are_written_at_its_end(tmp_path):
+    store = StudyStore.create(tmp_path / "s", {})
+
+    def on_disk() -> list[int]:
+        return [row.number for row in StudyStore.open(tmp_path / "s").trials()]
+
+    with pytest.raises(RuntimeError, match="stopped"), store.buffered(1000):
+        store.put_trial(trial(0))
+        assert on_disk() == []
+        store.flush()
+        assert on_disk() == [0]
+        store.put_trial(trial(1))
+        raise RuntimeError("stopped")
+    assert on_disk() == [0, 1]
+    store.put_trial(trial(2))
+    assert on_disk() == [0, 1, 2], "the buffer was for the block"

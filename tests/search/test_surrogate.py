@@ -101,3 +101,17 @@ def test_expected_improvement_is_the_mean_of_what_exceeds_the_best():
         draws = norm.rvs(mean, deviation, size=200_000, random_state=rng)
         (value,) = expected_improvement(np.array([mean]), np.array([deviation]), best)
         assert value == pytest.approx(np.maximum(draws - best, 0).mean(), abs=0.005)
+
+
+def test_the_fit_is_kept_until_the_next_observation_and_forgets_what_was_believed(monkeypatch):
+    model = trained([(x, EPOCHS) for x in np.linspace(0, 1, 9)])
+    before = model.predict(GRID)
+    fits = []
+    monkeypatch.setattr(model, "_most_probable", lambda *data: fits.append(data) or model._prior)
+    model.believe(np.array([[0.5]]))
+    assert model.condition() == list(range(9))
+    np.testing.assert_array_equal(model.predict(GRID), before)
+    assert not fits
+    model.observe(9, EPOCHS, np.array([0.7]), 1.0)
+    assert model.condition() == list(range(10))
+    assert len(fits) == 1

@@ -124,11 +124,27 @@ def test_another_trial_takes_the_process_and_the_former_one_is_closed(trainable,
 
     trainable = trainable(fit)
     trainable.step()
-    assert closed == []
     assert trainable.reset_config(config_of(8, tmp_path / "t0008"))
-    assert closed == [1], "closed, and before the next one starts"
+    assert closed == [], "nothing that takes time or can fail happens in the reset"
     assert json.loads(trainable.step()[REPORT])["epoch"] == 1
+    assert closed == [1], "closed, and before the next one starts"
     assert [call[2].name for call in trainable.calls] == ["t0007", "t0008"]
+    assert json.loads(trainable.step()[REPORT])["epoch"] == 2
+    assert closed == [1], "a step of the same trial tears nothing down"
+
+
+def test_a_teardown_that_fails_takes_the_process_with_it(trainable, tmp_path, monkeypatch):
+    trainable = trainable(epochs)
+    trainable.step()
+    assert trainable.reset_config(config_of(8, tmp_path / "t0008"))
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(trainable, "cleanup", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        trainable.step()
+    assert len(trainable.calls) == 1, "the next trial never began in it"
 
 
 def test_process_list_and_dashboard_name_the_trial(trainable):
