@@ -1,18 +1,21 @@
 """The searches that are compared: this project's, and what people get elsewhere."""
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.lcbench import EPOCHS
-from benchmarks.simulation import Policy
+from benchmarks.simulation import Policy, Resume
 from search.asha import Asha
 from search.sampler import Outcome, StudySampler
-from search.space import AshaSettings, Domain, Space
+from search.space import AshaSettings, Domain, Range, Space
 
 Domains = Mapping[str, Domain]
 Maker = Callable[[Domains, int], Policy]
@@ -20,19 +23,27 @@ Maker = Callable[[Domains, int], Policy]
 
 
 class Ours:
-    """The product's sampler and ASHA, told what :class:`search.study.Study` tells them."""
+    """The product's sampler and ASHA, told what :class:`search.study.Study` tells them.
 
-    def __init__(self, domains: Domains, seed: int, grace: int = 3, reduction: int = 3):
+    Args:
+        ahead: so many proposals are kept prepared, and the driver finds the time to make one of them between two
+            events; 0: each is made when it is asked for.
+    """
+
+    def __init__(self, domains: Domains, seed: int, grace: int = 3, reduction: int = 3, ahead: int = 0):
         settings = AshaSettings(grace=grace, reduction=reduction)
         space = Space(metric="accuracy", trials=1, epochs=EPOCHS, seed=seed, asha=settings, domains=domains)
         self._sampler = StudySampler(space, seed)
         self._asha = space.make_asha()
         self._best: dict[int, float] = {}
+        self._ahead = ahead
 
     def ask(self, number: int) -> Mapping[str, Any]:
         return self._sampler.ask(number)
 
     def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
+        if self._ahead:
+            self._sampler.prepare(self._ahead)  # in the pause before this report
         best = self._best[number] = max(value, self._best.get(number, value))
         self._sampler.report(number, epoch, best)
         goes_on = self._asha.report(number, epoch, best, loss)
@@ -143,6 +154,68 @@ class OptunaPruner:
         return True
 
 
+class SyneTune:
+    """One of Syne Tune's asynchronous schedulers, its own object, called as its tuner calls it.
+
+    Version 0.14 is the last that has MOBSTER and PASHA. ASHA, BOHB and MOBSTER stop trials; PASHA pauses and resumes
+    them.
+
+    Args:
+        scheduler: name of a class in ``syne_tune.optimizer.legacy_baselines``.
+    """
+
+    def __init__(self, domains: Domains, seed: int, scheduler: str, grace: int, reduction: int = 3):
+        from syne_tune.optimizer import legacy_baselines
+
+        logging.getLogger("syne_tune").setLevel(logging.ERROR)
+        self._scheduler = getattr(legacy_baselines, scheduler)(
+            {name: _syne_tune_domain(domain) for name, domain in domains.items()},
+            metric="value",
+            mode="max",
+            resource_attr="epoch",
+            max_t=EPOCHS,
+            grace_period=grace,
+            reduction_factor=reduction,
+            random_seed=seed,
+            # Else the GP-based ones write a line at every proposal.
+            **({"search_options": {"debug_log": False}} if scheduler in {"ASHA", "MOBSTER", "PASHA"} else {}),
+        )
+        self._trials: dict[int, Any] = {}
+
+    def ask(self, number: int) -> Mapping[str, Any] | Resume:
+        from syne_tune.backend.trial_status import Trial
+
+        suggestion = self._scheduler.suggest(number)
+        if not suggestion.spawn_new_trial_id:
+            return Resume(suggestion.checkpoint_trial_id)
+        self._trials[number] = Trial(number, suggestion.config, datetime.now(UTC))
+        self._scheduler.on_trial_add(self._trials[number])
+        return suggestion.config
+
+    def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
+        from syne_tune.optimizer.scheduler import SchedulerDecision
+
+        trial = self._trials[number]
+        goes_on = self._scheduler.on_trial_result(trial, {"value": value, "epoch": epoch}) == SchedulerDecision.CONTINUE
+        if not goes_on:
+            self._scheduler.on_trial_remove(trial)
+        return goes_on
+
+
+def _syne_tune_domain(domain: Domain) -> Any:
+    from syne_tune import config_space
+
+    if not isinstance(domain, Range):
+        return config_space.choice(list(domain.choices))
+    draw = {
+        (False, False): config_space.uniform,
+        (False, True): config_space.loguniform,
+        (True, False): config_space.randint,
+        (True, True): config_space.lograndint,
+    }[domain.integer, domain.log]
+    return draw(domain.low, domain.high)
+
+
 OURS = "ours"
 POLICIES: dict[str, Maker] = {
     OURS: Ours,
@@ -155,3 +228,16 @@ POLICIES: dict[str, Maker] = {
     "optuna tpe+successive halving": partial(OptunaPruner, pruner="sha"),
     "optuna tpe+hyperband": partial(OptunaPruner, pruner="hyperband"),
 }
+"""Those that are compared by default."""
+VARIANTS: dict[str, Maker] = {"ours+ahead": partial(Ours, ahead=8)}
+"""Those that take long to simulate."""
+SYNE_TUNE_POLICIES: dict[str, Maker] = {
+    f"syne-tune {scheduler.lower()}(grace {grace})": partial(SyneTune, scheduler=scheduler, grace=grace)
+    for scheduler in ("ASHA", "BOHB", "MOBSTER", "PASHA")
+    for grace in (1, 3)
+}
+
+
+def has_syne_tune() -> bool:
+    """Whether a Syne Tune is installed that has all schedulers of :data:`SYNE_TUNE_POLICIES`."""
+    return find_spec("syne_tune") is not None and find_spec("syne_tune.optimizer.legacy_baselines") is not None

@@ -1,19 +1,40 @@
-"""What one proposal costs at 100, 1,000 and 10,000 finished trials: ``python -m benchmarks.proposal``."""
+"""What the driver has to do for each trial and epoch, by the number of finished trials.
+
+    python -m benchmarks.proposal --trials 100,1000,10000 --json proposal.json
+
+- ``proposal``: making one, in a space of 15 parameters, with all its predecessors running.
+- ``start``, ``report``, ``end``: the bookkeeping of :class:`search.study.Study` for a new trial (with a proposal, in
+  the space that the product comes with), for an epoch, and for a trial's end; what goes into the tables waits.
+- ``write``: writing the tables after one such event.
+"""
 
 import argparse
+import json
+import math
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.measure import format_seconds, hardware, versions
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import write_json
 from search.sampler import Outcome, StudySampler
-from search.space import AshaSettings, Choices, Domain, Range, Space
+from search.space import AshaSettings, Choices, Domain, Range, Space, load_space
+
+if TYPE_CHECKING:
+    from search.study import Study
 
 EPOCHS = 54
+SPACE = Path(__file__).parents[1] / "spaces" / "quickstart.yaml"
+"""What the study samples: a space that the product comes with."""
+PACKAGES = ("optuna", "torch", "numpy", "scipy", "pyarrow")
 
 
 def domains() -> dict[str, Domain]:
@@ -34,7 +55,7 @@ def finished(trials: int, seed: int = 0) -> StudySampler:
     rng = np.random.default_rng(seed)
     rungs = (*space.make_asha().rungs, EPOCHS)
     for number in range(trials):
-        reached = min(int(rng.geometric(2 / 3)), len(rungs))
+        reached = _num_levels(rng, len(rungs))
         history = [(epoch, float(rng.random())) for epoch in rungs[:reached]]
         complete = reached == len(rungs)
         sampler.replay(
@@ -50,18 +71,111 @@ def finished(trials: int, seed: int = 0) -> StudySampler:
 def seconds_per_proposal(trials: int, proposals: int) -> list[float]:
     """Time of each of the next proposals, which are made side by side: none ends."""
     sampler = finished(trials)
-    times = []
+    times: list[float] = []
     for number in range(trials, trials + proposals):
-        started = time.perf_counter()
-        sampler.ask(number)
-        times.append(time.perf_counter() - started)
+        with _timed(times):
+            sampler.ask(number)
     return times
 
 
+def finished_study(folder: Path, trials: int, further: int, seed: int = 0) -> "Study":
+    """A study with so many ended trials and room for ``further``, whose tables are written by ``flush`` only."""
+    from search.store import EpochRow, StudyStore, TrialRow
+    from search.study import Study
+
+    space = load_space(SPACE, [f"trials={trials + further}", f"epochs={EPOCHS}"])
+    store = StudyStore.create(folder, {"name": folder.name, "metric": space.metric}, buffer_seconds=math.inf)
+    rng = np.random.default_rng(seed)
+    levels = (*space.make_asha().rungs, EPOCHS)
+    for number in range(trials):
+        params = space.sample(rng)
+        epochs = levels[_num_levels(rng, len(levels)) - 1]
+        values = np.maximum.accumulate(rng.random(epochs))
+        for epoch in range(1, epochs + 1):
+            report = _report(epoch, float(values[epoch - 1]))
+            store.add_epoch(EpochRow(trial=number, **{key: report[key] for key in _EPOCH_COLUMNS}))
+        store.put_trial(
+            TrialRow(
+                number=number,
+                state="COMPLETE" if epochs == EPOCHS else "PRUNED",
+                params=json.dumps(params),
+                config=json.dumps(space.config(params, seed=number).to_flat()),
+                seed=number,
+                metric=float(values[-1]),
+                best_epoch=epochs,
+                epochs=epochs,
+                seconds=60.0 * epochs,
+                seconds_per_epoch=60.0,
+            )
+        )
+    store.flush()
+    return Study(folder.name, space, store)
+
+
+def seconds_per_event(trials: int, events: int) -> dict[str, list[float]]:
+    """Time of each ``start``, ``report``, ``end`` and ``write`` of ``events`` trials that are stopped after an epoch,
+    one after the other."""
+    times: dict[str, list[float]] = {name: [] for name in ("start", "report", "end", "write")}
+    with tempfile.TemporaryDirectory() as scratch:
+        study = finished_study(Path(scratch) / "study", trials, events)
+        for _ in range(events):
+            with _timed(times["start"]):
+                proposal = study.propose()
+            assert proposal is not None, "there is room for it"
+            with _timed(times["report"]):
+                study.report(proposal.number, _report(1, 0.5))
+            with _timed(times["write"]):
+                study.store.flush()
+            with _timed(times["end"]):
+                study.end(proposal.number, "pruned")
+    return times
+
+
+_EPOCH_COLUMNS = (
+    "epoch",
+    "metrics",
+    "losses",
+    "seconds",
+    "images_per_second",
+    "peak_memory_bytes",
+    "learning_rate",
+)
+
+
+def _report(epoch: int, value: float) -> dict[str, Any]:
+    """A :class:`cellseg.report.EpochReport` as a dict, with about as many metrics and losses as a real one."""
+    return {
+        "epoch": epoch,
+        "metrics": {f"segm/{number}": value for number in range(12)} | {"segm/AP50": value, "loss/validation": 1.0},
+        "losses": {f"loss_{number}": 1.0 for number in range(6)},
+        "value": value,
+        "best_value": value,
+        "best_epoch": epoch,
+        "learning_rate": 1e-3,
+        "seconds": 60.0,
+        "images_per_second": 10.0,
+        "peak_memory_bytes": 10**9,
+        "parameters": 44_000_000,
+        "ending": None,
+    }
+
+
+def _num_levels(rng: np.random.Generator, levels: int) -> int:
+    """How many of the rungs and the full length a trial comes to, 1 to ``levels``: a third of those at one go on."""
+    return min(int(rng.geometric(2 / 3)), levels)
+
+
+@contextmanager
+def _timed(times: list[float]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    times.append(time.perf_counter() - started)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal", description=__doc__.splitlines()[0])
     parser.add_argument("--trials", default="100,1000,10000", help="finished trials, several by commas")
-    parser.add_argument("--proposals", type=int, default=20, metavar="N", help="measured at each")
+    parser.add_argument("--proposals", type=int, default=20, metavar="N", help="measured at each, and events")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
@@ -70,13 +184,20 @@ def _command(arguments: argparse.Namespace) -> int:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    times = {}
+    seconds: dict[str, dict[str, list[float]]] = {}
     for trials in map(int, arguments.trials.split(",")):
-        times[trials] = seconds_per_proposal(trials, arguments.proposals)
-        median, most = statistics.median(times[trials]), max(times[trials])
-        say(f"{trials:6} finished trials: median {1000 * median:.0f} ms, most {1000 * most:.0f} ms")
+        count = arguments.proposals
+        for name, times in (
+            {"proposal": seconds_per_proposal(trials, count)} | seconds_per_event(trials, count)
+        ).items():
+            seconds.setdefault(name, {})[str(trials)] = times
+            median, most = format_seconds(statistics.median(times)), format_seconds(max(times))
+            say(f"{trials:6} finished trials: {name:8} median {median:>8}, most {most:>8}")
     if arguments.json:
-        write_json(arguments.json, {"seconds": {str(trials): value for trials, value in times.items()}})
+        write_json(
+            arguments.json,
+            {"seconds": seconds["proposal"], "events": seconds, "versions": versions(PACKAGES), "hardware": hardware()},
+        )
     return EXIT_OK
 
 

@@ -10,11 +10,18 @@ import numpy as np
 from benchmarks.lcbench import EPOCHS, Curve
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Instead of a new trial: one that was stopped goes on from its last epoch."""
+
+    number: int
+
+
 class Policy(Protocol):
     """What a search decides. Numbers are given to trials in the order in which they begin, from 0."""
 
-    def ask(self, number: int) -> Mapping[str, Any]:
-        """The params of a new trial."""
+    def ask(self, number: int) -> Mapping[str, Any] | Resume:
+        """The params of a new trial, which gets this number, or what to do instead."""
 
     def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
         """A trial's metric (larger is better) and validation loss after an epoch; whether it goes on. After the last
@@ -32,39 +39,54 @@ class Run:
     num_trials: int
 
 
-def simulate(policy: Policy, curve_of: Callable[[Mapping[str, Any]], Curve], workers: int, budget: int) -> Run:
-    """Run ``policy`` on ``workers`` until they have trained ``budget`` epochs together.
+def simulate(
+    policy: Policy,
+    curve_of: Callable[[Mapping[str, Any]], Curve],
+    workers: int,
+    budget: int,
+    goal: float = np.inf,
+) -> Run:
+    """Run ``policy`` on ``workers`` until a trial has shown ``goal``, or they have trained ``budget`` epochs together.
 
     Each worker trains an epoch for as long as the curve says, reports it, and goes on or takes the next trial at once.
-    Proposals cost no time.
+    Proposals, checkpoints and resuming cost no time.
     """
     best, seconds = np.empty(budget), np.empty(budget)
     incumbent = -np.inf
-    events: list[tuple[float, int, int, int]] = []  # (end of the epoch, tie-breaker, trial, epoch)
+    events: list[tuple[float, int, int]] = []  # (end of the epoch, tie-breaker, trial)
     curves: dict[int, Curve] = {}
-    num_trials = 0
+    trained: dict[int, int] = {}  # epochs by trial
     num_events = 0
 
-    def begin(now: float) -> None:
-        nonlocal num_trials, num_events
-        number, num_trials = num_trials, num_trials + 1
-        curves[number] = curve_of(policy.ask(number))
-        heapq.heappush(events, (now + curves[number].seconds[0], num_events, number, 1))
+    def train(number: int, now: float) -> None:
+        """The trial's next epoch begins."""
+        nonlocal num_events
+        heapq.heappush(events, (now + curves[number].seconds[trained[number]], num_events, number))
         num_events += 1
+
+    def begin(now: float) -> None:
+        """A worker is free."""
+        number = len(curves)
+        answer = policy.ask(number)
+        if isinstance(answer, Resume):
+            number = answer.number
+        else:
+            curves[number], trained[number] = curve_of(answer), 0
+        train(number, now)
 
     for _ in range(workers):
         begin(0.0)
-    for done in range(budget):
-        now, _, number, epoch = heapq.heappop(events)
-        curve = curves[number]
+    done = 0
+    while done < budget and incumbent < goal:
+        now, _, number = heapq.heappop(events)
+        curve, epoch = curves[number], trained[number] + 1
+        trained[number] = epoch
         value = float(curve.accuracy[epoch - 1])
         incumbent = max(incumbent, value)
         best[done], seconds[done] = incumbent, now
-        goes_on = policy.report(number, epoch, value, float(curve.cross_entropy[epoch - 1]))
-        if goes_on and epoch < EPOCHS:
-            heapq.heappush(events, (now + curve.seconds[epoch], num_events, number, epoch + 1))
-            num_events += 1
+        done += 1
+        if policy.report(number, epoch, value, float(curve.cross_entropy[epoch - 1])) and epoch < EPOCHS:
+            train(number, now)
         else:
-            del curves[number]
             begin(now)
-    return Run(best=best, seconds=seconds, num_trials=num_trials)
+    return Run(best=best[:done], seconds=seconds[:done], num_trials=len(curves))

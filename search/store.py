@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -261,9 +261,10 @@ class StudyStore:
             self.flush()
 
     def _write_trials(self) -> None:
-        rows = [asdict(row) for row in self.trials()]
+        rows = self.trials()
         schema = TRIAL_SCHEMA.with_metadata(TRIAL_SCHEMA.metadata | {WALL_SECONDS: str(self.wall_seconds).encode()})
-        write_table(self._trials_file, pa.Table.from_pylist(rows, schema=schema))
+        columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+        write_table(self._trials_file, pa.Table.from_pydict(columns, schema=schema))
         self._trials_changed = False
 
     def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:

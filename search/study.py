@@ -88,6 +88,7 @@ class Study:
         self._waiting: list[int] = []
         self._left_out: set[int] = set()  # trials of former runs that are not wanted now
         self._failures: list[str] = []
+        self._without_checkpoints: set[int] = set()  # for good: ended trials whose folders were deleted
         self._epoch_seconds: dict[int, list[float]] = {}
         self._replay()
         self.limits = LimitWatch(space, store, clock)
@@ -280,11 +281,14 @@ class Study:
         """Keep weights of the best trials, resumable state of unfinished ones, and nothing else."""
         best = {row.number for row in self.leaderboard[: self.space.keep]}
         for row in self.rows:
-            if row.state in {"RUNNING", "INTERRUPTED"}:
+            if row.state in {"RUNNING", "INTERRUPTED"} or row.number in self._without_checkpoints:
                 continue
             folder = self.store.checkpoint_folder(row.number)
-            doomed = folder / "last" if row.number in best else folder
-            shutil.rmtree(doomed, ignore_errors=True)
+            if row.number in best:
+                shutil.rmtree(folder / "last", ignore_errors=True)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._without_checkpoints.add(row.number)
 
     def _watch_failures(self, outcome: Outcome, ending: str, detail: str) -> None:
         if outcome is not Outcome.FAILED or self.space.failures_count:

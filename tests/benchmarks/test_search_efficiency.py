@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.lcbench import EPOCHS, Curve, Surrogate
-from benchmarks.policies import OURS, POLICIES
+from benchmarks.policies import OURS, POLICIES, SYNE_TUNE_POLICIES, VARIANTS, Ours, has_syne_tune
 from benchmarks.search_efficiency import _command, _parser, median_cost, target
-from benchmarks.simulation import simulate
+from benchmarks.simulation import Resume, simulate
 from cellseg.cli import run_command
 from search.space import Range
 
@@ -47,6 +47,31 @@ def test_a_worker_trains_epoch_by_epoch_and_takes_the_next_trial_at_once():
     assert (np.diff(result.best) >= 0).all()
 
 
+def test_a_search_can_end_at_its_goal():
+    whole, short = (simulate(Scripted(), curve, workers=2, budget=9, goal=goal) for goal in (np.inf, 60))
+    assert len(short.best) == len(short.seconds) == 4
+    assert short.best[-1] >= 60 > short.best[-2]
+    assert (short.best == whole.best[:4]).all()
+
+
+def test_a_stopped_trial_can_be_resumed_where_it_was():
+    class Pausing(Scripted):
+        """Starts two trials, and pauses them in turn after every epoch."""
+
+        def ask(self, number):
+            return super().ask(number) if number < 2 else Resume(len(self.reports) % 2)
+
+        def report(self, number, epoch, value, loss):
+            self.reports.append((number, epoch))
+            return False
+
+    policy = Pausing()
+    result = simulate(policy, curve, workers=1, budget=5)
+    assert policy.reports == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]
+    assert result.num_trials == 2
+    assert result.seconds.tolist() == [1, 2, 3, 4, 5]
+
+
 def test_a_full_training_ends_whatever_the_policy_says():
     class Endless(Scripted):
         def report(self, number, epoch, value, loss):
@@ -56,13 +81,22 @@ def test_a_full_training_ends_whatever_the_policy_says():
     assert simulate(Endless(), curve, workers=1, budget=2 * EPOCHS + 1).num_trials == 3
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [*POLICIES, *SYNE_TUNE_POLICIES])
 def test_every_policy_runs_and_gets_somewhere(name):
     pytest.importorskip("ray")
-    results = [simulate(POLICIES[name](DOMAINS, seed), curve, workers=4, budget=600).best for seed in (0, 0, 1)]
+    if name in SYNE_TUNE_POLICIES and not has_syne_tune():
+        pytest.skip("needs Syne Tune 0.14")
+    make = (POLICIES | SYNE_TUNE_POLICIES)[name]
+    results = [simulate(make(DOMAINS, seed), curve, workers=4, budget=600).best for seed in (0, 0, 1)]
     assert results[0][-1] > 95
     assert np.array_equal(results[0], results[1]), "the same seed, the same search"
     assert not np.array_equal(results[0], results[2])
+
+
+def test_proposals_prepared_ahead_are_as_good_but_do_not_know_the_last_report():
+    ahead, asked = (simulate(make(DOMAINS, 0), curve, workers=4, budget=100) for make in (VARIANTS["ours+ahead"], Ours))
+    assert min(ahead.best[-1], asked.best[-1]) > 93
+    assert not np.array_equal(ahead.best, asked.best)
 
 
 def test_ours_comes_nearer_to_the_best_config_than_random_search():
@@ -98,6 +132,8 @@ def test_the_surrogate_gives_learning_curves_and_the_command_compares(shared_dat
     record = json.loads(file.read_text())
     assert record["median_cost"].keys() == record["reached"].keys() == {"ours", "random"}
     assert len(record["runs"]) == 4
+    assert {"python", "optuna", "ray"} <= record["versions"].keys()
+    assert record["hardware"]["cores"] >= 1
     assert "median" in capsys.readouterr().out
 
 
