@@ -26,7 +26,7 @@ from benchmarks import evaluate
 from benchmarks.gpu import Utilisation
 from benchmarks.input_pipeline import albumentations_pipeline, boxes_of_masks, masks_of
 from benchmarks.measure import Report, add_sizes, alternate, make_parser, run
-from benchmarks.train_step import torchvision_model
+from benchmarks.train_step import torchvision_model, torchvision_update
 from cellseg.config import TrialConfig
 from cellseg.detections import Detections
 
@@ -143,13 +143,11 @@ def our_epoch(
 
 def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device: "torch.device") -> Callable[[], dict]:
     """Epochs of the reference, one a call; returns the figures."""
-    import torch
     from torch.utils.data import DataLoader
 
     from cellseg.auto import resolve_auto
     from cellseg.config import parse_anchor_range
     from cellseg.data.split import split
-    from cellseg.stepper import autocast_dtype
 
     trial = resolve_auto(trial, data)
     parts = split(data.label_counts, trial.data)
@@ -160,9 +158,7 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
         max_size=2 * side,
         box_detections_per_img=trial.model.detections_per_image,
     ).to(device)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=trial.optim.lr, weight_decay=trial.optim.weight_decay)
-    amp_dtype = autocast_dtype(trial.train.amp, device)
+    update = torchvision_update(model, trial.optim.lr, device)
     loader = DataLoader(
         StackedImages(data, parts.training),
         batch_size=trial.train.batch_size,
@@ -176,14 +172,7 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
     def epoch() -> dict:
         model.train()
         for batch in loader:
-            images = [image.to(device).float() / 255 for image, _ in batch]
-            targets = [{name: value.to(device) for name, value in target.items()} for _, target in batch]
-            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                losses = model(images, targets)
-            sum(losses.values()).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, trial.optim.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+            update(batch)
         model.eval()
         samples = [data[index] for index in parts.validation]
         found = [_predict(model, sample.image_HWC, device) for sample in samples]

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.lcbench import EPOCHS, Surrogate
 from benchmarks.measure import at_least_one, hardware, versions
 from benchmarks.policies import OURS, POLICIES, VARIANTS, Maker
-from benchmarks.search_efficiency import PACKAGES, open_surrogate, target, unknown
+from benchmarks.search_efficiency import PACKAGES, surrogate_and_tasks, target, unknown
 from benchmarks.simulation import Run, simulate
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import raise_all
@@ -148,11 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    surrogate = open_surrogate(arguments.data)
-    tasks = surrogate.tasks if arguments.tasks == "all" else tuple(arguments.tasks.split(","))
+    surrogate, tasks = surrogate_and_tasks(arguments)
     makers = POLICIES | VARIANTS
     policies = arguments.policies.split(",")
     workers = arguments.workers.split(",")

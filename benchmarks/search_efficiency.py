@@ -136,11 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    surrogate = open_surrogate(arguments.data)
-    tasks = surrogate.tasks if arguments.tasks == "all" else tuple(arguments.tasks.split(","))
+    surrogate, tasks = surrogate_and_tasks(arguments)
     installed = POLICIES | (SYNE_TUNE_POLICIES if has_syne_tune() else {})
     policies = arguments.policies.split(",") if arguments.policies else list(installed)
     raise_all(unknown("--tasks", tasks, surrogate.tasks) + unknown("--policies", policies, installed | VARIANTS))
@@ -178,6 +174,15 @@ def _command(arguments: argparse.Namespace) -> int:
         record = settings | {"tasks": list(tasks), "targets": goals} | summary | machine
         write_json(arguments.json, record | {"runs": [vars(o) for o in outcomes]})
     return EXIT_OK
+
+
+def surrogate_and_tasks(arguments: argparse.Namespace) -> tuple[Surrogate, tuple[str, ...]]:
+    """What ``--data`` and ``--tasks`` name; keeps Optuna quiet."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    surrogate = open_surrogate(arguments.data)
+    return surrogate, surrogate.tasks if arguments.tasks == "all" else tuple(arguments.tasks.split(","))
 
 
 def open_surrogate(folder: Path) -> Surrogate:

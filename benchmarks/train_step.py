@@ -152,33 +152,46 @@ def reference_step(model: "nn.Module", device: "torch.device") -> Way:
     """A step as torchvision's reference training does it, with the same optimiser and precision as ours."""
     import torch
 
-    from cellseg.stepper import autocast_dtype
-
-    model = model.to(device).train()
     _same_samples(model)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    defaults = TrialConfig()
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=defaults.optim.weight_decay)
-    amp_dtype = autocast_dtype(defaults.train.amp, device)
+    update = torchvision_update(model.to(device).train(), LEARNING_RATE, device)
 
     def prepare(samples: list[Sample]) -> Step:
         items = [(torch.from_numpy(sample.image_HWC).permute(2, 0, 1), stack_target(sample)) for sample in samples]
 
         def step() -> dict[str, float]:
-            batch = copied(items)
-            images = [image.to(device).float() / 255 for image, _ in batch]
-            targets = [{name: value.to(device) for name, value in target.items()} for _, target in batch]
-            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                losses = model(images, targets)
-            sum(losses.values()).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, defaults.optim.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            return _numbers(losses)
+            return _numbers(update(copied(items)))
 
         return step
 
     return prepare
+
+
+def torchvision_update(
+    model: "nn.Module", learning_rate: float, device: "torch.device"
+) -> "Callable[[list[Item]], dict[str, Tensor]]":
+    """A step on a batch as torchvision's own training does it, with our defaults for what it leaves open; returns the
+    losses."""
+    import torch
+
+    from cellseg.stepper import autocast_dtype
+
+    defaults = TrialConfig()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=defaults.optim.weight_decay)
+    amp_dtype = autocast_dtype(defaults.train.amp, device)
+
+    def update(batch: "list[Item]") -> "dict[str, Tensor]":
+        images = [image.to(device).float() / 255 for image, _ in batch]
+        targets = [{name: value.to(device) for name, value in target.items()} for _, target in batch]
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            losses = model(images, targets)
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, defaults.optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return losses
+
+    return update
 
 
 def stack_target(sample: Sample) -> "dict[str, Tensor]":

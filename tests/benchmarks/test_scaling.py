@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import proposal, scaling
+from benchmarks import proposal, scaling, search_efficiency
 from benchmarks.lcbench import EPOCHS, Curve
 from benchmarks.policies import POLICIES
 from benchmarks.simulation import Run
@@ -74,7 +74,7 @@ def test_a_run_that_is_too_long_ends_unfinished(monkeypatch):
 
 
 def test_the_command_tells_what_is_wrong_at_once_or_writes_figures(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scaling, "open_surrogate", lambda folder: Curves())
+    monkeypatch.setattr(search_efficiency, "open_surrogate", lambda folder: Curves())
 
     def run(arguments):
         return run_command(scaling._parser(), scaling._command, arguments)
