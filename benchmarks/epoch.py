@@ -1,6 +1,6 @@
 """Epochs of training and validation: ours against torchvision fed with stacks of masks.
 
-- ``ours``: an epoch of :func:`cellseg.train.fit`, checkpoints included.
+- ``ours``: an epoch of :func:`cellseg.training.fit.fit`, checkpoints included.
 - ``reference``: torchvision's unmodified Mask R-CNN; a loader with as many processes that augments a mask per cell by
   albumentations; predictions pasted to full size, encoded and judged by pycocotools.
 
@@ -28,14 +28,14 @@ from benchmarks.input_pipeline import albumentations_pipeline, boxes_of_masks, m
 from benchmarks.measure import Report, add_sizes, alternate, make_parser, run
 from benchmarks.train_step import torchvision_model, torchvision_update
 from cellseg.config import TrialConfig
-from cellseg.detections import Detections
+from cellseg.data.detections import Detections
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from cellseg.data.packed import PackedDataset
-    from cellseg.report import EpochReport
+    from cellseg.training.epoch_report import EpochReport
 
 REPORTED = 1.2
 """Images per second: 50 epochs of 168 images in 1.7 to 2.1 hours."""
@@ -135,7 +135,7 @@ def our_epoch(
     data: "PackedDataset", trial: TrialConfig, folder: Path, device: "torch.device", reports: "list[EpochReport]"
 ) -> Callable[[], None]:
     """Epochs of ours, one a call; what they report is added to ``reports``."""
-    from cellseg.train import fit
+    from cellseg.training.fit import fit
 
     epochs = fit(trial, data, folder, device=device)
     return lambda: reports.append(next(epochs))
@@ -145,8 +145,8 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
     """Epochs of the reference, one a call; returns the figures."""
     from torch.utils.data import DataLoader
 
-    from cellseg.auto import resolve_auto
     from cellseg.config import parse_anchor_range
+    from cellseg.data.auto import resolve_auto
     from cellseg.data.split import split
 
     trial = resolve_auto(trial, data)

@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.cells import NUM_CLASSES, grid_sample
 from benchmarks.measure import Report, add_sizes, alternate, make_parser, run
-from cellseg.detections import Detections
+from cellseg.data.detections import Detections
+from cellseg.data.rle import encode_window
 from cellseg.evaluate import evaluate
-from cellseg.rle import encode_window
 
 SIZE = 400, 480
 CLASSES = tuple(f"class{k}" for k in range(1, NUM_CLASSES + 1))

@@ -5,8 +5,8 @@
 A slot is room for one trial, here one CPU. A trial that trains nothing still takes a proposal, a process that has
 imported torch, a report and rows in the tables; while that goes on its slot (on a cluster: its GPU) waits. Measured:
 
-- ``ours``: the wall-clock time of a whole :func:`search.driver.run_study` of empty trials, times slots, by trials.
-  Starting the processes is part of it, starting the cluster is not.
+- ``ours``: the wall-clock time of a whole :func:`search.cluster.driver.run_study` of empty trials, times slots, by
+  trials. Starting the processes is part of it, starting the cluster is not.
 - ``ray_default``: the same of ``tune.Tuner(function).fit()`` with everything left at its default, where the function
   imports torch and reports once: what people get out of the box.
 - ``ours_further``: the same from one trial's end to a later one's, so that what is paid once does not count.
@@ -38,8 +38,8 @@ from cellseg.errors import UserError
 from cellseg.files import write_json
 
 if TYPE_CHECKING:
-    from search.study import Study
-    from search.trial import CellTrainable
+    from search.cluster.trainable import CellTrainable
+    from search.study.study import Study
 
 SPACE = Path(__file__).parents[1] / "spaces" / "quickstart.yaml"
 """What is sampled: a space that the product comes with."""
@@ -81,13 +81,13 @@ def make_trainable(seconds: float) -> "type[CellTrainable]":
 
     The class is local so that it travels to the workers by value: they need not find this module.
     """
-    from search.trial import CellTrainable
+    from search.cluster.trainable import CellTrainable
 
     class EmptyTrainable(CellTrainable):
         def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             import time
 
-            from cellseg.report import EpochReport
+            from cellseg.training.epoch_report import EpochReport
 
             time.sleep(seconds)
             metrics = {f"{kind}/{name}": 0.5 for kind in ("segm", "bbox") for name in ("AP", "AP50", "AP75", "AR")}
@@ -118,9 +118,9 @@ def time_ours(folder: Path, name: str, trials: int, seconds: float = 0.0) -> Tim
         folder: where the study's folder is made.
         seconds: what each trial sleeps.
     """
-    import search.driver
-    from search.board import Board
-    from search.driver import num_slots, run_study
+    import search.cluster.driver
+    from search.cluster.driver import num_slots, run_study
+    from search.views.board import Board
 
     study = _make_study(folder / name, trials)
     board = Board(study, _no_console())
@@ -131,7 +131,7 @@ def time_ours(folder: Path, name: str, trials: int, seconds: float = 0.0) -> Tim
         board.update()
         ends.extend([time.monotonic() - start] * (study.num_finished - len(ends)))
 
-    with patch.object(search.driver, "CellTrainable", make_trainable(seconds)):
+    with patch.object(search.cluster.driver, "CellTrainable", make_trainable(seconds)):
         start = time.monotonic()
         done = run_study(study, _empty_table(), resources, on_event=note)
         wall = time.monotonic() - start
@@ -144,7 +144,7 @@ def time_ray_default(folder: Path, trials: int) -> Timing:
     tables nowhere."""
     from ray import tune
 
-    from search.driver import num_slots
+    from search.cluster.driver import num_slots
 
     def train(config: dict[str, Any]) -> None:
         import torch
@@ -225,8 +225,8 @@ def judge(values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
 
 def _make_study(folder: Path, trials: int) -> "Study":
     from search.space import load_space
-    from search.store import StudyStore
-    from search.study import Study
+    from search.storage.store import StudyStore
+    from search.study.study import Study
 
     space = load_space(SPACE, [f"trials={trials}"])
     store = StudyStore.create(folder, {"name": folder.name, "metric": space.metric})
@@ -249,7 +249,7 @@ def _no_console() -> Any:
 @contextlib.contextmanager
 def _our_cluster() -> Iterator[None]:
     """The cluster of ``search.run``, which sets environment variables that the other must not see."""
-    from search.driver import ray_cluster
+    from search.cluster.driver import ray_cluster
 
     with patch.dict(os.environ), ray_cluster(None):
         yield
@@ -268,8 +268,8 @@ def _plain_cluster() -> Iterator[None]:
 
 def _warm_up() -> None:
     """Bring the packages' files into the page cache, or the first to be measured would read them for all."""
-    subprocess.run([sys.executable, "-c", "import torch, ray.tune, cellseg.train"], check=True)
-    for package in ("optuna", "ray.tune", "search.driver"):
+    subprocess.run([sys.executable, "-c", "import torch, ray.tune, cellseg.training.fit"], check=True)
+    for package in ("optuna", "ray.tune", "search.cluster.driver"):
         importlib.import_module(package)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.lcbench import EPOCHS
 from benchmarks.simulation import Policy, Resume
-from search.asha import Asha
-from search.sampler import Outcome, StudySampler
+from search.sampling.sampler import Outcome, StudySampler
 from search.space import AshaSettings, Domain, Range, Space
+from search.study.asha import Asha
 
 Domains = Mapping[str, Domain]
 Maker = Callable[[Domains, int], Policy]
@@ -23,7 +23,7 @@ Maker = Callable[[Domains, int], Policy]
 
 
 class Ours:
-    """The product's sampler and ASHA, told what :class:`search.study.Study` tells them.
+    """The product's sampler and ASHA, told what :class:`search.study.study.Study` tells them.
 
     Args:
         ahead: so many proposals are kept prepared, and the driver finds the time to make one of them between two

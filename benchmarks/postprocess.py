@@ -1,6 +1,6 @@
 """From 28 x 28 mask probabilities to RLEs of the image's size.
 
-- ``ours``: :func:`cellseg.rle.paste_masks`, each mask inside its own box.
+- ``ours``: :func:`cellseg.inference.paste.paste_masks`, each mask inside its own box.
 - ``reference``: torchvision's ``paste_masks_in_image``, a threshold, and pycocotools' ``encode``, each mask as large as
   the image.
 
@@ -24,7 +24,7 @@ from benchmarks.measure import (
     run,
 )
 from cellseg.errors import UserError
-from cellseg.rle import paste_masks
+from cellseg.inference.paste import paste_masks
 
 THRESHOLD = 0.5
 MASK_SIDE = 28

@@ -3,8 +3,9 @@
     python -m benchmarks.proposal --trials 100,1000,10000 --json proposal.json
 
 - ``proposal``: making one, in a space of 15 parameters, with all its predecessors running.
-- ``start``, ``report``, ``end``: the bookkeeping of :class:`search.study.Study` for a new trial (with a proposal, in
-  the space that the product comes with), for an epoch, and for a trial's end; what goes into the tables waits.
+- ``start``, ``report``, ``end``: the bookkeeping of :class:`search.study.study.Study` for a new trial (with a
+  proposal, in the space that the product comes with), for an epoch, and for a trial's end; what goes into the tables
+  waits.
 - ``write``: writing the tables after one such event.
 """
 
@@ -25,11 +26,11 @@ import numpy as np
 from benchmarks.measure import format_seconds, hardware, versions
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import write_json
-from search.sampler import Outcome, StudySampler
+from search.sampling.sampler import Outcome, StudySampler
 from search.space import AshaSettings, Choices, Domain, Range, Space, load_space
 
 if TYPE_CHECKING:
-    from search.study import Study
+    from search.study.study import Study
 
 EPOCHS = 54
 SPACE = Path(__file__).parents[1] / "spaces" / "quickstart.yaml"
@@ -80,8 +81,8 @@ def seconds_per_proposal(trials: int, proposals: int) -> list[float]:
 
 def finished_study(folder: Path, trials: int, further: int, seed: int = 0) -> "Study":
     """A study with so many ended trials and room for ``further``, whose tables are written by ``flush`` only."""
-    from search.store import EpochRow, StudyStore, TrialRow
-    from search.study import Study
+    from search.storage.store import EpochRow, StudyStore, TrialRow
+    from search.study.study import Study
 
     space = load_space(SPACE, [f"trials={trials + further}", f"epochs={EPOCHS}"])
     store = StudyStore.create(folder, {"name": folder.name, "metric": space.metric}, buffer_seconds=math.inf)
@@ -143,7 +144,7 @@ _EPOCH_COLUMNS = (
 
 
 def _report(epoch: int, value: float) -> dict[str, Any]:
-    """A :class:`cellseg.report.EpochReport` as a dict, with about as many metrics and losses as a real one."""
+    """An EpochReport as a dict, with about as many metrics and losses as a real one."""
     return {
         "epoch": epoch,
         "metrics": {f"segm/{number}": value for number in range(12)} | {"segm/AP50": value, "loss/validation": 1.0},

@@ -4,7 +4,7 @@ Both are the same network, ResNet50-FPN with frozen norms and two frozen stages 
 and the same samples of anchors and proposals, so that their losses must agree. They differ in what a cell's mask is (a
 number in a plane, or a plane of its own), in how boxes are matched with anchors, and in the layout of memory.
 
-- ``ours``: :class:`cellseg.stepper.Stepper` as ``fit`` uses it.
+- ``ours``: :class:`cellseg.training.stepper.Stepper` as ``fit`` uses it.
 - ``reference``: ``torchvision.models.detection.MaskRCNN`` on a stack of masks, with torch's optimiser as it comes.
 
 Ratios, for few and for many cells: ``time_N``, ``memory_N``: what the reference needs for each second or byte of ours.
@@ -127,7 +127,7 @@ def our_step(reference: "nn.Module", device: "torch.device") -> Way:
     """A step as ``fit`` does it, on a network with the weights of ``reference``."""
     from cellseg.data.loader import plain_item
     from cellseg.model.build import build_model
-    from cellseg.stepper import Stepper
+    from cellseg.training.stepper import Stepper
 
     trial = TrialConfig.from_flat({f"model.{name}": value for name, value in MODEL.items()})
     model = build_model(trial.model, trial.inference, NUM_CLASSES)
@@ -173,7 +173,7 @@ def torchvision_update(
     losses."""
     import torch
 
-    from cellseg.stepper import autocast_dtype
+    from cellseg.training.stepper import autocast_dtype
 
     defaults = TrialConfig()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from cellseg.detections import Detections
+from cellseg.data.detections import Detections
 
 DETECTION_LIMITS = {"": 100, "@all": sys.maxsize}
 """Suffix of a metric's name: most detections per image and class that count, those with the highest scores."""

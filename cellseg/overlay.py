@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from cellseg.detections import Detections
+from cellseg.data.detections import Detections
+from cellseg.data.rle import decode
 from cellseg.files import atomic_path
-from cellseg.rle import decode
 
 PALETTE = (
     (230, 159, 0),

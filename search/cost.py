@@ -10,7 +10,7 @@ from cellseg.config import gain
 from search.space.settings import Cost, ObjectiveSettings
 
 if TYPE_CHECKING:
-    from search.tables import EpochRow, TrialRow
+    from search.storage.tables import EpochRow, TrialRow
 
 COSTS: tuple[Cost, ...] = get_args(Cost)
 """The costs of a trial; each is a property of its config, so that trials of different length compare."""

@@ -11,7 +11,7 @@ from cellseg.errors import UserError
 from cellseg.files import atomic_path
 
 if TYPE_CHECKING:
-    from search.store import StudyStore, TrialRow
+    from search.storage.store import StudyStore, TrialRow
 
 ARCHIVED_NAME = "test-results.json"
 """What leaderboards expect at the archive's root."""
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
-    from search.store import find_study
+    from search.storage.store import find_study
 
     store = find_study(arguments.results, arguments.study)
     images = read_test_list(arguments.data or Path(store.study["data_root"]))
@@ -44,8 +44,8 @@ def _command(arguments: argparse.Namespace) -> int:
 
     from cellseg.checkpoint import open_checkpoint
     from cellseg.device import pick_device
-    from cellseg.results import write_results
-    from cellseg.training import BEST
+    from cellseg.inference.results import write_results
+    from cellseg.training.run import BEST
 
     checkpoint = open_checkpoint(store.checkpoint_folder(row.number) / BEST)
     info = checkpoint.info
@@ -85,7 +85,7 @@ def choose_trial(store: "StudyStore", number: int | None) -> "TrialRow":
         raise UserError(f"{store.folder}: must hold {wanted}, but got none. Run the search first.")
 
     from cellseg.checkpoint import has_checkpoint
-    from cellseg.training import BEST
+    from cellseg.training.run import BEST
 
     row = rows[0]
     if not has_checkpoint(store.checkpoint_folder(row.number) / BEST):

@@ -18,7 +18,7 @@ from cellseg.files import atomic_path
 if TYPE_CHECKING:
     import optuna
 
-    from search.store import StudyStore
+    from search.storage.store import StudyStore
 
 
 def optuna_study(store: "StudyStore", storage: "optuna.storages.BaseStorage | None" = None) -> "optuna.Study":
@@ -36,7 +36,7 @@ def optuna_study(store: "StudyStore", storage: "optuna.storages.BaseStorage | No
     """
     import optuna
 
-    from search.sampler import Outcome, frozen_trial
+    from search.sampling.sampler import Outcome, frozen_trial
     from search.space import parse_space
 
     if "rows" in store.study["space"]:
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.store import find_study
+    from search.storage.store import find_study
 
     store = find_study(arguments.results, arguments.study)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from search.ablation import Ablation
-    from search.experiment import Experiment
-    from search.store import StudyStore, TrialRow
+    from search.storage.store import StudyStore, TrialRow
+    from search.study.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Standings:
-    """A study's tables, for the leaderboard; unlike a :class:`search.study.Study` it writes nothing."""
+    """A study's tables, for the leaderboard; unlike a :class:`search.study.study.Study` it writes nothing."""
 
     space: "Experiment"
     store: "StudyStore"
@@ -149,7 +149,7 @@ def ablation_report(table: "Ablation", store: "StudyStore") -> Report:
 
 
 def _search_report(standings: _Standings) -> Report:
-    from search.board import leaderboard_table, pareto_heading, pareto_table, state_counts
+    from search.views.board import leaderboard_table, pareto_heading, pareto_table, state_counts
 
     store, space = standings.store, standings.space
     best = standings.leaderboard[:1]
@@ -201,8 +201,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.board import make_console
-    from search.store import find_study
+    from search.storage.store import find_study
+    from search.views.board import make_console
 
     store = find_study(arguments.results, arguments.study)
     report = study_report(store)

@@ -14,10 +14,10 @@ from cellseg.errors import UserError
 
 if TYPE_CHECKING:
     from search.ablation import Ablation
-    from search.experiment import Experiment
-    from search.setup import StudyData
+    from search.prepare import StudyData
     from search.space import Space
-    from search.study import Study
+    from search.study.experiment import Experiment
+    from search.study.study import Study
 
 RESULTS = Path("results")
 
@@ -43,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.ablation import Ablation
-    from search.setup import prepare_data, study_lock
-    from search.store import check_name
+    from search.prepare import prepare_data, study_lock
+    from search.storage.store import check_name
 
     space = _load(arguments)
     name = arguments.space.stem if arguments.study is None else arguments.study
@@ -97,10 +97,10 @@ def _search(space: "Experiment", name: str, data: "StudyData", arguments: argpar
     import optuna
 
     from search.ablation import Ablation
-    from search.board import Board, leaderboard_table, make_console, show_front
-    from search.driver import ray_cluster, run_study, trial_resources
+    from search.cluster.driver import ray_cluster, run_study, trial_resources
+    from search.prepare import open_study
     from search.report import study_report
-    from search.setup import open_study
+    from search.views.board import Board, leaderboard_table, make_console, show_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
     study = open_study(space, name, arguments.results, data)
@@ -149,7 +149,7 @@ def _why_over(study: "Study", more_trials: str) -> list[str]:
 
 def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace) -> int:
     """Say which trial is the best, draw it, and name the next command."""
-    from search.gallery import write_overlays
+    from search.views.gallery import write_overlays
 
     best = study.leaderboard[0] if study.leaderboard else None
     if best is None or best.metric is None:

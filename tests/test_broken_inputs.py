@@ -60,7 +60,7 @@ class Place:
 
     def make_study(self, epochs: int = 1, weights: bytes | None = None) -> None:
         """A study of this space and data, as the command leaves it, with one finished trial."""
-        from search.setup import open_study, prepare_data
+        from search.prepare import open_study, prepare_data
         from search.space import load_space
 
         space = load_space(self.space)

@@ -197,7 +197,7 @@ def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
     """(mean, standard deviation) of ``imagenet``, ``none`` or ``R,G,B/R,G,B``, of pixel values in [0, 1].
 
     Raises:
-        ValueError: anything else, ``dataset`` included: :func:`cellseg.auto.resolve_auto` makes numbers of it.
+        ValueError: anything else, ``dataset`` included: :func:`cellseg.data.auto.resolve_auto` makes numbers of it.
     """
     if text == "imagenet":
         return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cellseg.data.images import read_image
 from cellseg.data.planes import stack_masks
 from cellseg.data.sample import MAX_INSTANCES, Sample
 from cellseg.data.segmentation import decode_segmentation
 from cellseg.data.source import Dataset, relative_name
-from cellseg.data.tiff import read_image
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_json
 

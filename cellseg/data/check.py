@@ -20,6 +20,7 @@ from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.config import DataConfig
 from cellseg.data.coco import add_reading_options, config_from
 from cellseg.data.dataset import open_dataset
+from cellseg.data.images import read_image
 from cellseg.data.packed import Progress
 from cellseg.data.planes import read_instances
 from cellseg.data.sample import Sample
@@ -33,7 +34,6 @@ from cellseg.data.testset import (
     list_test_files,
     read_test_list,
 )
-from cellseg.data.tiff import read_image
 from cellseg.errors import UserError
 
 SHOWN = 5

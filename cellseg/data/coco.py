@@ -48,7 +48,7 @@ def write_coco(dataset: Dataset, path: Path) -> int:
 
 def sample_annotations(sample: Sample) -> list[dict]:
     """The cells of ``sample`` as COCO annotations without id and image_id, in the order of their numbers."""
-    from cellseg.rle import encode_sample, to_json_rle
+    from cellseg.data.rle import encode_sample, to_json_rle
 
     cells = read_instances(sample.planes_PHW, sample.labels_N)
     return [

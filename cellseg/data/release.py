@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from cellseg.data.images import TIFF_SUFFIXES, read_id_map, read_image
 from cellseg.data.sample import MAX_INSTANCES, Sample
 from cellseg.data.source import Dataset, list_images
-from cellseg.data.tiff import TIFF_SUFFIXES, read_id_map, read_image
 from cellseg.errors import UserError
 
 MAX_CLASS = 999

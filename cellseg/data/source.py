@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from cellseg.data.images import IMAGE_SUFFIXES
 from cellseg.data.sample import Sample
-from cellseg.data.tiff import IMAGE_SUFFIXES
 from cellseg.errors import UserError
 
 

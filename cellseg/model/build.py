@@ -51,7 +51,7 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
     generator.
 
     Args:
-        config: resolved by :func:`cellseg.auto.resolve_auto`, with numbers for anchors, detections and normalisation.
+        config: resolved by :func:`cellseg.data.auto.resolve_auto`: numbers for anchors, detections, normalisation.
         inference: which detections the model returns.
         load: False leaves pretrained weights out, for a model whose whole state is loaded next.
 

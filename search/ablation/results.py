@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from search.ablation.table import REPEAT, ROW, Ablation
-from search.tables import EpochRow, TrialRow
+from search.storage.tables import EpochRow, TrialRow
 
 
 @dataclass

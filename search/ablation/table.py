@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
-from search.ablation.sampler import RowSampler
-from search.asha import Asha
+from search.sampling.rows import RowSampler
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
 from search.space.settings import AshaSettings, Direction
+from search.study.asha import Asha
 
 ROW, REPEAT = "row", "repeat"
 """The params of a run: the row's name, and which of its repeats it is, from 0."""

@@ -59,7 +59,7 @@ class _Settings(BaseModel):
 
 
 class AshaSettings(_Settings):
-    """When trials are stopped, see :class:`search.asha.Asha`."""
+    """When trials are stopped, see :class:`search.study.asha.Asha`."""
 
     grace: Count = 1
     reduction: Annotated[int, Field(ge=2)] = 3
@@ -73,7 +73,7 @@ class Resources(_Settings):
 
 
 class Limits(_Settings):
-    """What ends a study before its ``trials`` are done, see :mod:`search.limits`. None: no such limit."""
+    """What ends a study before its ``trials`` are done, see :mod:`search.study.limits`. None: no such limit."""
 
     hours: Amount | None = None
     """Wall-clock time of all its searches together."""

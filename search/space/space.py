@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellseg.config import TrialConfig
-from search.asha import Asha
 from search.space.conditions import DEFAULTS, holds
 from search.space.domain import Domain
 from search.space.settings import (
@@ -21,11 +20,12 @@ from search.space.settings import (
     Resources,
     direction_of,
 )
+from search.study.asha import Asha
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-    from search.sampler import StudySampler
+    from search.sampling.sampler import StudySampler
 
 Params = dict[str, Any]
 """Values of the sampled keys that are active, by dotted key."""
@@ -126,7 +126,7 @@ class Space:
 
     def make_sampler(self) -> "StudySampler":
         """The sampler of a new study."""
-        from search.sampler import StudySampler  # it imports optuna, and this module
+        from search.sampling.sampler import StudySampler  # it imports optuna, and this module
 
         return StudySampler(self, self.seed)
 

@@ -15,8 +15,8 @@ from benchmarks import all as all_benchmarks
 from benchmarks import epoch, evaluate, input_pipeline, measure, postprocess, train_step
 from benchmarks.cells import grid_sample
 from benchmarks.gpu import Utilisation
+from cellseg.data.detections import Detections
 from cellseg.data.planes import read_instances
-from cellseg.detections import Detections
 from cellseg.errors import UserError
 from cellseg.files import read_json
 

@@ -80,7 +80,7 @@ def save_untrained() -> Callable[..., Path]:
 @pytest.fixture
 def scripted(monkeypatch):
     """Lets validation return the given values of the metric, one an epoch, without looking at an image."""
-    from cellseg.training import TrainingRun
+    from cellseg.training.run import TrainingRun
 
     def script(*values: float) -> None:
         def validate(self) -> Future:
@@ -94,7 +94,7 @@ def scripted(monkeypatch):
 @pytest.fixture
 def without_training(monkeypatch):
     """Epochs that take no time and change nothing."""
-    from cellseg.training import TrainingRun
+    from cellseg.training.run import TrainingRun
 
     def train_epoch(self) -> Iterator[tuple[int, int]]:
         self.losses = {"loss": 1.0}

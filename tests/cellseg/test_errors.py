@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from cellseg.errors import UserError, raise_all
-from cellseg.report import TrainingError
+from cellseg.training.epoch_report import TrainingError
 
 
 def test_a_user_error_survives_travel_between_processes_with_all_its_problems():

@@ -9,9 +9,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cellseg.config import METRICS, MINIMIZED
-from cellseg.detections import Detections
+from cellseg.data.detections import Detections
+from cellseg.data.rle import encode_window
 from cellseg.evaluate import evaluate
-from cellseg.rle import encode_window
 
 DISC = np.hypot(*(np.mgrid[:13, :13] - 6)) < 6.5
 SIZE = (340, 400)

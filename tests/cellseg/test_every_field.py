@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from cellseg.auto import resolve_auto
 from cellseg.config import FIELDS, TrialConfig
+from cellseg.data.auto import resolve_auto
 from cellseg.data.loader import TrainingImages
 from cellseg.data.packed import PackedDataset
 from cellseg.data.split import split
-from cellseg.losses import total_loss
+from cellseg.inference.image import predict_image
 from cellseg.model.build import build_model
-from cellseg.predict import predict_image
-from cellseg.schedule import learning_rate, num_decays
-from cellseg.stepper import autocast_dtype
-from cellseg.training import TrainingRun
+from cellseg.training.loss_weights import total_loss
+from cellseg.training.run import TrainingRun
+from cellseg.training.schedule import learning_rate, num_decays
+from cellseg.training.stepper import autocast_dtype
 
 Probe = Callable[[TrialConfig, PackedDataset, Any], Any]
 

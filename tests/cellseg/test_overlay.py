@@ -7,9 +7,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from cellseg.data.detections import Detections
 from cellseg.data.planes import stack_masks
 from cellseg.data.sample import Sample
-from cellseg.detections import Detections
 from cellseg.errors import UserError
 from cellseg.overlay import PALETTE, PANEL_WIDTH, class_color, draw_overlay, write_overlay
 

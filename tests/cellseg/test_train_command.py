@@ -6,10 +6,11 @@ import shutil
 import pytest
 import yaml
 
-from cellseg import train, training
+from cellseg import train
 from cellseg.checkpoint import open_checkpoint
 from cellseg.cli import run_command
-from cellseg.report import TrainingError
+from cellseg.training import run as training
+from cellseg.training.epoch_report import TrainingError
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from cellseg.report import TrainingError
+from cellseg.training.epoch_report import TrainingError
+from search.cluster.trainable import CellTrainable
 from search.space import Space, parse_space
-from search.store import StudyStore
-from search.study import Study
-from search.trial import CellTrainable
+from search.storage.store import StudyStore
+from search.study.study import Study
 
 METRIC = "segm/AP50"
 

@@ -8,7 +8,7 @@ from spacefiles import HEAD, LR, parse, problems_of
 from search.cost import Objective, pareto_front, pareto_trials, seconds_per_epoch, trial_cost
 from search.export import choose_trial
 from search.space import ObjectiveSettings
-from search.store import StudyStore, TrialRow
+from search.storage.store import StudyStore, TrialRow
 
 LOSS = "loss/validation"
 PER_SECOND = {"per": "seconds", "doubling": 0.05}

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from cellseg.cli import run_command
 from cellseg.errors import UserError
 from search.export import _command, _parser, choose_trial, write_archive
-from search.store import StudyStore
+from search.storage.store import StudyStore
 
 pytestmark = pytest.mark.timeout(500)
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from cellseg.errors import UserError
 from search.optuna_export import main, optuna_study
 from search.space import parse_space
-from search.store import StudyStore
+from search.storage.store import StudyStore
 
 
 @pytest.fixture

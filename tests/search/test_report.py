@@ -10,8 +10,8 @@ from cellseg.cli import run_command
 from search.ablation import Ablation, parse_ablation
 from search.ablation.results import Measurement, measure
 from search.report import _command, _parser, study_report
-from search.store import StudyStore
-from search.study import Study
+from search.storage.store import StudyStore
+from search.study.study import Study
 
 TABLE = {
     "title": "learning rates",

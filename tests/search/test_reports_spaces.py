@@ -8,7 +8,7 @@ from cellseg.cli import run_command
 from search.ablation import load_ablation
 from search.report import study_report
 from search.run import _command, _parser
-from search.store import StudyStore
+from search.storage.store import StudyStore
 
 FOLDER = Path(__file__).parents[2] / "spaces" / "reports"
 

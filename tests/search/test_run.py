@@ -14,7 +14,7 @@ import pytest
 from cellseg.checkpoint import open_checkpoint
 from cellseg.cli import EXIT_INTERRUPTED, run_command
 from search.run import _command, _parser
-from search.store import StudyStore
+from search.storage.store import StudyStore
 
 pytestmark = pytest.mark.timeout(500)
 

@@ -19,7 +19,7 @@ def test_there_are_spaces():
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_a_dry_run_prints_the_plan_and_starts_nothing(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "search.driver", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "search.cluster.driver", None)  # importing it fails
     assert run_command(_parser(), _command, [str(path), "--dry-run"]) == 0
     out, err = capsys.readouterr()
     assert re.match(rf"study {re.escape(path.stem)}\n(maximize segm/AP|minimize loss/validation)", out)

@@ -13,11 +13,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 
 from cellseg.config import InferenceConfig, ModelConfig
+from cellseg.data.rle import decode
 from cellseg.data.targets import make_target
 from cellseg.errors import UserError
+from cellseg.inference.paste import paste_masks
 from cellseg.model.build import build_model, count_parameters, resolved_norm
 from cellseg.model.norms import OnePassFrozenBatchNorm2d
-from cellseg.rle import decode, paste_masks
 
 REAL = {"weights": "none", "norm": "batch", "anchors": "32-512", "detections_per_image": 100}
 

@@ -7,11 +7,11 @@ import torch
 
 from cellseg.config import BACKBONES, NUM_STAGES, RESNETS, TrialConfig
 from cellseg.data.loader import plain_item
-from cellseg.losses import total_loss
+from cellseg.inference.image import predict_image
 from cellseg.model.attention import CBAM, SqueezeExcitation
 from cellseg.model.build import build_model
-from cellseg.optim import BODY, build_optimizer
-from cellseg.predict import predict_image
+from cellseg.training.loss_weights import total_loss
+from cellseg.training.optim import BODY, build_optimizer
 
 SMALL = {
     "model.weights": "none",

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cellseg.data.rle import decode
 from cellseg.data.targets import make_target, roi_mask_targets
+from cellseg.inference.paste import paste_masks
 from cellseg.model import pointrend
 from cellseg.model.build import build_model
 from cellseg.model.pointrend import (
@@ -18,7 +20,6 @@ from cellseg.model.pointrend import (
     sample_maps,
     sample_places,
 )
-from cellseg.rle import decode, paste_masks
 
 SIDE = 64
 """Height and width of the images here, px."""

@@ -13,9 +13,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.errors import UserError
+from cellseg.inference.image import load_model
 from cellseg.model.build import build_model
 from cellseg.model.weights import CLASS_LAYERS
-from cellseg.predict import load_model
 
 BACKBONE = "backbone.body."
 

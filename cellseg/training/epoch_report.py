@@ -1,0 +1,53 @@
+"""What a training run tells its caller: a report an epoch, or why it cannot go on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Ending = Literal["epochs", "patience"]
+"""All epochs done, or ended early by ``train.patience`` or ``train.stop_after_decays``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """What one epoch did."""
+
+    epoch: int
+    """Epochs trained so far, from 1."""
+    losses: dict[str, float]
+    """Mean of each of the model's losses over the epoch's batches, and their weighted sum as ``loss``. Only one
+    of weight 0 may be not finite."""
+    metrics: dict[str, float]
+    """Validation metrics (:func:`cellseg.evaluate.evaluate`), ``loss/validation``
+    (:mod:`cellseg.training.validation`), and the totals over the validation images ``count/detections`` and
+    ``count/cells``. All are finite."""
+    value: float
+    """``config.train.metric`` of this epoch, as it is: a loss is positive, and smaller is better."""
+    best_value: float
+    """Best value so far; the checkpoint ``best`` is of ``best_epoch``."""
+    best_epoch: int
+    learning_rate: float
+    """Rate of the epoch's last optimiser step; the backbone's is this times ``optim.backbone_lr_factor``."""
+    seconds: float
+    """Wall-clock time of training and validation."""
+    images_per_second: float
+    """Training images per second of training time, validation not counted."""
+    peak_memory_bytes: int
+    """Most memory so far: allocated on the GPU, or resident on the CPU."""
+    micro_batch: int
+    """Most images that went through the network at a time: ``train.batch_size``, or fewer where memory is short."""
+    parameters: int
+    """Trainable parameters of the model."""
+    ending: Ending | None
+    """Why this was the last epoch, or None if there is another."""
+
+
+class TrainingError(Exception):
+    """The run cannot go on, for a reason that lies in its settings: data for a search, not a bug."""
+
+    def __init__(self, reason: Literal["non-finite", "out-of-memory"], detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.reason, self.detail)

@@ -1,0 +1,319 @@
+"""The state of a training run, and how an epoch changes it. The loop over epochs is in train.py."""
+
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cellseg.checkpoint import has_checkpoint, open_checkpoint, save_checkpoint
+from cellseg.config import TrialConfig, gain
+from cellseg.data.auto import resolve_auto
+from cellseg.data.loader import training_loader
+from cellseg.data.packed import PackedDataset
+from cellseg.data.split import split
+from cellseg.device import pick_device
+from cellseg.errors import UserError
+from cellseg.model.build import build_model, count_parameters
+from cellseg.training.ema import WeightAverage
+from cellseg.training.epoch_report import Ending, EpochReport, TrainingError
+from cellseg.training.loss_weights import loss_weights, total_loss
+from cellseg.training.memory import hardest_batches, peak_memory, rehearse
+from cellseg.training.schedule import learning_rate, num_decays
+from cellseg.training.stepper import Stepper
+from cellseg.training.validation import Validation
+
+BEST, LAST = "best", "last"
+"""Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """An epoch that was trained, and whose figures may still be worked out."""
+
+    epoch: int
+    losses: dict[str, float]
+    learning_rate: float
+    """Of its last optimiser step; the backbone's may be a share of it."""
+    images_per_second: float
+    seconds: float
+    """Wall-clock time of training and of what validation needed the network for."""
+    metrics: "Future[dict[str, float]]"
+    states: dict[str, Any]
+    """Of the model that is judged, and of what a resumed run needs."""
+
+
+class TrainingRun:
+    """The state of one training run.
+
+    An epoch is trained (:meth:`train_epoch`), judged (:meth:`validate`) and remembered (:meth:`remember`). The next one
+    may be trained while the figures of one are worked out, if that :meth:`overlaps`.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: PackedDataset,
+        folder: Path,
+        device: torch.device | None,
+        micro_batch: int | None = None,
+    ):
+        """``micro_batch``: see :class:`cellseg.training.stepper.Stepper`."""
+        self.config = config = resolve_auto(config, data)
+        self.data = data
+        self.folder = folder
+        self.device = device or pick_device()
+        self.split = split(data.label_counts, config.data)
+        self.loader, self.batches = training_loader(data, self.split.training, config, self.device)
+        self.validation = Validation(data, self.split.validation, config)
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, config.inference, data.num_classes)
+        self.stepper = Stepper(model, config, self.device, micro_batch)
+        self.parameters = count_parameters(model, trainable=True)
+        ema_decay = config.optim.ema_decay
+        self.average = WeightAverage(model, ema_decay) if ema_decay is not None else None
+        self.epoch = 0
+        """The epoch that is trained, or was trained last; from 1."""
+        self.judged_epoch = self.best_epoch = 0
+        self.best_value = gain(config.train.metric, -math.inf)
+        self.watched: list[float] = []
+        """What ``optim.plateau_watch`` names, of each judged epoch, as a number of which larger is better."""
+        self.losses: dict[str, float] = {}
+        """Mean losses of the last epoch, see :class:`cellseg.training.epoch_report.EpochReport`."""
+        self.learning_rate = config.optim.lr
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that trains."""
+        return self.stepper.model
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """The model that is validated and saved for predicting: the average, or the one that trains."""
+        return self.model if self.average is None else self.average.model
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether memory can be tried (where a CPU's ends, systems swap or kill), and the host has time to spare."""
+        return self.device.type == "cuda"
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the next epoch may begin before this one's figures are known: a GPU trains while the processor
+        compares masks. The figures are the same."""
+        needs_them = self.config.optim.schedule == "plateau" or self.epoch == self.config.train.epochs
+        return self.on_gpu and not needs_them
+
+    def rehearse(self) -> None:
+        """Try the training images that need most memory, and predict the largest for validation, changing nothing.
+
+        Raises:
+            torch.OutOfMemoryError: they do not fit, ``micro_batch`` at a time.
+        """
+        micro_batch = self.stepper.micro_batch
+        for batch in hardest_batches(self.data, self.split.training, self.config, micro_batch):
+            rehearse(self.stepper, batch)
+        self.validation.rehearse(self.judged_model)
+
+    def train_epoch(self) -> Iterator[tuple[int, int]]:
+        """One pass over the training images; yields (batches done, batches of the epoch) after each batch.
+
+        Raises:
+            TrainingError: a loss that is minimised is not finite.
+        """
+        config = self.config
+        # Proposals are sampled with torch's global generator. Seeding it by epoch makes resuming exact.
+        torch.manual_seed(config.train.seed + 1_000_003 * self.epoch)
+        self.batches.epoch = self.epoch
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        num_batches, per_step = len(self.batches), config.optim.accumulate_batches
+        steps = math.ceil(num_batches / per_step)
+        for done, batch in enumerate(self.loader):
+            step = done // per_step
+            last_of_step = min((step + 1) * per_step, num_batches)  # the epoch's last step may have fewer batches
+            for name, loss in self.stepper.add_gradients(batch, 1 / (last_of_step - step * per_step)).items():
+                sums[name] = sums.get(name, 0) + loss
+            if done + 1 == last_of_step:
+                self._step((self.epoch - 1) * steps + step, steps)
+            yield done + 1, num_batches
+        # The only transfer of losses from the device: one a step would stall the GPU.
+        means = {name: float(total) / num_batches for name, total in sums.items()}
+        weighted = total_loss(means, config.loss)
+        if not math.isfinite(weighted):
+            bad = ", ".join(name for name in loss_weights(means, config.loss) if not math.isfinite(means[name]))
+            raise TrainingError("non-finite", f"{bad} in epoch {self.epoch}")
+        self.losses = means | {"loss": weighted}
+
+    def _step(self, step: int, steps_per_epoch: int) -> None:
+        """Change the weights by the gathered gradients; ``step`` counts the run's optimiser steps from 0."""
+        config = self.config
+        decays = self._decays(self.epoch - 1)
+        self.learning_rate = learning_rate(config.optim, step, steps_per_epoch, config.train.epochs, decays)
+        self.stepper.step(self.learning_rate)
+        if self.average is not None:
+            self.average.update(self.model, step)
+
+    def validate(self) -> "Future[dict[str, float]]":
+        """The figures of the judged model on the validation images: see :class:`Validation`."""
+        return self.validation.start(self.judged_model, self.stepper.amp_dtype, self.epoch)
+
+    def ending(self) -> Ending | None:
+        """Why the run is over, or None."""
+        train, optim = self.config.train, self.config.optim
+        if self.judged_epoch >= train.epochs:
+            return "epochs"
+        if train.patience is not None and self.judged_epoch - self.best_epoch >= train.patience:
+            return "patience"
+        if optim.schedule == "plateau" and train.stop_after_decays is not None:
+            without_gain = self._decays(self.judged_epoch) - self._decays(self.best_epoch)
+            return "patience" if without_gain >= train.stop_after_decays else None
+        return None
+
+    def judge(self, seconds: float) -> TrainedEpoch:
+        """Begin to judge the epoch whose training has just ended, after ``seconds``."""
+        started = time.perf_counter()
+        metrics = self.validate()
+        states = self._states()
+        if self.overlaps:  # the next epoch will change the weights before they are written
+            states = {name: to_cpu(state) for name, state in states.items()}
+        return TrainedEpoch(
+            epoch=self.epoch,
+            losses=self.losses,
+            learning_rate=self.learning_rate,
+            images_per_second=len(self.split.training) / seconds,
+            seconds=seconds + time.perf_counter() - started,
+            metrics=metrics,
+            states=states,
+        )
+
+    def remember(self, trained: TrainedEpoch) -> EpochReport:
+        """Wait for the figures of an epoch, update the best epoch and what plateaus watch, and write the checkpoints.
+
+        Call it for all epochs in turn.
+        """
+        started = time.perf_counter()
+        metrics = trained.metrics.result()
+        metric = self.config.train.metric
+        value = metrics[metric]
+        self.judged_epoch = trained.epoch
+        improved = gain(metric, value) > gain(metric, self.best_value)
+        if improved:
+            self.best_value, self.best_epoch = value, trained.epoch
+        self.watched.append(watched_gain(self.config, trained.losses, metrics))
+        self._save(trained, metrics, improved)
+        return EpochReport(
+            epoch=trained.epoch,
+            losses=trained.losses,
+            metrics=metrics,
+            value=value,
+            best_value=self.best_value,
+            best_epoch=self.best_epoch,
+            learning_rate=trained.learning_rate,
+            seconds=trained.seconds + time.perf_counter() - started,
+            images_per_second=trained.images_per_second,
+            peak_memory_bytes=peak_memory(self.device),
+            micro_batch=self.stepper.micro_batch,
+            parameters=self.parameters,
+            ending=self.ending(),
+        )
+
+    def _states(self) -> dict[str, Any]:
+        """What an epoch leaves behind, as it is now: it changes with the next step."""
+        return {
+            "judged": self.judged_model.state_dict(),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            # A checkpoint's weights are those its metrics were measured with. Those that train on may be others.
+            "model": None if self.average is None else self.model.state_dict(),
+        }
+
+    def _save(self, trained: TrainedEpoch, metrics: dict[str, float], improved: bool) -> None:
+        description: dict[str, Any] = {
+            "config": self.config.to_flat(),
+            "class_names": self.data.class_names,
+            "metric": self.config.train.metric,
+            "value": metrics[self.config.train.metric],
+            "epoch": trained.epoch,
+            "metrics": metrics,
+            "parameters": count_parameters(self.model),
+            "data_fingerprint": self.data.fingerprint,
+        }
+        weights = trained.states["judged"]
+        if improved:
+            save_checkpoint(self.folder / BEST, weights, **description)
+        training = {
+            **{name: state for name, state in trained.states.items() if name != "judged"},
+            "best_value": self.best_value,
+            "best_epoch": self.best_epoch,
+            "watched": self.watched,
+        }
+        save_checkpoint(self.folder / LAST, weights, training=training, **description)
+
+    def resume(self) -> None:
+        """Go on from ``folder/last`` if it is there.
+
+        Raises:
+            UserError: that run had other settings or other data.
+        """
+        if not has_checkpoint(self.folder / LAST):
+            return
+        checkpoint = open_checkpoint(self.folder / LAST)
+        own, former = self.config.to_flat(), checkpoint.config.to_flat()
+        changed = sorted(key for key, value in own.items() if former[key] != value)
+        # Where the data lie and how many processes load them changes nothing about the run.
+        changed = [key for key in changed if key not in {"data.root", "train.workers"}]
+        if checkpoint.info.data_fingerprint != self.data.fingerprint:
+            changed.append("the data")
+        if changed:
+            raise UserError(
+                f"{self.folder}: holds a run to be resumed with the same settings, but {', '.join(changed)} changed. "
+                "Choose another folder, or delete this one."
+            )
+        training = checkpoint.load_training()
+        assert training is not None
+        self.judged_model.load_state_dict(checkpoint.load_weights())
+        if self.average is not None:
+            self.model.load_state_dict(training["model"])
+        self.stepper.optimizer.load_state_dict(training["optimizer"])
+        if training["scaler"]:  # empty where that run needed none
+            self.stepper.scaler.load_state_dict(training["scaler"])
+        self.best_value, self.best_epoch = training["best_value"], training["best_epoch"]
+        self.watched = training["watched"]
+        self.epoch = self.judged_epoch = checkpoint.info.epoch
+
+    def close(self) -> None:
+        """Give up what is still being worked out."""
+        self.validation.close()
+
+    def _decays(self, epochs: int) -> int:
+        """How often plateau has lowered the rate by the end of so many epochs."""
+        optim = self.config.optim
+        return num_decays(self.watched[:epochs], optim.warmup_epochs, optim.plateau_patience)
+
+
+def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[str, float]) -> float:
+    """What ``optim.plateau_watch`` names, of one epoch, as a number of which larger is better."""
+    match config.optim.plateau_watch:
+        case "metric":
+            return gain(config.train.metric, metrics[config.train.metric])
+        case "training-loss":
+            return -losses["loss"]
+        case "validation-loss":
+            return -metrics["loss/validation"]
+
+
+def to_cpu(state: Any) -> Any:
+    """A copy of a state dict, or of what may stand in one, with its tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_cpu(value) for value in state]
+    return state

@@ -1,0 +1,1 @@
+"""Everything that imports Ray, and nothing else does."""

@@ -1,0 +1,170 @@
+"""The one file where Ray meets ``cellseg.fit``: a Trainable whose step is one epoch.
+
+A class Trainable has no thread to stop, so a process takes the next trial as soon as the last one is told to end. That
+one is torn down in the first step of the next: Tune waits for a step as long as it takes, and starts its trial again if
+the process dies, whereas it gives up a trial whose process dies in ``reset``. What the driver needs for pruning and its
+tables travels in the result; checkpoints are written by ``fit`` itself into the trial's folder, and a trial that is
+started again goes on from there.
+"""
+
+import gc
+import json
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from cellseg.config import TrialConfig
+from cellseg.errors import UserError
+from cellseg.training.epoch_report import TrainingError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cellseg.data.packed import PackedDataset
+
+ENDING, DETAIL, REPORT = "ending", "detail", "report"
+"""Keys of a result: why the trial is over (or None), the text to that, and the EpochReport as JSON (Tune would
+flatten a dict, and metric names hold its separator). Never Tune's own ``done``: the scheduler is not shown such a
+result."""
+
+
+def trial_name(study: str, number: int) -> str:
+    """What a trial is called in Ray's dashboard, in process lists and on the board."""
+    return f"{study}/t{number:04d}"
+
+
+class CellTrainable(tune.Trainable):
+    """Trains one trial after another in one process.
+
+    The config that Ray passes holds ``study`` (name), ``number``, ``config`` (flat TrialConfig) and ``folder`` (where
+    the trial's checkpoints go). ``data`` is the packed table in Ray's object store: mapped, not copied.
+    """
+
+    def setup(self, config: dict[str, Any], data: "pa.Table | None" = None) -> None:
+        # Nothing slow here: Tune gives the trial of a process that has not started to one that comes free meanwhile,
+        # and throws the new process away.
+        self._table = data
+        self._data: PackedDataset | None = None
+        self._reports: Iterator[dict[str, Any]] = iter(())
+        self._next: dict[str, Any] | None
+        """A trial of which nothing is built yet."""
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch. Whatever ends the trial is told as data; an exception here would look like a lost
+        machine."""
+        self._show_name()
+        if self._data is None:
+            self._data = self._prepare()
+        if self._next is not None:
+            self.cleanup()
+            self._reports, self._next = self._fit(self._next), None
+        try:
+            report = next(self._reports, None)
+        except TrainingError as error:
+            return self._end(error.reason, error.detail)
+        except UserError as error:
+            return self._end("invalid", str(error))
+        except Exception as error:
+            if _cuda_is_broken(error):
+                raise  # the process is of no use any more: let it die, Ray starts the trial in another
+            return self._end("bug", traceback.format_exc(limit=-6))
+        if report is None:  # resumed when it was already trained to the end
+            return self._end("epochs", "")
+        return {REPORT: json.dumps(report), ENDING: report["ending"], DETAIL: ""}
+
+    def cleanup(self) -> None:
+        """Let go of a trial's model, optimiser and loader, on the GPU too."""
+        self._reports = iter(())
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def __repr__(self) -> str:
+        # Ray's dashboard asks once, when the process starts.
+        return getattr(self, "_name", type(self).__name__)
+
+    def _prepare(self) -> "PackedDataset":
+        """What a process does once, before its first trial trains: seconds of imports, mostly."""
+        from cellseg.data.packed import PackedDataset
+
+        self._limit_threads()  # imports torch
+        # Modules stay for good: unfrozen, every cleanup walks their objects, which takes tenths of a second.
+        gc.collect()
+        gc.freeze()
+        return PackedDataset(self._table)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._name = trial_name(config["study"], config["number"])
+        self._show_name()
+        self._next = config
+
+    def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """EpochReports as dicts; for a trial that goes on, the one of its last epoch first."""
+        # A generator of its own: nothing of a trial is built before its first step, whose errors are caught.
+        from cellseg.training.fit import fit
+
+        assert self._data is not None, "the step prepares the process"
+        folder = Path(config["folder"])
+        if (former := last_report(folder)) is not None:
+            yield former
+        yield from map(asdict, fit(TrialConfig.from_flat(config["config"]), self._data, folder))
+
+    def _end(self, ending: str, detail: str) -> dict[str, Any]:
+        return {REPORT: json.dumps(None), ENDING: ending, DETAIL: detail}
+
+    def _show_name(self) -> None:
+        import ray
+
+        # The dashboard's list of worker processes and `ps` show the trial that runs now.
+        ray._raylet.setproctitle(f"ray::{self._name}")
+
+    def _limit_threads(self) -> None:
+        import ray
+        import torch
+
+        # Trials that share a machine and each take all its cores slow each other down by an order of magnitude.
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(cpus)))
+
+
+def last_report(folder: Path) -> dict[str, Any] | None:
+    """The report of the epoch that a trial goes on from, as far as its checkpoints know it; None for a new trial.
+
+    A search that was stopped may have missed it, and with it a rung or the trial's best value.
+    """
+    from cellseg.checkpoint import has_checkpoint, open_checkpoint
+    from cellseg.training.run import BEST, LAST
+
+    if not (has_checkpoint(folder / LAST) and has_checkpoint(folder / BEST)):
+        return None
+    last, best = open_checkpoint(folder / LAST).info, open_checkpoint(folder / BEST).info
+    if best.epoch > last.epoch:  # killed between the two: that epoch is trained again
+        return None
+    unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes", "parameters", "micro_batch"))
+    return unknown | {
+        "epoch": last.epoch,
+        "losses": {},
+        "metrics": last.metrics,
+        "value": last.value,
+        "best_value": best.value,
+        "best_epoch": best.epoch,
+        "seconds": 0.0,
+        "ending": None,
+    }
+
+
+def _cuda_is_broken(error: Exception) -> bool:
+    text = str(error)
+    return "CUDA error" in text or "cuDNN" in text or "device-side assert" in text

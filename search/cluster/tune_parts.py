@@ -1,0 +1,171 @@
+"""What Tune asks for and what it tells, passed on to a :class:`search.study.study.Study`.
+
+Tune takes trials from a Searcher, shows results to a Scheduler, asks a Stopper whether all is over, and tells a
+Callback when its loop comes to a rest. None of them decides anything.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import cloudpickle, tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cellseg.errors import UserError
+from search.cluster.trainable import DETAIL, ENDING, REPORT, trial_name
+from search.study.study import PRUNED, Study
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+MAX_MACHINE_LOSSES = 2
+"""A trial whose process or machine dies is started again this often, from its last checkpoint."""
+
+
+# Tune pickles what makes names and folders with every trial: functions of a module, which hold nothing.
+def name_of(trial: "Trial") -> str:
+    """What Tune and Ray's dashboard call a trial."""
+    return trial_name(trial.config["study"], trial.config["number"])
+
+
+def folder_name(trial: "Trial") -> str:
+    """The folder of Tune's own record of a trial."""
+    return f"t{trial.config['number']:04d}"
+
+
+def first_line(error: BaseException | None) -> str:
+    """What is wrong, without Ray's advice and the worker's traceback."""
+    if error is None:
+        return "for no reason that Ray knows"
+    error = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that one of our parts raised, which Tune wraps in errors of its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+class Disposable:
+    """A part of Tune's that leaves nothing behind: Tune pickles its parts for a restore that never comes."""
+
+    def __getstate__(self) -> dict:
+        return {}
+
+
+class StudySearcher(Disposable, Searcher):
+    """Hands the study's proposals to Tune."""
+
+    def __init__(self, study: Study, on_event: Callable[[], None]):
+        super().__init__()  # no metric: the study reads the reports, Tune need not
+        self._study = study
+        self._on_event = on_event
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        proposal = self._study.propose()
+        if proposal is not None:
+            return {
+                "study": self._study.name,
+                "number": proposal.number,
+                "config": dict(proposal.config),
+                "folder": str(proposal.folder),
+            }
+        # None means "ask again": a running trial may yet fail and leave room for another.
+        return Searcher.FINISHED if self._study.is_over else None
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler told the study."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's tables are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never: a study is continued from its tables."""
+
+
+class StudyScheduler(Disposable, FIFOScheduler):
+    """Tells the study what trials did, and Tune what the study decided."""
+
+    def __init__(self, study: Study, on_event: Callable[[], None]):
+        super().__init__()
+        self._study = study
+        self._on_event = on_event
+
+    def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
+        number = trial.config["number"]
+        report, ending = json.loads(result[REPORT]), result[ENDING]
+        goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
+        if ending is not None:
+            self._study.end(number, ending, result[DETAIL])
+        elif not goes_on:
+            self._study.end(number, PRUNED, f"at epoch {report['epoch']}" if report else "")
+        self._on_event()
+        return TrialScheduler.CONTINUE if goes_on and ending is None else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
+        """The trial's process died, or can no longer be used."""
+        if trial.status == trial.ERROR:
+            return  # Tune starts it again
+        cause = first_line(_last_error(trial))
+        when = "before it began" if trial.should_recover() else f"{MAX_MACHINE_LOSSES + 1} times"
+        self._study.end(trial.config["number"], "lost", f"its process died {when}: {cause}")
+        self._on_event()
+
+
+def _last_error(trial: "Trial") -> Exception | None:
+    """What ended the trial's process. Tune's own getter reads a copy that is synchronised later, or too late."""
+    if trial.pickled_error_file is None:
+        return None
+    with Path(trial.pickled_error_file).open("rb") as file:
+        return cloudpickle.load(file)
+
+
+class StudyStopper(Disposable, tune.Stopper):
+    """Ends the experiment when the study gives up or reaches a limit. Tune asks several times a second, so a limit on
+    time needs no event."""
+
+    def __init__(self, study: Study):
+        self._study = study
+
+    def __call__(self, trial_id: str, result: dict) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._study.must_stop
+
+
+class Pauses(Disposable, tune.Callback):
+    """Uses the moments in which no slot waits: tables are written, and proposals made ahead.
+
+    Tune's loop handles an event in each step, or after a tenth of a second without one ends the step all the same. One
+    proposal a step, so that a result that comes in meanwhile waits for no more.
+    """
+
+    def __init__(self, study: Study, slots: int):
+        self._study = study
+        self._slots = slots
+        self._is_quiet, self._is_slot_free = True, False
+
+    def on_trial_start(self, *_: Any, **__: Any) -> None:
+        self._is_quiet = False
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        self._is_quiet = False
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        self._is_slot_free = True
+
+    def on_trial_error(self, *_: Any, **__: Any) -> None:
+        self._is_slot_free = True
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if not self._is_slot_free:  # else its next trial is started first, at the beginning of the next step
+            self._study.store.flush()
+            if self._is_quiet:
+                self._study.sampler.prepare(self._slots)
+        self._is_quiet, self._is_slot_free = True, False

@@ -1,0 +1,167 @@
+"""Before the first trial: the data a study runs on, and its folder, new or continued."""
+
+import fcntl
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cellseg.config import TrialConfig
+from cellseg.data.packed import PackedDataset, open_packed
+from cellseg.data.split import split
+from cellseg.data.synthetic import generate_dataset
+from cellseg.errors import UserError
+from cellseg.files import sweep
+from search.space import Generate
+from search.storage.store import GENERATED, StudyStore
+from search.study.experiment import Experiment
+from search.study.study import Study
+
+PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "albumentations", "pycocotools", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The data of a study."""
+
+    root: Path
+    """Absolute path of the data set."""
+    packed: PackedDataset
+
+
+def prepare_data(space: Experiment, data: Path | None, results: Path) -> StudyData:
+    """Find or generate the data set, pack it, and see that it can be split as the space says.
+
+    Args:
+        data: folder given on the command line; it takes precedence over the space's.
+
+    Raises:
+        UserError: no data named, or all problems of the data set.
+    """
+    if data is not None:
+        root = data
+    elif space.data is None:
+        raise UserError(
+            "--data: a data set must be named, but neither the command nor the space does. Pass --data DIR."
+        )
+    elif space.data.generate is not None:
+        root = generated(space.data.generate, results)
+    else:
+        assert space.data.root is not None
+        root = Path(space.data.root)
+    root = root.expanduser().resolve()
+    reading = {key: value for key, value in space.fixed.items() if key.startswith("data.")} | {"data.root": str(root)}
+    config = TrialConfig.from_flat(reading).data
+    packed = open_packed(config)
+    split(packed.label_counts, config)
+    return StudyData(root, packed)
+
+
+def generated(wanted: Generate, results: Path) -> Path:
+    """The folder of generated cells with these numbers, made if it is not there. Its name says what it holds."""
+    folder = results / GENERATED / "-".join(f"{name}{value}" for name, value in wanted.model_dump().items())
+    if not folder.is_dir():
+        generate_dataset(folder, **wanted.model_dump())
+    return folder
+
+
+@contextmanager
+def study_lock(results: Path, name: str) -> Iterator[None]:
+    """Keep other commands from writing to the study for the time of the block. A killed process loses its lock.
+
+    Raises:
+        UserError: another command works on the study, or its folder cannot be written.
+    """
+    folder = results / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the folder must be writable, but got '{error.strerror}'. Choose another --results DIR."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"study '{name}': one command at a time may work on it, but {file.read() or 'another process'} does. "
+                "Wait for it, or choose another --study NAME."
+            ) from error
+        except OSError:
+            pass  # a file system without locks: rather unprotected than not at all
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def open_study(space: Experiment, name: str, results: Path, data: StudyData) -> Study:
+    """The study ``results/<name>``: continued where it is there, else new.
+
+    Raises:
+        UserError: it holds trials of another space or of other data, or cannot be written.
+    """
+    folder = results.resolve() / name
+    now = describe_study(space, name, data)
+    for place in (folder, folder / "epochs"):
+        sweep(place)
+    if (folder / "study.json").exists():
+        store = StudyStore.open(folder)
+        former = store.study
+        _check_same(name, former, space, data.packed.fingerprint)
+        # The targets, what is kept and where the data lie may change; writing makes it the latest study.
+        store.write_study(former | {key: now[key] for key in ("space", "command", "data_root")})
+    else:
+        store = StudyStore.create(folder, now)
+    return Study(name, space, store, fixed={"data.root": str(data.root)})
+
+
+def describe_study(space: Experiment, name: str, data: StudyData) -> dict[str, Any]:
+    """What ``study.json`` says: all that is needed to understand and repeat the study."""
+    return {
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "metric": space.metric,
+        "objective": space.objective.model_dump() if space.objective else None,
+        "seed": space.seed,
+        "space": space.to_json(),
+        "space_fingerprint": space.fingerprint,
+        "data_root": str(data.root),
+        "data_fingerprint": data.packed.fingerprint,
+        "class_names": list(data.packed.class_names),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "hardware": _hardware(),
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
+
+
+def _check_same(name: str, study: Mapping[str, Any], space: Experiment, data_fingerprint: str) -> None:
+    problems = []
+    if study.get("space_fingerprint") != space.fingerprint:
+        problems.append(
+            f"study '{name}': must go on with the space it began with, but got other values, metric, objective, "
+            "epochs or ASHA: its trials could not be compared. Choose another --study NAME, or go back to the former "
+            "space."
+        )
+    if study.get("data_fingerprint") != data_fingerprint:
+        problems.append(
+            f"study '{name}': must go on with the data it began with, but got other images, masks or reading settings "
+            f"(it began with {study.get('data_root')}). Choose another --study NAME."
+        )
+    if problems:
+        raise UserError(*problems)

@@ -1,0 +1,145 @@
+"""What to try next: the policy of a search, in one place.
+
+Expected improvement at full length under a model of the learning curves (:mod:`search.sampling.surrogate`), with a
+share of random proposals. docs/sampling.md says what else was tried, and what it scored.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from search.sampling.encoding import Cube
+from search.sampling.surrogate import CurveModel, expected_improvement
+from search.space import Params, Space
+
+NUM_RANDOM = 8
+"""Proposals are random until there are so many observations."""
+RANDOM_SHARE = 0.1
+"""Share of later proposals that are random all the same: what the model is wrong about is found in no other way."""
+NUM_CANDIDATES, NUM_BEST, NUM_NEIGHBOURS = 1000, 8, 25
+"""The model chooses among random configs, and neighbours of the best trials at two distances."""
+STEPS = (0.03, 0.1)
+"""These distances, as shares of a range."""
+NUM_RANDOM_TRIES = 20
+"""How often a random proposal that was tried before is drawn again."""
+
+
+class Proposer:
+    """Proposes params for trials, and is told how they fare.
+
+    Call :meth:`begin` for every trial, also one that was not proposed here, :meth:`observe` after its epochs,
+    :meth:`end` once. Proposals follow from what is known and the generator; the order in which it became known does not
+    matter.
+    """
+
+    def __init__(self, space: Space, seed: int):
+        self._space = space
+        self._seed = seed
+        self._sign = 1.0 if space.direction == "maximize" else -1.0
+        self._levels = {*space.make_asha().rungs, space.epochs}
+        self._cube = Cube(space)
+        self._model = CurveModel(self._cube.key_of_feature, space.epochs)
+        self._rows: dict[int, np.ndarray] = {}
+        self._features: dict[int, np.ndarray] = {}
+        self._pending: set[int] = set()
+        self._at_full: set[int] = set()
+        self._tried: Counter[tuple] = Counter()
+        self.knowledge = 0
+        """Grows with every result that may change proposals."""
+
+    def begin(self, number: int, params: Mapping[str, Any]) -> None:
+        """A trial runs with these params."""
+        self._tried[_identity(params)] += 1
+        row_K = self._cube.encode(dict(params), np.random.default_rng([self._seed, number, 1]))
+        self._rows[number] = row_K
+        self._features[number] = self._cube.features(row_K[None])[0]
+        self._pending.add(number)
+
+    def observe(self, number: int, epoch: int, value: float) -> None:
+        """A trial's metric after an epoch. The model sees it at rungs, where all trials are seen, and at the end."""
+        if epoch in self._levels:
+            self.knowledge += 1
+            self._model.observe(number, epoch, self._features[number], self._sign * value)
+            if epoch == self._space.epochs:
+                self._at_full.add(number)
+
+    def end(self, number: int, value: float | None, *, infeasible: bool) -> None:
+        """A trial is over.
+
+        Args:
+            value: the metric of one that ended by itself, perhaps before the full length: it would not have got better.
+            infeasible: it did not fit into memory, and counts as the worst there is.
+        """
+        self.knowledge += 1
+        self._pending.discard(number)
+        if number not in self._at_full and (infeasible or value is not None):
+            score = None if value is None else self._sign * value
+            self._model.observe(number, self._space.epochs, self._features[number], score)
+
+    def was_tried(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial began with exactly these params."""
+        return self._tried[_identity(params)] > 0
+
+    @contextmanager
+    def assuming(self, planned: Mapping[int, Params]) -> Iterator[None]:
+        """For the time of the block, as if these trials, by number, had begun."""
+        for number, params in planned.items():
+            self.begin(number, params)
+        try:
+            yield
+        finally:
+            for number, params in planned.items():
+                self._pending.remove(number)
+                self._tried[_identity(params)] -= 1
+                del self._rows[number], self._features[number]
+
+    def propose(self, rng: np.random.Generator) -> Params:
+        """Params of a new trial, unlike those of all before it if that is possible."""
+        if len(self._model) >= NUM_RANDOM and rng.random() >= RANDOM_SHARE:
+            with _one_thread():
+                rows_NK = self._promising(rng)
+            for params in map(self._cube.decode, rows_NK):
+                if not self.was_tried(params):
+                    return params
+        for _ in range(NUM_RANDOM_TRIES):
+            params = self._space.sample(rng)
+            if not self.was_tried(params):
+                break
+        return params
+
+    def _promising(self, rng: np.random.Generator) -> np.ndarray:
+        """(N, K) candidates, the most promising first."""
+        known = self._model.condition()
+        mean_N, _ = self._model.predict(np.stack([self._features[number] for number in known]))
+        best = [known[index] for index in np.argsort(-mean_N, kind="stable")[:NUM_BEST]]
+        # Running trials are taken to fulfil the model's expectation, so that parallel proposals spread.
+        if self._pending:
+            self._model.believe(np.stack([self._features[number] for number in sorted(self._pending)]))
+        near = [
+            self._cube.neighbours(rng, self._rows[number], NUM_NEIGHBOURS, step) for number in best for step in STEPS
+        ]
+        rows_NK = np.concatenate([self._cube.random(rng, NUM_CANDIDATES), *near])
+        gain_N = expected_improvement(*self._model.predict(self._cube.features(rows_NK)), best=float(mean_N.max()))
+        return rows_NK[np.argsort(-gain_N, kind="stable")]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: matrices of a few hundred rows gain nothing from more, which would wait for the cores that
+    trials use."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _identity(params: Mapping[str, Any]) -> tuple:
+    """Equal for equal params."""
+    return tuple(sorted((key, repr(value)) for key, value in params.items()))

@@ -1,0 +1,342 @@
+"""The tables of a study: ``results/<study>/``, read and written here and nowhere else.
+
+    study.json               what was searched, on what, with which versions
+    trials.parquet           a row per trial
+    epochs/part-00000.parquet ...   a row per trial and epoch; full parts are not written again, only the last one grows
+    checkpoints/t0007/       the checkpoints of trial 7, if it has any
+
+One process writes; any number read while it does, for every file is replaced as a whole. Nothing needs unpickling.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cellseg.config import gain
+from cellseg.errors import UserError
+from cellseg.files import read_json, write_json
+from search.cost import Objective
+from search.storage.tables import (
+    EPOCH_SCHEMA,
+    FORMAT,
+    FORMAT_VERSION,
+    STATES,
+    TRIAL_SCHEMA,
+    EpochRow,
+    TrialRow,
+    check_format,
+    epoch_batch,
+    finite,
+    join_rows,
+    read_table,
+    split_rows,
+    write_table,
+)
+
+__all__ = ["STATES", "EpochRow", "StudyStore", "TrialRow", "latest_study", "list_studies"]
+
+PART_ROWS = 1024
+"""Rows of a full part of the epoch table."""
+WALL_SECONDS = b"wall_seconds"
+"""Metadata of the trial table: the wall-clock time that searches spent on the study."""
+GENERATED = "generated"
+"""Folder beside the studies that holds generated cells."""
+
+
+class StudyStore:
+    """The tables of one study.
+
+    Made by :meth:`create` or :meth:`open`. What was put is on disk when the call returns, unless ``buffer_seconds``
+    lets it wait: then at latest with the first put after so long, or :meth:`flush`.
+    """
+
+    def __init__(self, folder: Path, buffer_seconds: float = 0.0):
+        self.folder = Path(folder)
+        self._buffer_seconds = buffer_seconds
+        self._written = time.monotonic()
+        self.objective = Objective("")
+        """What ranks the trials, by the study's description; an unknown metric is better when larger."""
+        self._wall_clock: Callable[[], float] = lambda: 0.0
+        self._trials: dict[int, TrialRow] = {}
+        self._trials_changed = self._tail_changed = False
+        self._places: dict[tuple[int, int], tuple[int, int]] = {}  # (trial, epoch) -> (part, row of it)
+        self._part = 0
+        self._tail: list[pa.RecordBatch] = []  # the rows of the last part, a batch of one row each
+
+    @classmethod
+    def create(cls, folder: Path, study: Mapping[str, Any], buffer_seconds: float = 0.0) -> "StudyStore":
+        """A new study.
+
+        Args:
+            study: JSON values; see :meth:`write_study`.
+
+        Raises:
+            UserError: the folder holds a study already, or cannot be written.
+        """
+        store = cls(folder, buffer_seconds)
+        if cls.exists(folder):
+            raise UserError(f"{folder}: must not hold a study yet, but got one. Continue it, or choose another name.")
+        store.write_study(study)
+        store._write_trials()
+        return store
+
+    @classmethod
+    def open(cls, folder: Path, buffer_seconds: float = 0.0) -> "StudyStore":
+        """A study that exists, as its tables are now. To see what a writer added since, open it again.
+
+        Raises:
+            UserError: no study, one of a newer format, or a file that is not ours or damaged.
+        """
+        store = cls(folder, buffer_seconds)
+        store.objective = _objective(store._require_study())
+        if store._trials_file.exists():
+            trials = read_table(store._trials_file, TRIAL_SCHEMA)
+            store._trials = {row["number"]: TrialRow(**row) for row in trials.to_pylist()}
+            spent = float(trials.schema.metadata.get(WALL_SECONDS, 0.0))
+            store.count_time(lambda: spent)
+        for path in sorted((store.folder / "epochs").glob("part-*.parquet")):
+            part, table = int(path.stem.removeprefix("part-")), read_table(path, EPOCH_SCHEMA)
+            rows = zip(table["trial"].to_pylist(), table["epoch"].to_pylist(), strict=True)
+            store._places |= {place: (part, row) for row, place in enumerate(rows)}
+            full = table.num_rows >= PART_ROWS
+            store._part, store._tail = (part + 1, []) if full else (part, split_rows(table))
+        return store
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a folder holds a study, readable or not."""
+        return (Path(folder) / "study.json").exists()
+
+    @property
+    def name(self) -> str:
+        """The study's name: that of its folder."""
+        return self.folder.name
+
+    @property
+    def study(self) -> dict[str, Any]:
+        """What :meth:`write_study` was given, with ``format``, ``format_version`` and ``written`` (UTC)."""
+        return self._require_study()
+
+    def write_study(self, study: Mapping[str, Any]) -> None:
+        """Replace the description of the study. ``metric`` and ``objective`` decide what :meth:`best_trials` are."""
+        self.objective = _objective(study)
+        written = datetime.now(UTC).isoformat()
+        format_ = {"format": FORMAT, "format_version": FORMAT_VERSION, "written": written}
+        write_json(self._study_file, dict(study) | format_)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric whose values the trials hold."""
+        return self.objective.metric
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall-clock time that searches spent on the study; those of format 1 did not count it."""
+        return self._wall_clock()
+
+    def count_time(self, wall_clock: Callable[[], float]) -> None:
+        """Take :attr:`wall_seconds` from this clock. It is written with the trials: a killed search loses the time
+        since its last event."""
+        self._wall_clock = wall_clock
+
+    def put_trial(self, row: TrialRow) -> None:
+        """Add the trial, or replace what is known of it."""
+        self._trials[row.number] = replace(row, metric=finite(row.metric))
+        self._trials_changed = True
+        self._write_if_due()
+
+    def add_epoch(self, row: EpochRow) -> None:
+        """Add the epoch, or replace what is known of it."""
+        place = self._places.get((row.trial, row.epoch))
+        batch = epoch_batch(row)
+        if place is None:
+            self._places[row.trial, row.epoch] = (self._part, len(self._tail))
+            self._tail.append(batch)
+        elif place[0] == self._part:
+            self._tail[place[1]] = batch
+        else:
+            rows = split_rows(read_table(self._part_file(place[0]), EPOCH_SCHEMA))
+            rows[place[1]] = batch
+            self._write_part(place[0], rows)
+            return
+        self._tail_changed = True
+        if len(self._tail) == PART_ROWS:
+            self._write_part(self._part, self._tail)
+            self._part, self._tail, self._tail_changed = self._part + 1, [], False
+        self._write_if_due()
+
+    def trials(self) -> list[TrialRow]:
+        """All trials by number."""
+        return [self._trials[number] for number in sorted(self._trials)]
+
+    def trial(self, number: int) -> TrialRow:
+        """The trial with that number, which must be there."""
+        return self._trials[number]
+
+    def best_trials(self, k: int | None = None) -> list[TrialRow]:
+        """The ``k`` trials (all by default) of best objective, best first, of equal ones the earlier; fewer if fewer
+        have one.
+
+        Best is lowest for a metric of ``cellseg.config.MINIMIZED``, highest for any other. A trial counts however it
+        ended, since its best checkpoint is as good as its metric says.
+        """
+        values = [(row.number, self.objective.trial_value(row)) for row in self.trials()]
+        scored = [(-gain(self.metric, value), number) for number, value in values if value is not None]
+        return [self._trials[number] for _, number in sorted(scored)[:k]]
+
+    def epochs(self, trial: int | None = None) -> list[EpochRow]:
+        """The epochs of one trial, or of all, by trial and epoch. Each call reads files."""
+        maps = ("metrics", "losses")
+        rows = self.epoch_table(trial).to_pylist()
+        return [EpochRow(**row | {name: dict(row[name]) for name in maps}) for row in rows]
+
+    def epochs_by_trial(self) -> dict[int, list[EpochRow]]:
+        """All epochs, in order, of every trial that has any: one read instead of one for each trial."""
+        rows: dict[int, list[EpochRow]] = {}
+        for row in self.epochs():
+            rows.setdefault(row.trial, []).append(row)
+        return rows
+
+    def epoch_table(self, trial: int | None = None) -> pa.Table:
+        """As :meth:`epochs`, in the columns of :data:`EPOCH_SCHEMA`: for what looks at all rows of a large study."""
+        parts = sorted({part for (number, _), (part, _) in self._places.items() if trial in (None, number)})
+        tables = [join_rows(self._tail) if part == self._part else self._read_part(part) for part in parts]
+        table = pa.concat_tables([EPOCH_SCHEMA.empty_table(), *tables])
+        if trial is not None:
+            table = table.filter(pc.equal(table["trial"], trial))
+        return table.sort_by([("trial", "ascending"), ("epoch", "ascending")])
+
+    def checkpoint_folder(self, number: int) -> Path:
+        """Where the checkpoints of a trial are, if it has any. The folder need not exist."""
+        return self.folder / "checkpoints" / f"t{number:04d}"
+
+    @contextmanager
+    def buffered(self, seconds: float) -> Iterator[None]:
+        """For the time of the block, let what was put wait to be written: so long, or until :meth:`flush`."""
+        former, self._buffer_seconds = self._buffer_seconds, seconds
+        try:
+            yield
+        finally:
+            self._buffer_seconds = former
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything that is still in memory only."""
+        if self._tail_changed:
+            self._write_part(self._part, self._tail)
+            self._tail_changed = False
+        if self._trials_changed:
+            self._write_trials()
+        self._written = time.monotonic()
+
+    @property
+    def _study_file(self) -> Path:
+        return self.folder / "study.json"
+
+    @property
+    def _trials_file(self) -> Path:
+        return self.folder / "trials.parquet"
+
+    def _part_file(self, part: int) -> Path:
+        return self.folder / "epochs" / f"part-{part:05d}.parquet"
+
+    def _require_study(self) -> dict[str, Any]:
+        if not self.exists(self.folder):
+            raise UserError(f"{self.folder}: must hold a study, but got no study.json. Check the name.")
+        return _read_study(self._study_file)
+
+    def _read_part(self, part: int) -> pa.Table:
+        return read_table(self._part_file(part), EPOCH_SCHEMA)
+
+    def _write_if_due(self) -> None:
+        if time.monotonic() - self._written >= self._buffer_seconds:
+            self.flush()
+
+    def _write_trials(self) -> None:
+        rows = self.trials()
+        schema = TRIAL_SCHEMA.with_metadata(TRIAL_SCHEMA.metadata | {WALL_SECONDS: str(self.wall_seconds).encode()})
+        columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+        write_table(self._trials_file, pa.Table.from_pydict(columns, schema=schema))
+        self._trials_changed = False
+
+    def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:
+        write_table(self._part_file(part), join_rows(rows))
+
+
+def check_name(name: str) -> None:
+    """Refuse a study name that is no plain folder name, as a UserError."""
+    if name == GENERATED or not re.fullmatch(r"\w[\w .+-]{0,79}", name):
+        raise UserError(
+            "--study: must be 1 to 80 letters, digits, spaces or any of _.+-, begin with a letter, digit or _, and not "
+            f"be '{GENERATED}', but got '{name}'. Choose another name."
+        )
+
+
+def list_studies(results: Path) -> list[StudyStore]:
+    """The studies in a results folder, the one that was worked on last first. Other folders are passed over.
+
+    Raises:
+        UserError: a study that cannot be read.
+    """
+    return [StudyStore.open(folder) for folder in _study_folders(results)]
+
+
+def find_study(results: Path, name: str | None) -> StudyStore:
+    """The study of that name, or the one that was worked on last.
+
+    Raises:
+        UserError: no such study, a name that none can have, or a study that cannot be read.
+    """
+    if name is None:
+        return latest_study(results)
+    check_name(name)
+    return StudyStore.open(results / name)
+
+
+def latest_study(results: Path) -> StudyStore:
+    """The study that was worked on last.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    folders = _study_folders(results)
+    if not folders:
+        raise UserError(f"{results}: must hold a study, but got none. Run python -m search.run SPACE.yaml first.")
+    return StudyStore.open(folders[0])
+
+
+def _study_folders(results: Path) -> list[Path]:
+    active = {file.parent: _last_activity(file.parent) for file in Path(results).glob("*/study.json")}
+    return sorted(active, key=active.__getitem__, reverse=True)
+
+
+def _last_activity(folder: Path) -> tuple[bool, str]:
+    """Whether it has trials (one that could not start has none, and nothing to export), and when one of them started or
+    ended, or its description was written. Copying keeps that, unlike file times."""
+    has_trials = False
+    times = [str(_read_study(folder / "study.json")["written"])]
+    trials = folder / "trials.parquet"
+    if trials.exists():
+        table = read_table(trials, TRIAL_SCHEMA)
+        has_trials = table.num_rows > 0
+        times += [time for name in ("started", "ended") for time in table[name].to_pylist() if time]
+    return has_trials, max(times)
+
+
+def _objective(study: Mapping[str, Any]) -> Objective:
+    return Objective.of(str(study.get("metric", "")), study.get("objective"))
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    study = read_json(path)
+    format_ = study if isinstance(study, dict) else {}
+    check_format(path, format_.get("format"), format_.get("format_version"))
+    return study

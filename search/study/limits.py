@@ -1,0 +1,175 @@
+"""What ends a study before its trials are done: time, GPU time, a value that is good enough, a best that stays.
+
+At a limit no trial starts, and those that run are stopped as by Ctrl-C: their best checkpoints count, and they go on
+when the study is continued with a higher one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cellseg.config import gain
+from search.space.settings import Limits
+
+if TYPE_CHECKING:
+    from search.storage.store import StudyStore
+    from search.storage.tables import TrialRow
+    from search.study.experiment import Experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a study has used, over all its searches, of what :class:`Limits` bound."""
+
+    hours: float
+    gpu_hours: float
+    best: float | None
+    """Best value of the metric; None before the first."""
+    stale_trials: int
+    """Trials that ended since the best one did; 0 while that one runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReachedLimit:
+    """Why a study ended early. That is no error."""
+
+    setting: str
+    """Dotted name of the limit, as for ``--set``."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.reason}"
+
+
+class Stopwatch:
+    """Wall-clock time of a study: of its former searches, and of this one from :meth:`start` to :meth:`stop`.
+
+    Args:
+        clock: seconds since any moment; a simulation gives its own.
+        before: seconds of the former searches.
+    """
+
+    def __init__(self, clock: Callable[[], float], before: float = 0.0):
+        self._clock = clock
+        self._before = before
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all searches so far."""
+        return self._before + (0.0 if self._since is None else self._clock() - self._since)
+
+    def start(self) -> None:
+        """Begin to count, unless it does already."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def stop(self) -> None:
+        """Cease to count."""
+        self._before, self._since = self.seconds, None
+
+
+def wall_clock_limit(limits: Limits, hours: float) -> ReachedLimit | None:
+    """The limit on wall-clock time, if it is reached. The only one that is reached without an event."""
+    if limits.hours is None or hours < limits.hours:
+        return None
+    return ReachedLimit("limits.hours", f"{limits.hours:g} h of wall-clock spent")
+
+
+def first_reached(limits: Limits, metric: str, usage: Usage) -> ReachedLimit | None:
+    """A limit that is reached, if any is."""
+    if reached := wall_clock_limit(limits, usage.hours):
+        return reached
+    if limits.gpu_hours is not None and usage.gpu_hours >= limits.gpu_hours:
+        return ReachedLimit("limits.gpu_hours", f"{limits.gpu_hours:g} GPU-hours spent")
+    if limits.target is not None and usage.best is not None and gain(metric, usage.best) >= gain(metric, limits.target):
+        return ReachedLimit("limits.target", f"{metric} of {usage.best:.4f}, {limits.target:g} was wanted")
+    if limits.plateau_trials is not None and usage.stale_trials >= limits.plateau_trials:
+        return ReachedLimit("limits.plateau_trials", f"{usage.stale_trials} trials in a row without a new best")
+    return None
+
+
+class LimitWatch:
+    """Watches the limits of a study.
+
+    Args:
+        space: has the limits.
+        store: the study's tables, which keep the time that is spent.
+        clock: seconds since any moment; a simulation gives its own.
+    """
+
+    def __init__(self, space: "Experiment", store: "StudyStore", clock: Callable[[], float]):
+        self._limits = space.limits or Limits()
+        self._space, self._store = space, store
+        self._stopwatch = Stopwatch(clock, store.wall_seconds)
+        store.count_time(lambda: self._stopwatch.seconds)
+        ends = sorted((row.ended, row.number) for row in store.trials() if row.ended is not None)
+        self._ended = [number for _, number in ends]
+        self._reached: ReachedLimit | None = None
+        self.look()
+
+    @property
+    def reached(self) -> ReachedLimit | None:
+        """The limit that ended the search, if one did: it stays, whatever trials report after that."""
+        if self._reached is None:
+            self._reached = wall_clock_limit(self._limits, self._stopwatch.seconds / 3600)
+        return self._reached
+
+    @property
+    def usage(self) -> Usage:
+        """What was used so far."""
+        rows, resources = self._store.trials(), self._space.resources
+        values = [row.metric for row in rows if row.metric is not None]
+        return Usage(
+            hours=self._stopwatch.seconds / 3600,
+            gpu_hours=sum(row.seconds for row in rows) * (resources.gpu if resources else 0) / 3600,
+            best=max(values, key=lambda value: gain(self._space.metric, value), default=None),
+            stale_trials=self._stale_trials(),
+        )
+
+    def start(self) -> None:
+        """The search has begun, or goes on."""
+        self._stopwatch.start()
+
+    def look(self) -> None:
+        """See whether what a trial did reaches a limit. Time runs by itself."""
+        if self._reached is None and self._limits != Limits():
+            self._reached = first_reached(self._limits, self._space.metric, self.usage)
+
+    def end(self, number: int) -> None:
+        """A trial has ended."""
+        self._ended.append(number)
+        self.look()
+
+    def stop(self) -> None:
+        """The search has stopped."""
+        self._stopwatch.stop()
+
+    def describe(self) -> str:
+        """What was used and, if so, which limit is reached, in words; empty without limits."""
+        used = describe_usage(self._limits, self.usage) if self._limits != Limits() else ""
+        return ", ".join(text for text in (used, f"ended by {self.reached}" if self.reached else "") if text)
+
+    def _stale_trials(self) -> int:
+        leader = next((row.number for row in self._store.best_trials(1)), None)
+        if leader is not None and leader not in self._ended:
+            return 0
+        since = self._ended[self._ended.index(leader) + 1 :] if leader is not None else self._ended
+        return sum(counts(self._space, self._store.trial(number)) for number in since)
+
+
+def counts(space: "Experiment", row: "TrialRow") -> bool:
+    """Whether a trial has ended in a way that makes it one of ``trials``: in a search not by a failure."""
+    return row.state in {"COMPLETE", "PRUNED", "INFEASIBLE"} or (row.state == "FAILED" and space.failures_count)
+
+
+def describe_usage(limits: Limits, usage: Usage) -> str:
+    """How much of each limit is used, in words; that of the metric is seen on the board."""
+    parts = []
+    if limits.hours is not None:
+        parts.append(f"{usage.hours:.2f} of {limits.hours:g} h")
+    if limits.gpu_hours is not None:
+        parts.append(f"{usage.gpu_hours:.2f} of {limits.gpu_hours:g} GPU-hours")
+    if limits.plateau_trials is not None:
+        parts.append(f"{usage.stale_trials} of {limits.plateau_trials} trials without a new best")
+    return ", ".join(parts)

@@ -1,0 +1,189 @@
+"""The leaderboard in the terminal: a live table on a screen, plain lines in a job's log."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cellseg.config import gain
+from search.cost import COSTS, Objective, pareto_trials, trial_cost
+from search.space.settings import COST_UNITS, Cost
+from search.storage.store import TrialRow
+from search.study.experiment import Experiment
+
+if TYPE_CHECKING:
+    from search.study.study import Study
+
+MAX_ROWS = 15
+LOG_WIDTH = 160
+"""Columns of a table in a log, which has no width of its own; rich would cut it to 80."""
+STYLES = {
+    "RUNNING": "cyan",
+    "COMPLETE": "green",
+    "PRUNED": "yellow",
+    "INFEASIBLE": "magenta",
+    "FAILED": "red",
+    "INTERRUPTED": "dim",
+}
+
+
+class Standings(Protocol):
+    """What a leaderboard shows: a :class:`search.study.study.Study`, or its tables read again."""
+
+    @property
+    def space(self) -> Experiment: ...
+
+    @property
+    def rows(self) -> list[TrialRow]: ...
+
+    @property
+    def leaderboard(self) -> list[TrialRow]: ...
+
+
+def make_console() -> Console:
+    """The terminal, or standard output as wide as a log may be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
+
+
+class Board:
+    """Shows a study while it runs. ``update`` is called after every event."""
+
+    def __init__(self, study: "Study", console: Console):
+        self._study = study
+        self._console = console
+        self._started = time.monotonic()
+        self._told: dict[int, tuple[str, int]] = {row.number: (row.state, row.epochs) for row in study.rows}
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Keep the table on the screen for the time of the block; without a screen, nothing."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(
+            get_renderable=self.render, console=self._console, refresh_per_second=2, transient=True, screen=False
+        ):
+            yield
+
+    def update(self) -> None:
+        """Without a screen, a line for each trial that moved since the last call."""
+        if self._console.is_terminal:
+            return
+        for row in self._study.rows:
+            if self._told.get(row.number) != (row.state, row.epochs):
+                self._told[row.number] = (row.state, row.epochs)
+                self._console.print(self._line(row), soft_wrap=True, highlight=False, markup=False)
+
+    def render(self) -> Group:
+        """Header, table of running and best trials."""
+        rows = self._study.rows
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        header = Text(
+            f"{self._study.name}: {self._study.num_finished} of {self._study.space.trials} trials "
+            f"({state_counts(rows) or 'starting'}), {minutes}:{seconds:02d}",
+            style="bold",
+        )
+        if limits := self._study.limits.describe():
+            header.append(f"  {limits}")
+        return Group(header, leaderboard_table(self._study))
+
+    def _line(self, row: TrialRow) -> str:
+        value = "" if row.metric is None else f"  best {self._study.space.metric} {row.metric:.4f}"
+        reason = f"  ({row.reason.strip().splitlines()[-1]})" if row.reason else ""
+        return (
+            f"t{row.number:04d}  {row.state.lower():<11}  epoch {row.epochs}/{self._study.space.epochs}{value}{reason}"
+        )
+
+
+def state_counts(rows: Iterable[TrialRow]) -> str:
+    """How many trials are in which state, in words; empty for none."""
+    counts = Counter(row.state for row in rows)
+    return ", ".join(f"{counts[state]} {state.lower()}" for state in STYLES if counts[state])
+
+
+def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
+    """The running trials and the best ended ones, best first, with the values that tell them apart."""
+    objective = Objective.of(study.space.metric, study.space.objective)
+    ranked = study.leaderboard
+    num_ranked, with_rank = len(ranked), {row.number for row in ranked}
+    ranked += [row for row in study.rows if row.number not in with_rank and row.state != "FAILED"]
+    # Running trials are always shown: they are what a waiting person looks for.
+    running = [row for row in ranked if row.state == "RUNNING"]
+    best = [row for row in ranked if row.state != "RUNNING"][: max(0, max_rows - len(running))]
+    shown = [row for row in ranked if row in running or row in best]
+    keys = list(study.space.domains)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    weighed = ["objective", COST_UNITS[objective.per]] if objective.per else []
+    for name in ("", "trial", "state", "epochs", study.space.metric, *weighed, *(key.split(".")[-1] for key in keys)):
+        table.add_column(name, no_wrap=True)
+    for rank, row in enumerate(ranked, start=1):
+        if row not in shown:
+            continue
+        params = json.loads(row.params)
+        table.add_row(
+            str(rank) if rank <= num_ranked else "",
+            f"t{row.number:04d}",
+            Text(row.state.lower(), style=STYLES[row.state]),
+            f"{row.epochs}/{study.space.epochs}",
+            "" if row.metric is None else f"{row.metric:.4f} @{row.best_epoch}",
+            *([_number(objective.trial_value(row)), _cost(row, objective.per)] if objective.per else []),
+            *(Text(format_value(params[key])) if key in params else "-" for key in keys),
+        )
+    if len(ranked) > len(shown):
+        table.caption = f"and {len(ranked) - len(shown)} more"
+    return table
+
+
+def pareto_heading(metric: str) -> str:
+    """What :func:`pareto_table` shows, in words."""
+    return (
+        f"Trained to the end, and no other is at least as good in {metric} and a cost and better in one "
+        "(* in which cost)"
+    )
+
+
+def pareto_table(study: Standings, costs: Sequence[Cost] = COSTS) -> Table:
+    """The trials on the front of metric and a cost, for each of the costs, best metric first; a star marks a cost on
+    whose front the trial is. See :func:`search.cost.pareto_trials`."""
+    metric = study.space.metric
+    fronts = {cost: {row.number for row in pareto_trials(study.rows, metric, cost)} for cost in costs}
+    shown = [row for row in study.rows if any(row.number in front for front in fronts.values())]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("trial", metric, *(COST_UNITS[cost] for cost in costs)):
+        table.add_column(name, no_wrap=True)
+    for row in sorted(shown, key=lambda row: -gain(metric, row.metric or 0.0)):
+        stars = ("*" if row.number in fronts[cost] else " " for cost in costs)
+        cells = (f"{_cost(row, cost)} {star}" for cost, star in zip(costs, stars, strict=True))
+        table.add_row(f"t{row.number:04d}", _number(row.metric), *cells)
+    return table
+
+
+def show_front(study: Standings, console: Console) -> None:
+    """Print the front of metric and one cost, the objective's or else the time of an epoch, if any trial is on it."""
+    cost = study.space.objective.per if study.space.objective else "seconds"
+    table = pareto_table(study, [cost])
+    if table.row_count:
+        console.print(Text(f"{pareto_heading(study.space.metric)}; all costs: python -m search.report"))
+        console.print(table)
+
+
+def _cost(row: TrialRow, cost: Cost) -> str:
+    value = trial_cost(row, cost)
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def format_value(value: object) -> str:
+    """A setting's value, short enough for a column."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

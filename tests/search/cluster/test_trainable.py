@@ -1,0 +1,197 @@
+"""The trainable alone, without a cluster and without training."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes import empty_table, make_report
+
+import cellseg.training.fit
+from cellseg.config import TrialConfig
+from cellseg.errors import UserError
+from cellseg.files import write_json
+from cellseg.training.epoch_report import EpochReport, TrainingError
+from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, last_report, trial_name
+
+
+def config_of(number: int, folder: Path) -> dict:
+    return {"study": "cells", "number": number, "config": {"optim.lr": 0.01}, "folder": str(folder)}
+
+
+@pytest.fixture
+def trainable(tmp_path, monkeypatch):
+    """A trainable of trial 7, set up as Tune does it; what ``fit`` is given lands in ``calls``."""
+    import ray
+
+    trainable = CellTrainable.__new__(CellTrainable)
+    trainable.titles, trainable.calls = [], []
+    monkeypatch.setattr(ray._raylet, "setproctitle", trainable.titles.append)
+    monkeypatch.setattr(CellTrainable, "_limit_threads", lambda self: None)
+
+    def use(fit):
+        def recorded(*arguments):
+            trainable.calls.append(arguments)
+            return fit()
+
+        monkeypatch.setattr(cellseg.training.fit, "fit", recorded)
+        trainable.setup(config_of(7, tmp_path / "t0007"), data=empty_table())
+        return trainable
+
+    return use
+
+
+def epochs(count: int = 2):
+    for epoch in range(1, count + 1):
+        yield EpochReport(**make_report(epoch, epoch / 10, ending="epochs" if epoch == count else None))
+
+
+def raising(error: Exception):
+    def fit():
+        yield from epochs()
+        raise error
+
+    return fit
+
+
+def test_a_step_reports_an_epoch_as_json(trainable):
+    trainable = trainable(epochs)
+    first, second, third = (trainable.step() for _ in range(3))
+    assert json.loads(first[REPORT]) == make_report(1, 0.1)
+    assert (first[ENDING], second[ENDING]) == (None, "epochs")
+    assert (json.loads(third[REPORT]), third[ENDING]) == (None, "epochs"), "there is nothing left to train"
+    assert all(set(result) == {REPORT, ENDING, DETAIL} for result in (first, second, third))
+
+
+def test_fit_gets_the_typed_config_the_data_and_the_folder_and_not_before_the_first_step(trainable, tmp_path):
+    trainable = trainable(epochs)
+    assert trainable.calls == []
+    trainable.step()
+    ((config, data, folder),) = trainable.calls
+    assert config == TrialConfig.from_flat({"optim.lr": 0.01})
+    assert (data.class_names, folder) == (("class1",), tmp_path / "t0007")
+
+
+@pytest.mark.parametrize(
+    ("error", "ending", "detail"),
+    [
+        (TrainingError("non-finite", "loss_mask in epoch 2"), "non-finite", "loss_mask in epoch 2"),
+        (TrainingError("out-of-memory", "80 GiB"), "out-of-memory", "80 GiB"),
+        (UserError("model: too large.", "data: too few."), "invalid", "model: too large.\ndata: too few."),
+        (KeyError("x"), "bug", "KeyError: 'x'"),
+        (AssertionError(), "bug", "AssertionError"),
+    ],
+)
+def test_an_error_is_an_ending_with_its_text(trainable, error, ending, detail):
+    trainable = trainable(raising(error))
+    results = [trainable.step() for _ in range(3)]
+    assert [result[ENDING] for result in results] == [None, "epochs", ending]
+    assert results[-1][DETAIL].strip().endswith(detail)
+    assert json.loads(results[-1][REPORT]) is None
+
+
+def test_a_config_that_is_not_valid_is_an_ending_too(trainable):
+    trainable = trainable(epochs)
+    trainable.reset_config(config_of(8, Path()) | {"config": {"optim.lrr": 1}})
+    result = trainable.step()
+    assert result[ENDING] == "invalid"
+    assert "Did you mean 'optim.lr'?" in result[DETAIL]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "device-side assert triggered",
+    ],
+)
+def test_a_broken_gpu_context_takes_the_process_with_it(trainable, text):
+    trainable = trainable(raising(RuntimeError(text)))
+    trainable.step()
+    trainable.step()
+    with pytest.raises(RuntimeError, match=text):
+        trainable.step()
+
+
+def test_another_trial_takes_the_process_and_the_former_one_is_closed(trainable, tmp_path):
+    closed = []
+
+    def fit():
+        try:
+            yield from epochs()
+        finally:
+            closed.append(len(trainable.calls))
+
+    trainable = trainable(fit)
+    trainable.step()
+    assert trainable.reset_config(config_of(8, tmp_path / "t0008"))
+    assert closed == [], "nothing that takes time or can fail happens in the reset"
+    assert json.loads(trainable.step()[REPORT])["epoch"] == 1
+    assert closed == [1], "closed, and before the next one starts"
+    assert [call[2].name for call in trainable.calls] == ["t0007", "t0008"]
+    assert json.loads(trainable.step()[REPORT])["epoch"] == 2
+    assert closed == [1], "a step of the same trial tears nothing down"
+
+
+def test_a_teardown_that_fails_takes_the_process_with_it(trainable, tmp_path, monkeypatch):
+    trainable = trainable(epochs)
+    trainable.step()
+    assert trainable.reset_config(config_of(8, tmp_path / "t0008"))
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(trainable, "cleanup", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        trainable.step()
+    assert len(trainable.calls) == 1, "the next trial never began in it"
+
+
+def test_process_list_and_dashboard_name_the_trial(trainable):
+    trainable = trainable(epochs)
+    assert repr(trainable) == trial_name("cells", 7) == "cells/t0007"
+    assert trainable.titles[-1] == "ray::cells/t0007"
+    trainable.reset_config(config_of(12, Path()))
+    assert trainable.titles[-1] == "ray::cells/t0012"
+
+
+def write_checkpoint(folder: Path, epoch: int, value: float) -> None:
+    """A description as ``cellseg.checkpoint`` writes it, without weights."""
+    description = {
+        "config": {},
+        "class_names": ["a"],
+        "metric": "segm/AP50",
+        "value": value,
+        "epoch": epoch,
+        "metrics": {"segm/AP50": value},
+        "parameters": 1,
+        "data_fingerprint": "",
+        "versions": {},
+        "weights": "weights.pt",
+        "weights_blake2b": "",
+        "training": None,
+        "format_version": 1,
+    }
+    write_json(folder / "checkpoint.json", description)
+
+
+def test_a_trial_that_goes_on_repeats_the_epoch_it_goes_on_from(trainable, tmp_path):
+    write_checkpoint(tmp_path / "t0007" / "best", 2, 0.7)
+    write_checkpoint(tmp_path / "t0007" / "last", 3, 0.6)
+    trainable = trainable(epochs)
+    report = json.loads(trainable.step()[REPORT])
+    assert (report["epoch"], report["value"], report["best_value"], report["best_epoch"]) == (3, 0.6, 0.7, 2)
+    assert (report["metrics"], report["losses"], report["learning_rate"]) == ({"segm/AP50": 0.6}, {}, None)
+    assert report.keys() == make_report(1, 0.1).keys()
+    assert trainable.calls == []
+    trainable.step()
+    assert len(trainable.calls) == 1
+
+
+def test_there_is_no_report_of_a_new_trial_or_of_an_epoch_that_is_trained_again(tmp_path):
+    assert last_report(tmp_path) is None
+    write_checkpoint(tmp_path / "best", 1, 0.7)
+    assert last_report(tmp_path) is None
+    write_checkpoint(tmp_path / "last", 1, 0.7)
+    write_checkpoint(tmp_path / "best", 2, 0.8)
+    assert last_report(tmp_path) is None
