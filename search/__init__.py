@@ -11,14 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.storage.reader import FinishedTrial, StudyReader, open_study
+    from search.storage.reader import StudyReader, TrialReader, open_study
 
     __version__: str
 
-__all__ = ["FinishedTrial", "StudyReader", "__version__", "open_study"]
+__all__ = ["StudyReader", "TrialReader", "__version__", "open_study"]
 
 _HOMES = {
-    "FinishedTrial": "search.storage.reader",
+    "TrialReader": "search.storage.reader",
     "StudyReader": "search.storage.reader",
     "__version__": "cellseg",
     "open_study": "search.storage.reader",

@@ -82,7 +82,7 @@ class StudyReader:
         return [row | {name: values.get(name) for name in names} for row, values in zip(rows, nested, strict=True)]
 
     @property
-    def best(self) -> "FinishedTrial":
+    def best(self) -> "TrialReader":
         """The trial that the study ranks first.
 
         Raises:
@@ -91,9 +91,9 @@ class StudyReader:
         best = self._store.best_trials(1)
         if not best:
             raise UserError(f"{self.folder}: must hold a trial with a value, but got none. Let the search run on.")
-        return FinishedTrial(self._store, best[0])
+        return TrialReader(self._store, best[0])
 
-    def trial(self, number: int) -> "FinishedTrial":
+    def trial(self, number: int) -> "TrialReader":
         """The trial with that number.
 
         Raises:
@@ -101,11 +101,11 @@ class StudyReader:
         """
         for row in self._store.trials():
             if row.number == number:
-                return FinishedTrial(self._store, row)
+                return TrialReader(self._store, row)
         raise UserError(f"{self.folder}: must hold a trial {number}, but got none. study.trials lists what is there.")
 
 
-class FinishedTrial:
+class TrialReader:
     """One trial of a study, as far as it was trained."""
 
     def __init__(self, store: StudyStore, row: TrialRow):
