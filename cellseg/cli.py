@@ -2,13 +2,18 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from cellseg.errors import UserError
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+
+_SPELLINGS: ContextVar[Mapping[str, str]] = ContextVar("spellings")
 
 
 def run_command(
@@ -20,16 +25,20 @@ def run_command(
 
     A :class:`UserError` becomes one line a problem on standard error and status 2; Ctrl-C becomes status 130. Anything
     else is a bug and keeps its traceback. ``--debug``, which every command has, shows the traceback of a UserError too.
+
+    The command finds the words that were typed behind its name in ``arguments.argv``.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
+    parser.prog, parser.description = spell(parser.prog), spell(parser.description or "")
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(words, argparse.Namespace(argv=words))
     try:
         return command(arguments)
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {spell(problem)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -50,4 +59,24 @@ def run_command(
 
 def say(text: str = "") -> None:
     """Print a line of a command's result at once, also through a pipe."""
-    print(text, flush=True)
+    print(spell(text), flush=True)
+
+
+@contextmanager
+def spelled(spellings: Mapping[str, str]) -> Iterator[None]:
+    """Let commands call themselves, and each other, by other names for the time of the block.
+
+    Args:
+        spellings: module of a command -> what its user types, such as ``search.run`` -> ``cellseg-search run``.
+    """
+    token = _SPELLINGS.set(spellings)
+    try:
+        yield
+    finally:
+        _SPELLINGS.reset(token)
+
+
+def spell(text: str) -> str:
+    """``text`` with every ``python -m MODULE`` as the user types it (:func:`spelled`); elsewhere as it is."""
+    spellings = _SPELLINGS.get({})
+    return re.sub(r"python -m (\w+(?:\.\w+)*)", lambda match: spellings.get(match[1], match[0]), text)

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from cellseg.cli import EXIT_OK, run_command, say
+from cellseg.cli import EXIT_OK, run_command, say, spell
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 
@@ -12,7 +13,9 @@ from cellseg.errors import UserError
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cellseg.train", description=__doc__)
     parser.add_argument(
-        "config", type=Path, help="YAML file of settings (`python -m cellseg.config` lists them), nested or dotted"
+        "config",
+        type=Path,
+        help=spell("YAML file of settings (`python -m cellseg.config` lists them), nested or dotted"),
     )
     parser.add_argument("--data", type=Path, help="folder of the data set; default: the config's data.root")
     parser.add_argument("--out", type=Path, help="folder of the run; default: results/train-<config's name>")
@@ -67,5 +70,10 @@ def _command(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(_parser(), _command))
+    sys.exit(main())

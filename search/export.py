@@ -3,6 +3,7 @@
 import argparse
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,5 +106,10 @@ def write_archive(results: Path) -> Path:
     return archive
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(_parser(), _command))
+    sys.exit(main())

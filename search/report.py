@@ -6,7 +6,7 @@ Only the study's tables are read: it may be running, and neither Ray nor torch i
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,5 +214,10 @@ def _command(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(_parser(), _command))
+    sys.exit(main())

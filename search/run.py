@@ -6,6 +6,7 @@ The same command continues the study.
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ RESULTS = Path("results")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.run", description=__doc__)
-    parser.add_argument("space", type=Path, help="a space (docs/spaces.md) or a table (docs/reports.md), a YAML file")
+    parser.add_argument("space", type=Path, help="a YAML file, or the name of a space that comes with the package")
     parser.add_argument("--study", metavar="NAME", help="name of the study; default: the space file's")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set; default: the space's data")
     parser.add_argument("--trials", type=int, metavar="N", help="trials to finish, those of earlier runs included")
@@ -44,8 +45,10 @@ def _parser() -> argparse.ArgumentParser:
 def _command(arguments: argparse.Namespace) -> int:
     from search.ablation import Ablation
     from search.prepare import prepare_data, study_lock
+    from search.space.shipped import find_space
     from search.storage.store import check_name
 
+    arguments.space = find_space(arguments.space)
     space = _load(arguments)
     name = arguments.space.stem if arguments.study is None else arguments.study
     check_name(name)
@@ -163,12 +166,17 @@ def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace)
 
 
 def _again(arguments: argparse.Namespace) -> str:
-    return "python -m search.run " + shlex.join(sys.argv[1:])
+    return "python -m search.run " + shlex.join(arguments.argv)
 
 
 def _results_option(arguments: argparse.Namespace) -> str:
     return "" if arguments.results == RESULTS else f" --results {shlex.quote(str(arguments.results))}"
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(_parser(), _command))
+    sys.exit(main())

@@ -25,10 +25,8 @@ STRETCH_PERCENTILES = (0.1, 99.9)
 def read_image(path: Path) -> np.ndarray:
     """The image as (H, W, 3) uint8 RGB.
 
-    Takes grey, grey + alpha, RGB and RGBA, samples last or first. Alpha is dropped and grey is repeated. uint8 is taken
-    as it is and bool becomes 0 and 255. Everything else (uint16, float, ...) is stretched linearly between the image's
-    own 0.1th and 99.9th percentile over all channels: per image, because then a test image is treated exactly as a
-    training image, whatever data set it arrives with. A constant image of such a type becomes zeros.
+    Takes grey, grey + alpha, RGB and RGBA, samples last or first. Alpha is dropped; pixels become RGB as :func:`to_rgb`
+    says.
 
     Raises:
         UserError: missing, unreadable, cut off, more than one page, other channels than above, or non-finite pixels.
@@ -40,7 +38,35 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: must be grey or RGB, with or without alpha, but got {channels} channels. Export it as RGB."
         )
-    return np.ascontiguousarray(np.broadcast_to(_to_uint8(pixels_HWS, path), (*pixels_HWS.shape[:2], 3)))
+    return to_rgb(pixels_HWS, str(path))
+
+
+def to_rgb(pixels: np.ndarray, where: str = "image") -> np.ndarray:
+    """An image in memory as (H, W, 3) uint8 RGB: the one rule for arrays and for files.
+
+    Grey is repeated, and a fourth channel, alpha, is dropped. uint8 is taken as it is and bool becomes 0 and 255.
+    Everything else (uint16, float, ...) is stretched linearly between the image's own 0.1th and 99.9th percentile over
+    all channels: per image, because then a test image is treated exactly as a training image, whatever data set it
+    arrives with. A constant image of such a type becomes zeros.
+
+    Args:
+        pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); not empty; bool, integers or floats.
+        where: what an error calls the image.
+
+    Raises:
+        UserError: no array, another shape or type, or non-finite pixels.
+    """
+    if not isinstance(pixels, np.ndarray):
+        raise UserError(f"{where}: must be a numpy array, but got {type(pixels).__name__}. Convert it with np.asarray.")
+    if pixels.size == 0 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise UserError(
+            f"{where}: must have pixels of the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got "
+            f"{pixels.shape}. Put the channels last, and choose one plane of a stack."
+        )
+    if pixels.dtype.kind not in "buif":
+        raise UserError(f"{where}: must hold bool, integer or floating-point pixels, but got {pixels.dtype}.")
+    pixels_HWS = _with_channels(pixels)[..., :3]
+    return np.ascontiguousarray(np.broadcast_to(_to_uint8(pixels_HWS, where), (*pixels_HWS.shape[:2], 3)))
 
 
 def read_id_map(path: Path) -> np.ndarray:
@@ -61,7 +87,7 @@ def read_id_map(path: Path) -> np.ndarray:
         )
     values_HW = values_HWS[..., 0]
     if values_HW.dtype.kind == "f":
-        _require_finite(values_HW, path)
+        _require_finite(values_HW, str(path))
         fractional_HW = values_HW != np.floor(values_HW)
         if fractional_HW.any():
             raise UserError(
@@ -76,12 +102,12 @@ def read_id_map(path: Path) -> np.ndarray:
     return values_HW.astype(np.int64)
 
 
-def _to_uint8(pixels_HWS: np.ndarray, path: Path) -> np.ndarray:
+def _to_uint8(pixels_HWS: np.ndarray, where: str) -> np.ndarray:
     if pixels_HWS.dtype == np.uint8:
         return pixels_HWS
     if pixels_HWS.dtype == np.bool_:
         return pixels_HWS * np.uint8(255)
-    _require_finite(pixels_HWS, path)
+    _require_finite(pixels_HWS, where)
     values_HWS = pixels_HWS.astype(np.float64)
     low, high = np.percentile(values_HWS, STRETCH_PERCENTILES)
     if low == high:  # nearly all pixels are alike: a few bright cells on black must not vanish
@@ -91,10 +117,10 @@ def _to_uint8(pixels_HWS: np.ndarray, path: Path) -> np.ndarray:
     return np.rint((values_HWS - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
 
 
-def _require_finite(values: np.ndarray, path: Path) -> None:
+def _require_finite(values: np.ndarray, where: str) -> None:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = np.count_nonzero(~np.isfinite(values))
-        raise UserError(f"{path}: pixels must be finite, but got {count} that are NaN or infinite. Export it again.")
+        raise UserError(f"{where}: pixels must be finite, but got {count} that are NaN or infinite. Export it again.")
 
 
 def _read(path: Path, as_color: bool) -> np.ndarray:

@@ -47,13 +47,17 @@ def predict_image(model: "nn.Module", image_HWC: np.ndarray, config: "TrialConfi
 
     Args:
         model: in evaluation mode; its parameters' device does the work.
-        image_HWC: (H, W, 3) uint8 RGB of any size. It is brought to the scale and colour the model was trained on.
+        image_HWC: (H, W, 3) uint8 RGB of any size, as :func:`cellseg.data.images.to_rgb` makes it. It is brought to the
+            scale and colour the model was trained on.
         config: resolved by :func:`cellseg.data.auto.resolve_auto`.
     """
     from cellseg.config import parse_numbers
     from cellseg.data.resize import multiply_size, scaled_size, to_color
     from cellseg.inference.tiles import concatenate, tile_windows
 
+    # Pixels of another type would go through as numbers of the wrong size, and give wrong cells without a word.
+    assert image_HWC.dtype == np.uint8, f"to_rgb comes first, but got {image_HWC.dtype}"
+    assert image_HWC.ndim == 3 and image_HWC.shape[2] == 3, f"to_rgb comes first, but got {image_HWC.shape}"
     inference = config.inference
     height, width = image_HWC.shape[:2]
     size = scaled_size(height, width, config.data)

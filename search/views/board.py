@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cellseg.cli import spell
 from cellseg.config import gain
 from search.cost import COSTS, Objective, pareto_trials, trial_cost
 from search.space.settings import COST_UNITS, Cost
@@ -171,7 +172,7 @@ def show_front(study: Standings, console: Console) -> None:
     cost = study.space.objective.per if study.space.objective else "seconds"
     table = pareto_table(study, [cost])
     if table.row_count:
-        console.print(Text(f"{pareto_heading(study.space.metric)}; all costs: python -m search.report"))
+        console.print(Text(spell(f"{pareto_heading(study.space.metric)}; all costs: python -m search.report")))
         console.print(table)
 
 

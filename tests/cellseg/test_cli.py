@@ -25,6 +25,11 @@ def test_the_commands_own_status_is_returned(capsys):
     assert capsys.readouterr().out == "number 0\nnumber 7\n"
 
 
+def test_a_command_knows_the_words_that_were_typed(capsys):
+    assert run(lambda arguments: say(" ".join(arguments.argv)) or 0, "--number", "7", "--debug") == 0
+    assert capsys.readouterr().out == "--number 7 --debug\n"
+
+
 def test_every_problem_is_a_line_on_standard_error_and_the_status_is_2(capsys):
     def command(_):
         raise UserError("a: one", "b: two")

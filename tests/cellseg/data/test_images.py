@@ -1,5 +1,6 @@
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import imagecodecs
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellseg.data.images import read_id_map, read_image
+from cellseg.data.images import read_id_map, read_image, to_rgb
 from cellseg.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
@@ -240,3 +241,43 @@ def test_the_released_image_is_read(shared_data):
     folder = shared_data / "hw3-sample" / "train" / "sample-0001"
     assert read_image(folder / "image.tif").shape == (397, 482, 3)
     assert len(np.unique(read_id_map(folder / "class2.tif"))) == 160
+
+
+# Arrays in memory
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [0, 1, 3, 4])
+def test_an_array_becomes_what_the_file_that_holds_it_becomes(tmp_path, dtype, channels):
+    shape = (20, 30, channels) if channels else (20, 30)
+    pixels = (np.random.default_rng(0).random(shape) * 200).astype(dtype)
+    if channels == 4:
+        pixels[..., 3] = 7  # alpha takes no part in the stretch
+    path = _tiff(tmp_path / "a.tif", pixels, photometric="rgb" if channels >= 3 else "minisblack")
+    image_HWC = to_rgb(pixels)
+    assert (image_HWC.dtype, image_HWC.shape) == (np.uint8, (20, 30, 3))
+    np.testing.assert_array_equal(image_HWC, read_image(path))
+    assert image_HWC.max() == 255 or dtype == np.uint8
+
+
+def test_a_bool_array_becomes_black_and_white():
+    assert to_rgb(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (20,), (20, 30, 2), (20, 30, 5), (3, 20, 30), (1, 20, 30, 3), (0, 30), (9, 0, 3)]
+)
+def test_arrays_of_other_shapes_are_refused(shape):
+    with pytest.raises(UserError, match=rf"^image: must have pixels of the shape .* but got {re.escape(str(shape))}"):
+        to_rgb(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((4, 4), complex), np.full((4, 4), "a"), np.full((4, 4), None)])
+def test_arrays_of_other_types_are_refused(pixels):
+    with pytest.raises(UserError, match=r"^image: must hold bool, integer or floating-point pixels"):
+        to_rgb(pixels)
+
+
+def test_an_array_that_is_not_finite_is_refused_under_the_name_it_was_given():
+    with pytest.raises(UserError, match=r"^frame 7: pixels must be finite, but got 2"):
+        to_rgb(np.array([[0.5, np.nan, np.inf]]), "frame 7")

@@ -68,6 +68,22 @@ def test_the_network_sees_the_image_between_0_and_1_in_the_order_of_training(tin
     assert torch.equal(model.seen[1][0], model.seen[1][2])
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((60, 80, 3), np.uint16),
+        np.zeros((60, 80, 3), np.float32),
+        np.zeros((60, 80), np.uint8),
+        np.zeros((60, 80, 4), np.uint8),
+    ],
+)
+def test_an_image_that_is_not_yet_rgb_never_reaches_the_network(tiny_config, image):
+    model = Oracle()
+    with pytest.raises(AssertionError, match="to_rgb comes first"):
+        predict_image(model, image, tiny_config())
+    assert model.seen == []
+
+
 def test_training_and_prediction_see_the_same_image(packed, tiny_config):
     from cellseg.data.loader import TrainingImages
 

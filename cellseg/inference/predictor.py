@@ -1,0 +1,53 @@
+"""A trained model for Python users: image arrays or files in, cells out."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cellseg.checkpoint import Checkpoint, open_checkpoint
+from cellseg.data.detections import Detections
+from cellseg.data.images import read_image, to_rgb
+from cellseg.device import pick_device
+from cellseg.inference.image import load_model, predict_image
+
+
+class Predictor:
+    """The model of a checkpoint, ready to predict on its device."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device):
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.model = load_model(checkpoint, device)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; label 1 is the first."""
+        return self.checkpoint.info.class_names
+
+    def predict(self, image: np.ndarray | Path | str) -> Detections:
+        """The cells of one image, in its own pixels, best first.
+
+        Args:
+            image: the path of an image file, or its pixels as (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Pixels may be
+                bool, integers or floats: an array gives the same cells as a file that holds it
+                (:func:`cellseg.data.images.to_rgb`).
+
+        Raises:
+            UserError: an array of another form, pixels that are not finite, or a file that cannot be read.
+        """
+        image_HWC = read_image(Path(image)) if isinstance(image, (str, Path)) else to_rgb(image)
+        return predict_image(self.model, image_HWC, self.config)
+
+
+def load(checkpoint: Path | str, device: str | None = None) -> Predictor:
+    """The trained model in a checkpoint folder.
+
+    Args:
+        checkpoint: a folder that training or a search wrote, such as ``results/STUDY/checkpoints/t0003/best``.
+        device: ``cuda``, ``cuda:1`` or ``cpu``. None: a GPU where there is one.
+
+    Raises:
+        UserError: no checkpoint there, damaged weights, or a device that this machine lacks.
+    """
+    return Predictor(open_checkpoint(Path(checkpoint)), pick_device(device))

@@ -1,0 +1,83 @@
+"""The console command ``cellseg-search``: one door to every command of both packages; also ``python -m search``."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from cellseg.cli import EXIT_OK, run_command, say, spelled
+from cellseg.errors import UserError
+from cellseg.names import unknown_name
+
+PROGRAM = "cellseg-search"
+COMMANDS = {
+    "check": ("cellseg.data.check", "find every problem of a data set before a search does"),
+    "config": ("cellseg.config", "list every hyperparameter with its values, default and meaning"),
+    "run": ("search.run", "search a space, or continue a study that was stopped"),
+    "report": ("search.report", "show what a study measured, also while it runs"),
+    "export": ("search.export", "write the best trial's predictions for the test images"),
+    "predict": ("cellseg.predict", "predict the test images of a data set with any checkpoint"),
+    "train": ("cellseg.train", "train a single config, without a search"),
+    "synthetic": ("cellseg.data.synthetic", "generate a data set of synthetic cells"),
+    "coco": ("cellseg.data.coco", "write the annotations of a data set as COCO"),
+    "optuna-export": ("search.optuna_export", "write a study for Optuna's dashboard and plots"),
+}
+"""Name -> (module or package that ``python -m`` runs, help in one line), in the order in which a user meets them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names, with the other words; the exit status.
+
+    Only the module of that command is imported.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        with spelled({module: f"{PROGRAM} {name}" for name, (module, _) in COMMANDS.items()}):
+            return _main_of(words[0])(words[1:])
+    # An unknown name is reported before what follows it: its options are unknown as well.
+    named = words and not words[0].startswith("-")
+    return run_command(_parser(), _command, words[:1] if named else words)
+
+
+def _main_of(name: str) -> Callable[[Sequence[str]], int]:
+    """The ``main`` of a command, found where ``python -m`` finds it."""
+    module = import_module(COMMANDS[name][0])
+    if hasattr(module, "__path__"):
+        module = import_module(f"{module.__name__}.__main__")
+    return module.main
+
+
+def _parser() -> argparse.ArgumentParser:
+    from cellseg import __version__
+
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Find the best Mask R-CNN for your cells.",
+        epilog="\n".join(
+            [
+                "commands, in the order in which you will need them:",
+                *lines,
+                "",
+                f"Try it without any data:  {PROGRAM} run quickstart",
+                f"Options of a command:     {PROGRAM} COMMAND --help",
+            ]
+        ),
+    )
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    return parser
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    if arguments.command is not None:
+        raise UserError(unknown_name(arguments.command, COMMANDS, "a command"))
+    say(_parser().format_help().rstrip())
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

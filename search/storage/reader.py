@@ -1,0 +1,171 @@
+"""A study for Python users: its tables as plain rows, and its best trial as a model that predicts.
+
+Only files are read, and only those of the study's folder: a search may be running. Torch is loaded with the first
+model.
+"""
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellseg.config import TrialConfig
+from cellseg.errors import UserError
+from search.storage.store import StudyStore, TrialRow, find_study
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cellseg.data.detections import Detections
+    from cellseg.inference.predictor import Predictor
+
+
+def open_study(name: str | None = None, results: Path | str = "results") -> "StudyReader":
+    """The study of that name as its tables are now; open it again to see what a running search added.
+
+    Args:
+        name: None for the study that was worked on last.
+        results: the folder that holds the studies' folders.
+
+    Raises:
+        UserError: no such study, or one that cannot be read.
+    """
+    return StudyReader(find_study(Path(results), name))
+
+
+class StudyReader:
+    """A snapshot of a study."""
+
+    def __init__(self, store: StudyStore):
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        """The study's name: that of its folder."""
+        return self._store.name
+
+    @property
+    def folder(self) -> Path:
+        """Where the study lies."""
+        return self._store.folder
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that the trials' ``metric`` and ``value`` hold."""
+        return self._store.metric
+
+    @cached_property
+    def trials(self) -> list[dict[str, Any]]:
+        """A flat row per trial, by number: ``pandas.DataFrame(study.trials)``.
+
+        The columns are the same in all rows: first what is known of a trial (the fields of
+        :class:`search.storage.tables.TrialRow`, without its JSON texts), then a column per searched hyperparameter by
+        its dotted key. A hyperparameter that does not matter in a trial is None there. The whole config of a trial is
+        ``study.trial(number).config``.
+        """
+        rows = self._store.trials()
+        params = [json.loads(row.params) for row in rows]
+        keys = dict.fromkeys(key for values in params for key in values)
+        return [_facts(row) | {key: values.get(key) for key in keys} for row, values in zip(rows, params, strict=True)]
+
+    @cached_property
+    def epochs(self) -> list[dict[str, Any]]:
+        """A flat row per trial and epoch, in this order: ``pandas.DataFrame(study.epochs)``.
+
+        The columns are the same in all rows: the fields of :class:`search.storage.tables.EpochRow`, with a column per
+        validation metric by its name (``segm/AP50``) and one per training loss by its name (``loss_mask``).
+        """
+        rows = [asdict(row) for row in self._store.epochs()]
+        nested = [row.pop("metrics") | row.pop("losses") for row in rows]
+        names = dict.fromkeys(name for values in nested for name in values)
+        return [row | {name: values.get(name) for name in names} for row, values in zip(rows, nested, strict=True)]
+
+    @property
+    def best(self) -> "TrialReader":
+        """The trial that the study ranks first.
+
+        Raises:
+            UserError: no trial has a value yet.
+        """
+        best = self._store.best_trials(1)
+        if not best:
+            raise UserError(f"{self.folder}: must hold a trial with a value, but got none. Let the search run on.")
+        return TrialReader(self._store, best[0])
+
+    def trial(self, number: int) -> "TrialReader":
+        """The trial with that number.
+
+        Raises:
+            UserError: there is none.
+        """
+        for row in self._store.trials():
+            if row.number == number:
+                return TrialReader(self._store, row)
+        raise UserError(f"{self.folder}: must hold a trial {number}, but got none. study.trials lists what is there.")
+
+
+class TrialReader:
+    """One trial of a study, as far as it was trained."""
+
+    def __init__(self, store: StudyStore, row: TrialRow):
+        self._store = store
+        self._row = row
+
+    @property
+    def number(self) -> int:
+        """The trial's number in the study, from 0."""
+        return self._row.number
+
+    @property
+    def value(self) -> float | None:
+        """Best value of the study's metric; None before the first."""
+        return self._row.metric
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The values that were sampled, by dotted key."""
+        return json.loads(self._row.params)
+
+    @cached_property
+    def config(self) -> TrialConfig:
+        """The whole config that it was trained with."""
+        return TrialConfig.from_flat(json.loads(self._row.config), f"{self._store.folder}: trial {self.number}")
+
+    def model(self, device: str | None = None) -> "Predictor":
+        """The model of the trial's best epoch, loaded anew with each call.
+
+        Args:
+            device: ``cuda``, ``cuda:1`` or ``cpu``. None: a GPU where there is one.
+
+        Raises:
+            UserError: its checkpoint was not kept, or is damaged.
+        """
+        from cellseg.checkpoint import has_checkpoint
+        from cellseg.inference.predictor import load
+        from cellseg.training.run import BEST
+
+        folder = self._store.checkpoint_folder(self.number) / BEST
+        if not has_checkpoint(folder):
+            raise UserError(
+                f"{folder}: the checkpoint of trial {self.number} must have been kept, but got none. "
+                "`keep` in the space says how many trials keep theirs."
+            )
+        return load(folder, device)
+
+    def predict(self, image: "np.ndarray | Path | str") -> "Detections":
+        """The cells of one image, as :meth:`cellseg.inference.predictor.Predictor.predict` finds them.
+
+        The model is loaded with the first image and kept, on a GPU where there is one.
+        """
+        return self._predictor.predict(image)
+
+    @cached_property
+    def _predictor(self) -> "Predictor":
+        return self.model()
+
+
+def _facts(row: TrialRow) -> dict[str, Any]:
+    values = asdict(row)
+    del values["params"], values["config"]
+    return values
