@@ -24,7 +24,7 @@ from cellseg.config.model import (
     parse_normalization,
 )
 from cellseg.config.optim import OptimConfig
-from cellseg.config.problems import describe
+from cellseg.config.problems import problems_of
 from cellseg.config.train import METRICS, MINIMIZED, Metric, TrainConfig, gain
 from cellseg.config.trial import FIELDS, TrialConfig, check_value, flatten, parse_overrides, unknown_key
 
@@ -55,12 +55,12 @@ __all__ = [
     "TrainConfig",
     "TrialConfig",
     "check_value",
-    "describe",
     "flatten",
     "gain",
     "parse_anchor_range",
     "parse_normalization",
     "parse_numbers",
     "parse_overrides",
+    "problems_of",
     "unknown_key",
 ]

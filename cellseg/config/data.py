@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cellseg.config.base import Part, Pixels, Seed
+from cellseg.errors import Problem, RuleError
 
 
 class DataConfig(Part):
@@ -45,19 +46,34 @@ class DataConfig(Part):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
+        problems = []
         if self.fold >= self.num_folds:
-            raise ValueError(
-                f"data.fold: fold < num_folds must hold, but got fold={self.fold}, "
-                f"num_folds={self.num_folds}. Folds count from 0."
-            )
-        if self.resize == "square":
-            if self.shorter_side is None:
-                raise ValueError(
-                    "data.resize: square needs a side, but got shorter_side=None. Set data.shorter_side, or use aspect."
+            problems.append(
+                Problem(
+                    "data.fold",
+                    "fold < num_folds must hold",
+                    f"fold={self.fold}, num_folds={self.num_folds}",
+                    "Folds count from 0.",
                 )
-        elif self.shorter_side is not None and self.shorter_side > self.longer_side:
-            raise ValueError(
-                f"data.shorter_side: shorter_side <= longer_side must hold, but got "
-                f"shorter_side={self.shorter_side}, longer_side={self.longer_side}. Swap them?"
             )
+        if self.resize == "square" and self.shorter_side is None:
+            problems.append(
+                Problem(
+                    "data.resize",
+                    "square needs a side",
+                    "shorter_side=None",
+                    "Set data.shorter_side, or use aspect.",
+                )
+            )
+        if self.resize == "aspect" and self.shorter_side is not None and self.shorter_side > self.longer_side:
+            problems.append(
+                Problem(
+                    "data.shorter_side",
+                    "shorter_side <= longer_side must hold",
+                    f"shorter_side={self.shorter_side}, longer_side={self.longer_side}",
+                    "Swap them?",
+                )
+            )
+        if problems:
+            raise RuleError(*problems)
         return self

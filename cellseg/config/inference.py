@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cellseg.config.base import Fraction, Part, Pixels, Positive, parse_numbers
+from cellseg.errors import Problem, RuleError
 
 
 class InferenceConfig(Part):
@@ -42,8 +43,11 @@ class InferenceConfig(Part):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         if self.tile is not None and self.tile_overlap >= self.tile:
-            raise ValueError(
-                f"inference.tile_overlap: tile_overlap < tile must hold, but got tile_overlap={self.tile_overlap}, "
-                f"tile={self.tile}. A quarter of the tile, or the largest cell, is enough."
+            problem = Problem(
+                "inference.tile_overlap",
+                "tile_overlap < tile must hold",
+                f"tile_overlap={self.tile_overlap}, tile={self.tile}",
+                "A quarter of the tile, or the largest cell, is enough.",
             )
+            raise RuleError(problem)
         return self

@@ -84,7 +84,7 @@ class DataStatistics:
             lines += [f"height           {_spread(self.heights)} px", f"width            {_spread(self.widths)} px"]
         lines.append(f"cells            {self.cells}")
         lines += [
-            f"  {name:<14} {cells} in {images} image{'s' * (images != 1)}"
+            f"  {name:<14} {cells} in {images} {'image' if images == 1 else 'images'}"
             for name, cells, images in zip(self.class_names, self.cells_per_class, self.images_per_class, strict=True)
         ]
         if self.cells_per_image:

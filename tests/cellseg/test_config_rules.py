@@ -49,17 +49,17 @@ RULES = [
     (
         {"model.attention": "se", "model.backbone": "efficientnet_b0"},
         "model.attention: needs residual blocks, but got attention=se with backbone 'efficientnet_b0'. "
-        f"Take one of {', '.join(RESNETS)}.",
+        f"Use one of {', '.join(RESNETS)}.",
     ),
     (
         {"model.attention": "cbam", "model.backbone": "timm:resnet50"},
         "model.attention: needs residual blocks, but got attention=cbam with backbone 'timm:resnet50'. "
-        f"Take one of {', '.join(RESNETS)}.",
+        f"Use one of {', '.join(RESNETS)}.",
     ),
     (
         {"model.deformable_stages": 2, "model.backbone": "convnext_tiny"},
         "model.deformable_stages: needs residual blocks, but got deformable_stages=2 with backbone 'convnext_tiny'. "
-        f"Take one of {', '.join(RESNETS)}.",
+        f"Use one of {', '.join(RESNETS)}.",
     ),
     (
         {"model.attention": "se", "model.frozen_stages": 5},
@@ -88,7 +88,7 @@ RULES = [
     ),
     (
         {"model.weights": "coco", "model.fpn_channels": 64, "model.mask_head_layers": 2},
-        "model.weights: coco weights need the default widths, but fpn_channels, mask_head_layers differ. "
+        "model.weights: coco weights need the default widths, but got other values of fpn_channels, mask_head_layers. "
         "Use imagenet, or leave them out.",
     ),
     (
