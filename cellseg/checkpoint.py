@@ -11,7 +11,7 @@ moment therefore leaves the old checkpoint or the new one. Nothing in a folder n
 import hashlib
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from cellseg.files import atomic_path, read_json, sweep, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no category ids: they are the classes there."""
 DESCRIPTION = "checkpoint.json"
 
 
@@ -36,6 +37,9 @@ class CheckpointInfo:
     config: dict[str, Any]
     """The effective TrialConfig, flat: what ``auto`` takes from the data stands there as its value."""
     class_names: tuple[str, ...]
+    """Name of class ``i + 1``."""
+    category_ids: tuple[int, ...]
+    """The number that the annotations gave class ``i + 1``, and that results are written with."""
     metric: str
     """Name of the metric that chose this epoch."""
     value: float | None
@@ -102,8 +106,10 @@ def save_checkpoint(
     Args:
         state: the model's state dict, on any device.
         training: tensors and plain values that a resumed run needs, or None.
-        description: the fields of :class:`CheckpointInfo` that are not about files and versions.
+        description: the fields of :class:`CheckpointInfo` that are not about files and versions. Without
+            ``category_ids`` the classes have the ids 1, 2, ....
     """
+    description.setdefault("category_ids", _plain_ids(description["class_names"]))
     epoch = description["epoch"]
     weights = folder / f"weights-{epoch:04d}.pt"
     resumable = folder / f"training-{epoch:04d}.pt"
@@ -132,6 +138,8 @@ def has_checkpoint(folder: Path) -> bool:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's description.
 
+    Descriptions of format 1 are read too.
+
     Raises:
         UserError: no checkpoint there, or one of another format.
     """
@@ -139,17 +147,26 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not has_checkpoint(folder):
         raise UserError(f"{folder}: must be a checkpoint folder with a {DESCRIPTION}, but got none. Check the path.")
     content = read_json(folder / DESCRIPTION)
-    names = {field.name for field in fields(CheckpointInfo)}
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version == FORMAT_VERSION and content.keys() != names:
-        wrong = ", ".join(sorted(content.keys() ^ names))
-        raise UserError(f"{folder / DESCRIPTION}: must have exactly the keys it was written with, but {wrong} differ.")
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise UserError(
-            f"{folder / DESCRIPTION}: format_version {FORMAT_VERSION} is needed, but got {version}. "
+            f"{folder / DESCRIPTION}: format_version {FORMAT_VERSION} or older is needed, but got {version}. "
             "Use the version of cellseg that wrote it."
         )
-    return Checkpoint(folder, CheckpointInfo(**content | {"class_names": tuple(content["class_names"])}))
+    names = {field.name for field in fields(CheckpointInfo)}
+    if version == 1:
+        names.remove("category_ids")
+    if content.keys() != names:
+        wrong = ", ".join(sorted(content.keys() ^ names))
+        raise UserError(f"{folder / DESCRIPTION}: must have exactly the keys it was written with, but {wrong} differ.")
+    class_names = tuple(content["class_names"])
+    category_ids = _plain_ids(class_names) if version == 1 else tuple(content["category_ids"])
+    return Checkpoint(folder, CheckpointInfo(**content | {"class_names": class_names, "category_ids": category_ids}))
+
+
+def _plain_ids(class_names: Sequence[str]) -> tuple[int, ...]:
+    """1, 2, ...: the category ids of classes that have no others."""
+    return tuple(range(1, len(class_names) + 1))
 
 
 def find_weights(folder: Path) -> Path:

@@ -1,7 +1,8 @@
 """The COCO layout: one annotation JSON beside a folder of images.
 
 Reads polygons, compressed and uncompressed run-length encodings; instances may overlap. Crowd annotations are skipped
-(they name no single cell). Category ids become classes 1..K in ascending order of the ids.
+(they name no single cell). Category ids become classes 1..K in ascending order of the ids;
+the ids themselves travel along, and results are written with them.
 
 Shape suffixes: H height and W width of an image, h and w of a window in it, N cells, 4 = x1, y1, x2, y2.
 """
@@ -118,6 +119,7 @@ def open_coco(root: Path, annotations: str | None) -> Dataset:
         root=root,
         layout="coco",
         class_names=tuple(category["name"] for category in categories),
+        category_ids=tuple(category["id"] for category in categories),
         sources=sources,
         settings={"layout": "coco", "annotations": relative_name(json_path, root)},
         notes=(f"{json_path}: {crowds} crowd annotations were skipped.",) if crowds else (),

@@ -20,7 +20,7 @@ def write_coco(dataset: Dataset, path: Path) -> int:
 
     ``file_name`` is relative to the data set's root. Masks are compressed RLE with text counts, boxes are x, y, width,
     height in pixels, ids count from 1. pycocotools loads the file, and so does
-    :func:`cellseg.data.annotations.open_coco` with the same root.
+    :func:`cellseg.data.annotations.open_coco` with the same root. Categories keep the ids of ``dataset``.
 
     Raises:
         UserError: the problems of all samples, or ``path`` cannot be written.
@@ -35,10 +35,11 @@ def write_coco(dataset: Dataset, path: Path) -> int:
         height, width = sample.size
         file_name = relative_name(source.files[0], dataset.root)
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for annotation in sample_annotations(sample):
+        for annotation in sample_annotations(sample, dataset.category_ids):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
     raise_all(problems)
-    categories = [{"id": label, "name": name} for label, name in enumerate(dataset.class_names, start=1)]
+    named = zip(dataset.category_ids, dataset.class_names, strict=True)
+    categories = [{"id": category, "name": name} for category, name in named]
     content = {"images": images, "annotations": annotations, "categories": categories}
     with atomic_path(path) as temporary:
         # Not indented: with thousands of masks the file is read by programs only.
@@ -46,14 +47,17 @@ def write_coco(dataset: Dataset, path: Path) -> int:
     return len(annotations)
 
 
-def sample_annotations(sample: Sample) -> list[dict]:
-    """The cells of ``sample`` as COCO annotations without id and image_id, in the order of their numbers."""
+def sample_annotations(sample: Sample, category_ids: Sequence[int] | None = None) -> list[dict]:
+    """The cells of ``sample`` as COCO annotations without id and image_id, in the order of their numbers.
+
+    ``category_ids``: the id of class 1, 2, ...; None: the class itself.
+    """
     from cellseg.data.rle import encode_sample, to_json_rle
 
     cells = read_instances(sample.planes_PHW, sample.labels_N)
     return [
         {
-            "category_id": int(label),
+            "category_id": int(label) if category_ids is None else category_ids[label - 1],
             "segmentation": to_json_rle(rle),
             "area": int(area),
             "bbox": [float(left), float(top), float(right - left), float(bottom - top)],

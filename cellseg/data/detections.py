@@ -56,12 +56,15 @@ class Detections:
         """The detections with a score of at least ``min_score``."""
         return self.select(np.flatnonzero(self.scores_N >= min_score))
 
-    def to_coco_results(self, image_id: int) -> list[dict]:
-        """COCO result records of plain JSON values: bbox is x, y, width, height, counts are text."""
+    def to_coco_results(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict]:
+        """COCO result records of plain JSON values: bbox is x, y, width, height, counts are text.
+
+        ``category_ids``: the id of class 1, 2, ...; None: the class itself.
+        """
         return [
             {
                 "image_id": image_id,
-                "category_id": label,
+                "category_id": label if category_ids is None else category_ids[label - 1],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": score,
                 "segmentation": to_json_rle(rle),

@@ -1,7 +1,8 @@
 """A data set as one Arrow table: packed once, memory-mapped afterwards, and shared without copying.
 
 A row is an image. The table explains itself: its schema metadata hold the format version, the fingerprint of the input,
-the class names and the reading settings, so a table that travelled through an object store is complete.
+the names and category ids of the classes and the reading settings, so a table that travelled through an object store is
+complete.
 
 Shape suffixes: H height, W width, P planes, N cells, I images, K classes, 4 = x1, y1, x2, y2.
 """
@@ -30,7 +31,7 @@ from cellseg.files import atomic_path
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raise it when the columns change, or when the same files would be read into other pixels or cells."""
 
 Progress = Callable[[int, int], None]
@@ -45,6 +46,8 @@ class PackedDataset:
         self.fingerprint: str = metadata["fingerprint"]
         """Hash of all input files and reading settings, 32 hexadecimal digits."""
         self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
+        self.category_ids: tuple[int, ...] = tuple(json.loads(metadata["category_ids"]))
+        """The number that the annotations give class ``i + 1``."""
         self.settings: dict[str, str] = json.loads(metadata["settings"])
         """How the files were read, see :class:`cellseg.data.source.Dataset`."""
 
@@ -141,6 +144,7 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
             "format_version": str(FORMAT_VERSION),
             "fingerprint": identity,
             "class_names": json.dumps(dataset.class_names),
+            "category_ids": json.dumps(dataset.category_ids),
             "settings": json.dumps(dataset.settings),
         }
     )

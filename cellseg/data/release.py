@@ -119,6 +119,7 @@ def open_release(root: Path, instances: str) -> Dataset:
         root=root,
         layout="release",
         class_names=tuple(f"class{label}" for label in range(1, num_classes + 1)),
+        category_ids=tuple(range(1, num_classes + 1)),
         sources=tuple(sources),
         settings={"layout": "release", "instances": instances},
         notes=tuple(_stray_notes(train, sources)),

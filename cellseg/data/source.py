@@ -42,6 +42,8 @@ class Dataset:
     """``release`` or ``coco``."""
     class_names: tuple[str, ...]
     """Name of class ``i + 1``."""
+    category_ids: tuple[int, ...]
+    """The number that the annotations give class ``i + 1``: COCO's category id. Rising, unique, perhaps with gaps."""
     sources: tuple[Source, ...]
     """At least one, in the order of their names."""
     settings: dict[str, str]

@@ -237,6 +237,7 @@ class TrainingRun:
         description: dict[str, Any] = {
             "config": self.config.to_flat(),
             "class_names": self.data.class_names,
+            "category_ids": self.data.category_ids,
             "metric": self.config.train.metric,
             "value": metrics[self.config.train.metric],
             "epoch": trained.epoch,
