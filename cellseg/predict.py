@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
@@ -32,5 +33,10 @@ def _command(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(_parser(), _command))
+    sys.exit(main())

@@ -162,7 +162,7 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
 def fingerprint(dataset: Dataset) -> str:
     """Hash of the names and bytes of all files and of the reading settings: the same on every machine.
 
-    An unreadable file counts with its name; what is wrong with it is said when it is loaded.
+    A folder counts with all files in it. An unreadable file counts with its name; loading it says what is wrong.
     """
     files = {relative_name(path, dataset.root): path for source in dataset.sources for path in source.files}
     total = hashlib.blake2b(json.dumps(dataset.settings, sort_keys=True).encode(), digest_size=16)
@@ -244,6 +244,10 @@ def _open_cached(path: Path, identity: str) -> PackedDataset | None:
 
 
 def _file_digest(path: Path) -> bytes:
+    if path.is_dir():
+        names = sorted(inner.relative_to(path).as_posix() for inner in path.rglob("*") if inner.is_file())
+        digests = [hashlib.blake2b(name.encode()).digest() + _file_digest(path / name) for name in names]
+        return hashlib.blake2b(b"folder" + b"".join(digests)).digest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()

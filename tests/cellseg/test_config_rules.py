@@ -4,7 +4,6 @@ from typing import get_args
 
 import pytest
 
-from cellseg.cli import run_command
 from cellseg.config import (
     ACTIVE_WHEN,
     BACKBONES,
@@ -24,7 +23,7 @@ from cellseg.config import (
     parse_normalization,
     parse_numbers,
 )
-from cellseg.config.__main__ import _command, _parser
+from cellseg.config.__main__ import main
 from cellseg.errors import UserError
 
 RULES = [
@@ -255,7 +254,7 @@ def test_attention_matters_for_the_resnet_family_and_norms_for_all_but_the_convn
 
 
 def fields_printed(capsys, *arguments: str) -> str:
-    assert run_command(_parser(), _command, list(arguments)) == 0
+    assert main(list(arguments)) == 0
     return capsys.readouterr().out
 
 
@@ -286,5 +285,5 @@ def test_the_command_prints_one_part_alone(capsys):
 
 def test_the_command_refuses_a_part_that_does_not_exist(capsys):
     with pytest.raises(SystemExit, match="2"):
-        run_command(_parser(), _command, ["losses"])
+        main(["losses"])
     assert "invalid choice: 'losses'" in capsys.readouterr().err

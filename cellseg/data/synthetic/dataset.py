@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from cellseg.data.coco import sample_annotations
+from cellseg.data.coco_export import sample_annotations
 from cellseg.data.sample import Sample
 from cellseg.data.synthetic.kinds import KINDS
 from cellseg.data.synthetic.scene import generate_sample

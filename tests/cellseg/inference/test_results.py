@@ -8,7 +8,6 @@ from pycocotools.coco import COCO
 
 from cellseg import predict
 from cellseg.checkpoint import open_checkpoint
-from cellseg.cli import run_command
 from cellseg.data.testset import read_test_list
 from cellseg.errors import UserError
 from cellseg.inference.results import check_results, write_results
@@ -143,7 +142,7 @@ def test_a_results_file_that_a_leaderboard_would_misread_is_refused(checkpoint, 
 
 
 def command(*argv) -> int:
-    return run_command(predict._parser(), predict._command, [*map(str, argv), "--device", "cpu"])
+    return predict.main([*map(str, argv), "--device", "cpu"])
 
 
 def test_the_command_predicts_and_counts(checkpoint, root, tmp_path, capsys):
