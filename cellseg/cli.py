@@ -1,4 +1,4 @@
-"""What every command of cellseg and search has in common: how it ends."""
+"""The common part of all commands of cellseg and search: parsing, and how they end."""
 
 import argparse
 import os
@@ -18,8 +18,9 @@ def run_command(
 ) -> int:
     """Parse ``argv``, run ``command``, and return the exit status.
 
-    A :class:`UserError` becomes one line a problem on standard error and status 2; Ctrl-C becomes status 130. Anything
-    else is a bug and keeps its traceback. ``--debug``, which every command has, shows the traceback of a UserError too.
+    A :class:`UserError` becomes one line per problem on standard error and status 2; Ctrl-C becomes status 130.
+    Anything else is a bug and keeps its traceback. ``--debug``, an option of every command, also shows the traceback of
+    a UserError.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
@@ -35,13 +36,13 @@ def run_command(
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away (`... | head`): nothing is wrong, and nothing more can be said.
+        # The reader of our output has gone (`... | head`): nothing is wrong, and nobody listens any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except OSError as error:
         if error.filename is None:
             raise
-        # A path that no check foresaw: too long a name, a folder one may not look into.
+        # A path that no check foresaw: a name that is too long, a folder without permission.
         if arguments.debug:
             traceback.print_exc()
         print(f"error: {error.filename}: must be usable, but got '{error.strerror}'. Check the path.", file=sys.stderr)

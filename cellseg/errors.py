@@ -18,7 +18,7 @@ class Problem:
     """How to fix it, as whole sentences. Empty where the rule says it."""
 
     def within(self, where: str) -> "Problem":
-        """The same problem, seen from outside: ``where`` goes before its own place."""
+        """Return the same problem with ``where`` before its own place."""
         return replace(self, where=f"{where}: {self.where}" if self.where else where)
 
     def __str__(self) -> str:

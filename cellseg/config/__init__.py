@@ -1,9 +1,9 @@
-"""The settings of one training run: typed, frozen and strict.
+"""Settings of one training run: typed, frozen and strict.
 
-A :class:`TrialConfig` has a part for each file here. The same config trains alone, inside a search, and predicts after
-export. Outside Python it is a flat mapping with dotted keys (``{"optim.lr": 1e-3}``): that is what a space samples and
-a checkpoint stores. A key that no field answers to is an error that names the nearest field. ``python -m
-cellseg.config`` prints every field with its values, default and meaning.
+A :class:`TrialConfig` has one part per file here. The same config trains alone or inside a search, and predicts after
+export. Outside Python it is a flat mapping with dotted keys (``{"optim.lr": 1e-3}``): a space samples this form and a
+checkpoint stores it. An unknown key is an error that names the nearest field. ``python -m cellseg.config`` prints every
+field with its values, default and meaning.
 """
 
 from cellseg.config.augment import AugmentConfig

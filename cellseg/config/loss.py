@@ -1,4 +1,4 @@
-"""What training minimises: the weight of each loss."""
+"""Loss weights."""
 
 from typing import Self
 

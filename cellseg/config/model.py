@@ -1,4 +1,4 @@
-"""The Mask R-CNN: torchvision's detector with the parts below exchanged."""
+"""The Mask R-CNN: torchvision's detector with exchangeable parts."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -9,11 +9,11 @@ from cellseg.config.base import Count, Part, parse_numbers
 from cellseg.errors import Problem, RuleError
 
 RESNETS = ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d")
-"""Backbones made of residual blocks with a 3x3 convolution: those that take attention and deformable convolutions.
+"""Backbones made of residual blocks with a 3x3 convolution, which support attention and deformable convolutions.
 ``resnet10t`` is timm's, for small machines, the others are torchvision's."""
 EFFICIENTNETS = ("efficientnet_b0", "efficientnet_b1")
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base")
-"""Their norms are layer norms: ``model.norm`` has nothing to exchange in them."""
+"""Backbones with layer norms, which ``model.norm`` cannot replace."""
 BACKBONES: tuple[str, ...] = (*RESNETS, *EFFICIENTNETS, *CONVNEXTS)
 TIMM_PREFIX = "timm:"
 NUM_STAGES = 5
@@ -21,7 +21,7 @@ NUM_STAGES = 5
 
 
 class ModelConfig(Part):
-    """The Mask R-CNN: torchvision's detector with the parts below exchanged."""
+    """The Mask R-CNN: torchvision's detector with exchangeable parts."""
 
     detector: Literal["v1", "v2"] = "v1"
     """``v2`` has convolutions with norm in box and mask head and in the FPN, and a deeper RPN (torchvision's v2)."""
@@ -32,28 +32,28 @@ class ModelConfig(Part):
     """``none``, ``imagenet`` (backbone), ``coco`` (whole detector, torchvision's ResNet-50 only), or a path: a
     state-dict file or a checkpoint folder."""
     norm: Literal["auto", "frozen", "batch", "group"] = "auto"
-    """Batch norms of the backbone are kept (``batch``), fixed as loaded (``frozen``) or exchanged (``group``); v2's
-    heads have group norms for ``group`` and batch norms otherwise. ``auto``: frozen with pretrained weights, group
-    without."""
+    """Batch norms of the backbone are kept (``batch``), fixed as loaded (``frozen``) or replaced (``group``); v2's
+    heads have group norms for ``group`` and batch norms otherwise. ``auto``: frozen with pretrained weights, else
+    group."""
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 0
-    """How many leading backbone stages stay as loaded, norms included: 1 is the stem, 4 all but the last stage, 5 the
-    whole backbone. The FPN always trains."""
+    """Number of leading backbone stages that stay as loaded, norms included: 1 is the stem, 4 all but the last stage, 5
+    the whole backbone. The FPN always trains."""
     attention: Literal["none", "se", "cbam"] = "none"
     """Attention at the end of every residual block of the stages that train: squeeze-and-excitation over channels (Hu
     et al. 2018), or CBAM over channels and places (Woo et al. 2018). ResNet family only."""
     attention_reduction: Annotated[int, Field(ge=1, le=64)] = 16
-    """Attention's hidden layer has this many times fewer channels than the block."""
+    """The hidden layer of attention has this many times fewer channels than the block."""
     deformable_stages: Annotated[int, Field(ge=0, le=3)] = 0
-    """In so many of the last stages the blocks' 3x3 convolutions are modulated deformable ones (Zhu et al. 2019), which
-    start as the convolutions they replace. ResNet family only; these stages must train."""
+    """Number of last stages whose 3x3 convolutions are modulated deformable ones (Zhu et al. 2019), which start as the
+    convolutions they replace. ResNet family only; these stages must train."""
     fpn_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 256
     """Channels of every FPN level."""
     normalization: str = "imagenet"
-    """Of pixel values in [0, 1] before the backbone: ``imagenet`` (its mean and standard deviation), ``dataset`` (those
-    of the training images), ``none``, or numbers ``R,G,B/R,G,B`` for mean and standard deviation."""
+    """Normalisation of pixel values in [0, 1] before the backbone: ``imagenet`` (its mean and standard deviation),
+    ``dataset`` (those of the training images), ``none``, or ``R,G,B/R,G,B`` for mean and deviation."""
     anchors: str = "auto"
     """Anchor sizes in pixels of the network's input, ``SMALLEST-LARGEST`` in factors of two: torchvision's are
-    ``32-512``. Five sizes give each FPN level one; of more, the smallest share the finest level. ``auto``: from the
+    ``32-512``. Five sizes give each FPN level one; with more, the smallest share the finest level. ``auto``: from the
     cell sizes of the training set."""
     anchor_ratios: str = "0.5,1,2"
     """Height / width of the anchors of each size, rising."""
@@ -64,7 +64,7 @@ class ModelConfig(Part):
     rpn_proposals: Count = 1000
     """Proposals per image that remain after it."""
     roi_samples: Count = 512
-    """Proposals per image that the heads' losses sample."""
+    """Proposals per image that are sampled for the losses of the heads."""
     roi_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Largest share of the sampled proposals that lie on cells."""
     box_head_width: Annotated[int, Field(ge=8)] = 1024
@@ -76,13 +76,13 @@ class ModelConfig(Part):
     mask_head_width: Annotated[int, Field(ge=8, multiple_of=8)] = 256
     """Channels of the mask head's convolutions."""
     point_samples: Count = 196
-    """pointrend: points per cell that are trained in a step, and refined after each doubling in prediction."""
+    """pointrend: points per cell in a training step, and points refined after each doubling in prediction."""
     point_doublings: Annotated[int, Field(ge=1, le=3)] = 2
-    """pointrend: how often a predicted mask is doubled and refined: 28, 56, 112, 224 pixels."""
+    """pointrend: number of times a predicted mask is doubled and refined: 28, 56, 112, 224 pixels."""
     detections_per_image: Count | Literal["auto"] = "auto"
-    """Most detections kept per image. ``auto``: twice the most cells of any training image, at least 100."""
+    """Maximum number of detections per image. ``auto``: twice the largest number of cells in an image, at least 100."""
     max_trainable: Count = 200_000_000
-    """A model with more trainable parameters is refused."""
+    """Limit on trainable parameters; a larger model is refused."""
 
     @field_validator("backbone")
     @classmethod

@@ -61,5 +61,5 @@ def _law(finding: ErrorDetails) -> str:
 
 
 def _number(value: object) -> object:
-    """A bound as its field's declaration writes it: 0, not 0.0."""
+    """Write a bound as its field's declaration writes it: 0, not 0.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -67,13 +67,13 @@ class CocoSource:
 
 
 def find_annotations(root: Path) -> list[Path]:
-    """The COCO annotation files that lie in ``root`` itself, sorted."""
+    """Find the COCO annotation files directly in ``root``, sorted."""
     found = []
     for path in sorted(root.glob("*.json")):
         try:
             content = read_json(path)
         except UserError:
-            continue  # some other file; the one that is named or found is read again, with its problems told
+            continue  # some other file; the chosen one is read again, and its problems are reported
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
             found.append(path)
     return found
@@ -145,7 +145,7 @@ def _find_image(root: Path, json_path: Path, file_name: str) -> Path:
 
 
 def _content_problems(path: Path, content: Any) -> Iterator[str]:
-    """What is wrong with the file as a whole; segmentations are looked at when their image is loaded."""
+    """Check the file as a whole; segmentations are checked when their image is loaded."""
     needed: dict[str, dict[str, Callable[[Any], bool]]] = {
         "images": {"id": _is_id, "file_name": _is_name},
         "annotations": {"image_id": _is_id, "category_id": _is_id},

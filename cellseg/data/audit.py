@@ -28,28 +28,28 @@ from cellseg.data.testset import (
 from cellseg.errors import UserError
 
 SHOWN = 5
-"""Of many alike, so many are named."""
+"""Number of names that a message lists of many."""
 SUSPICIOUS_PIECES = 5
-"""A class whose one cell lies in so many separate pieces is probably a binary mask."""
+"""Number of separate pieces from which on the only cell of a class is probably a binary mask."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :func:`check` found, a line for each finding."""
+    """The findings of :func:`check`, one line each."""
 
     errors: tuple[str, ...]
-    """The data cannot be used, or not all of it."""
+    """Problems for which the data, or a part of it, cannot be used."""
     warnings: tuple[str, ...]
-    """The data can be used, but probably are not what was meant."""
+    """Signs that the data are probably not as intended."""
     notes: tuple[str, ...]
-    """What was passed over on purpose."""
+    """Files and annotations that were skipped on purpose."""
     statistics: DataStatistics | None
     """Counts over the samples without errors; None if there are none."""
 
 
 @dataclass(frozen=True)
 class _Looked:
-    """What is kept of an image after a look at it."""
+    """The facts about an image that the check keeps."""
 
     digest: bytes
     """Hash of the pixels."""
@@ -111,11 +111,15 @@ def _sample_warnings(sample: Sample) -> Iterator[str]:
 
 
 def _check_test(root: Path) -> tuple[list[str], list[str], dict[str, bytes]]:
-    """Errors, warnings, and the digest of each test image that could be read."""
+    """Return errors, warnings, and the digest of each test image that could be read."""
     files = list_test_files(root)
     if not has_test_list(root):
         if files:
-            return [f"{root / TEST_LIST}: must list the {len(files)} images in {TEST_FOLDER}, but is absent."], [], {}
+            return (
+                [f"{root / TEST_LIST}: must list the {len(files)} images in {TEST_FOLDER}, but got no such file."],
+                [],
+                {},
+            )
         return [], [f"{root}: has no test images; there is nothing to export for."], {}
     try:
         entries = read_test_list(root)

@@ -44,7 +44,7 @@ def write_coco(dataset: Dataset, path: Path) -> int:
 
 
 def sample_annotations(sample: Sample, category_ids: Sequence[int] | None = None) -> list[dict]:
-    """The cells of ``sample`` as COCO annotations without id and image_id, in the order of their numbers.
+    """Convert the cells of ``sample`` to COCO annotations without id and image_id, in the order of their numbers.
 
     ``category_ids``: the id of class 1, 2, ...; None: the class itself.
     """

@@ -58,7 +58,7 @@ class PackedDataset:
         return self.table.num_rows
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample in row ``index``. Its arrays are read-only views; copy before changing them."""
+        """Return the sample in row ``index``. Its arrays are read-only views; copy before changing them."""
         height, width = self.sizes[index]
         return Sample(
             name=self.names[index],
@@ -82,11 +82,11 @@ class PackedDataset:
         return np.stack([self.table["height"].to_numpy(), self.table["width"].to_numpy()], axis=1).astype(np.int64)
 
     def boxes(self, index: int) -> np.ndarray:
-        """(N, 4) float32: x1, y1, x2, y2 with exclusive right and bottom edge, px; cell ``i + 1`` in row i."""
+        """Return (N, 4) float32: x1, y1, x2, y2 with exclusive right and bottom edge, px; cell ``i + 1`` in row i."""
         return self._values("boxes", index).reshape(-1, 4)
 
     def labels(self, index: int) -> np.ndarray:
-        """(N,) int64: class of cell ``i + 1``, from 1."""
+        """Return (N,) int64: class of cell ``i + 1``, from 1."""
         return self._values("labels", index)
 
     @cached_property
@@ -95,7 +95,7 @@ class PackedDataset:
         return count_labels([self.labels(index) for index in range(len(self))], self.num_classes)
 
     def statistics(self) -> DataStatistics:
-        """Counts over all images, without touching a pixel."""
+        """Count over all images, without touching a pixel."""
         rows = range(len(self))
         return DataStatistics.collect(
             [self.boxes(index) for index in rows], [self.labels(index) for index in rows], self.sizes, self.class_names
@@ -106,7 +106,7 @@ class PackedDataset:
 
 
 def open_packed(data: DataConfig, cache: Path | None = None, on_progress: Progress | None = None) -> PackedDataset:
-    """The packed data set that ``data`` describes; packed now unless the cache holds it for exactly these files.
+    """Open the packed data set that ``data`` describes; packs it unless the cache holds it for exactly these files.
 
     Args:
         cache: folder of packed files. None: ``$CELLSEG_CACHE`` or ``~/.cache/cellseg``. A changed input replaces its
@@ -160,7 +160,7 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Hash of the names and bytes of all files and of the reading settings: the same on every machine.
+    """Hash the names and bytes of all files and the reading settings: the same on every machine.
 
     A folder counts with all files in it. An unreadable file counts with its name; loading it says what is wrong.
     """
@@ -173,13 +173,13 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def default_cache() -> Path:
-    """``$CELLSEG_CACHE``, or ``~/.cache/cellseg``."""
+    """Return ``$CELLSEG_CACHE``, or ``~/.cache/cellseg``."""
     folder = os.environ.get("CELLSEG_CACHE")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "cellseg"
 
 
 def cache_path(dataset: Dataset, cache: Path) -> Path:
-    """The packed file of a data set: one for each root and way of reading it, whatever the files hold."""
+    """Return the packed file of a data set: one for each root and way of reading it, whatever the files hold."""
     key = json.dumps([str(dataset.root), dataset.settings], sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     readable = re.sub(r"[^\w.-]", "_", dataset.root.name)[:40]
@@ -205,7 +205,7 @@ def _schema() -> Any:
 
 
 def _row(sample: Sample, schema: Any) -> Any:
-    """A record batch of one sample, made of views where Arrow can view numpy."""
+    """Build a record batch of one sample, of views where Arrow can view numpy."""
     import pyarrow as pa
 
     cells = read_instances(sample.planes_PHW, sample.labels_N)
@@ -230,7 +230,7 @@ def _one_list(values: np.ndarray) -> Any:
 
 
 def _open_cached(path: Path, identity: str) -> PackedDataset | None:
-    """The file's content, memory-mapped; None if it is absent, damaged, of another format or made from other files."""
+    """Memory-map the file; None if it is absent, damaged, of another format or made from other files."""
     import pyarrow as pa
 
     # pa.ArrowInvalid is a ValueError; a missing key or column is a KeyError.

@@ -1,4 +1,4 @@
-"""Instance planes: many cells in few integer images.
+"""Instance planes: many cells in a few integer images.
 
 A plane holds cell numbers, 0 is background (see :class:`cellseg.data.sample.Sample`). Geometry is applied to planes
 with nearest neighbour; boxes, labels and masks are read from them afterwards, so they cannot drift apart.
@@ -32,7 +32,7 @@ class Instances:
 
 
 def read_instances(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int = 1) -> Instances:
-    """The cells of ``planes_PHW`` that cover at least ``min_area`` pixels.
+    """Find the cells of ``planes_PHW`` that cover at least ``min_area`` pixels.
 
     Args:
         planes_PHW: cell numbers; numbers that an augmentation moved out of the image are simply absent.
@@ -43,7 +43,7 @@ def read_instances(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int =
     number_R, row_R, start_R, stop_R = _runs(planes_PHW)
     begins_cell_R = np.ones(len(number_R), dtype=bool)
     np.not_equal(number_R[1:], number_R[:-1], out=begins_cell_R[1:])
-    if num_planes > 1:  # a number that stands in two planes against the rule is two cells
+    if num_planes > 1:  # a number in two planes, which breaks the rule, is two cells
         begins_cell_R[1:] |= np.diff(row_R // height) != 0
     first_N = np.flatnonzero(begins_cell_R)
     areas_N = np.add.reduceat(stop_R - start_R, first_N)
@@ -69,7 +69,7 @@ def read_instances(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int =
 def stack_masks(
     masks: Iterable[tuple[np.ndarray, tuple[int, int], int]], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Planes and labels from cells that may overlap.
+    """Build planes and labels from cells that may overlap.
 
     Each cell goes, in order, to the first plane in which all its pixels are free; cells without a pixel are skipped.
 
@@ -89,7 +89,7 @@ def stack_masks(
         if not mask_hw.any():
             continue
         labels.append(label)
-        assert len(labels) <= MAX_INSTANCES, "readers refuse such images before they come here"
+        assert len(labels) <= MAX_INSTANCES, "readers refuse such images earlier"
         for plane_HW in planes:
             if not plane_HW[rows, columns][mask_hw].any():
                 break
@@ -101,7 +101,7 @@ def stack_masks(
 
 
 def _runs(planes_PHW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The runs of cells, not of background, in the order of their numbers and then from top to bottom.
+    """Find the runs of cells, not of background, in the order of their numbers and then from top to bottom.
 
     There are far fewer runs than pixels, and they are found quickly: ``scipy.ndimage.find_objects`` for boxes and
     ``numpy.bincount`` for areas take three to five times as long.

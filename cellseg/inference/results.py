@@ -1,4 +1,4 @@
-"""The file a leaderboard takes: COCO results of the listed test images, written and read back."""
+"""COCO results of the listed test images: the file that a leaderboard takes, written and checked."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def write_results(
         if image_HWC.shape[:2] != (image.height, image.width):
             problems.append(
                 f"{image.path}: must be {image.height}x{image.width} as the test list says, but got "
-                f"{image_HWC.shape[0]}x{image_HWC.shape[1]}. Mend the list or the image."
+                f"{image_HWC.shape[0]}x{image_HWC.shape[1]}. Fix the list or the image."
             )
             continue
         results.extend(predict_image(model, image_HWC, config).to_coco_results(image.image_id, category_ids))

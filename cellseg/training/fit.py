@@ -1,4 +1,4 @@
-"""One training run: :func:`fit` trains, judges and yields a report an epoch."""
+"""The loop of a training run: :func:`fit` trains, validates and yields one report per epoch."""
 
 import gc
 import time
@@ -27,13 +27,13 @@ def fit(
 ) -> Iterator[EpochReport]:
     """Train as ``config`` says and yield an :class:`EpochReport` after each epoch.
 
-    Before each report ``folder/last`` and, for a new best, ``folder/best`` are written. A folder that holds ``last``
-    is resumed: on a CPU the numbers are those of an uninterrupted run. The generator may be closed at any report.
+    Before each report it writes ``folder/last`` and, for a new best, ``folder/best``. A folder that holds ``last`` is
+    resumed; on a CPU the numbers are those of an uninterrupted run. The generator may be closed at any report.
     Torch's global generator is seeded from (seed, epoch) at the start of each epoch.
 
     On a GPU the images that need most memory are tried first. Where memory runs out, then or later, half as many images
-    at a time go through the network, from the last checkpoint on, while the effective batch stays. On a GPU an epoch
-    also begins while the figures of the one before are worked out; that one is reported between two steps.
+    at a time go through the network, from the last checkpoint on; the effective batch stays. On a GPU an epoch
+    also begins while the figures of the one before are computed; that one is reported between two steps.
 
     Args:
         on_step: called with (batches done, batches of the epoch).
@@ -77,7 +77,7 @@ def _attempt(
     on_step: Callable[[int, int], None] | None,
     micro_batch: int,
 ) -> Iterator[EpochReport]:
-    """The epochs that are left, with at most ``micro_batch`` images at a time in the network."""
+    """Run the remaining epochs with at most ``micro_batch`` images at a time in the network."""
     from cellseg.training.run import TrainingRun
 
     with closing(TrainingRun(config, data, folder, device, micro_batch)) as run:

@@ -112,7 +112,7 @@ class ObjectiveSettings(_Settings):
 
 
 class Generate(_Settings):
-    """Synthetic data: so many training and test images of ``size`` x ``size`` pixels."""
+    """Synthetic data: numbers of training and test images, and their side in pixels."""
 
     train: Count = 48
     test: Annotated[int, Field(ge=0)] = 8
