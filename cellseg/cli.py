@@ -18,9 +18,8 @@ def run_command(
 ) -> int:
     """Parse ``argv``, run ``command``, and return the exit status.
 
-    A :class:`UserError` becomes one line per problem on standard error and status 2; Ctrl-C becomes status 130.
-    Anything else is a bug and keeps its traceback. ``--debug``, an option of every command, also shows the traceback of
-    a UserError.
+    A :class:`UserError` becomes one line a problem on standard error and status 2; Ctrl-C becomes status 130. Anything
+    else is a bug and keeps its traceback. ``--debug``, which every command has, shows the traceback of a UserError too.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)

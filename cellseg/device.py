@@ -1,4 +1,4 @@
-"""The device that computes."""
+"""Which device computes."""
 
 import torch
 

@@ -26,5 +26,5 @@ class AugmentConfig(Part):
     """Named pipeline, see ``PRESETS`` in ``cellseg/data/augment.py``. All but ``none`` and the reported ones flip along
     both axes and turn by quarters. The reported ones are those of ``spaces/reports/augmentation_freezing.yaml``."""
     strength: Fraction = 0.5
-    """Width of the preset's random ranges, from 0 (minimal) to 1 (as far as cells stay plausible). Not for ``none``,
-    ``flips`` and the reported ones, whose ranges are fixed."""
+    """How far the preset's ranges reach, from 0 (hardly) to 1 (as far as cells stay cells). Not for ``none``, ``flips``
+    and the reported ones, whose ranges are fixed."""

@@ -101,7 +101,7 @@ def ranges(augment: AugmentConfig) -> Reach:
 def random_crop(
     image_HWC: np.ndarray, planes_PHW: np.ndarray, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop a square of ``size`` pixels, anywhere in the image with equal probability.
+    """A square of ``size`` pixels, anywhere in the image with equal chance.
 
     An image with a side below ``size`` is padded at the bottom and right with its background's colour, without cells.
     Cells may be cut.

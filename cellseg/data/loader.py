@@ -20,7 +20,7 @@ from cellseg.device import pick_device
 
 
 def plain_item(sample: Sample, data: DataConfig) -> Item:
-    """Prepare a sample as for prediction, with its target: scaled and coloured, neither cropped nor augmented."""
+    """A sample as prediction sees it, with its target: scaled and coloured, neither cropped nor augmented."""
     return _to_item(*_scaled(sample, scaled_size(*sample.size, data), data), sample.labels_N)
 
 
@@ -127,5 +127,5 @@ def _scaled(sample: Sample, size: tuple[int, int], data: DataConfig) -> tuple[np
 
 
 def _to_item(image_HWC: np.ndarray, planes_PHW: np.ndarray, labels_N: np.ndarray) -> Item:
-    image_CHW = np.stack(cv2.split(image_HWC))  # three times as fast as copying a transposed view
+    image_CHW = np.stack(cv2.split(image_HWC))  # three times as quick as copying a transposed view
     return torch.from_numpy(image_CHW), make_target(planes_PHW, labels_N)

@@ -49,7 +49,7 @@ def assign_folds(label_counts_NC: np.ndarray, num_folds: int, seed: int) -> np.n
 
 
 def split(label_counts_NC: np.ndarray, data: DataConfig) -> Split:
-    """Split samples into training and validation: fold ``data.fold`` of ``data.num_folds`` validates.
+    """Training and validation samples: fold ``data.fold`` of ``data.num_folds`` validates.
 
     The others train, or all do: ``data.train_on``.
 

@@ -18,7 +18,7 @@ PIXELS_AT_ONCE = 1 << 22
 
 
 def make_target(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int = 4) -> dict[str, Tensor]:
-    """Build the target of an image whose cells lie in ``planes_PHW``.
+    """The target of an image whose cells lie in ``planes_PHW``.
 
     Args:
         planes_PHW: (P, H, W) uint16, after augmentation: cells may have left the image.

@@ -1,4 +1,4 @@
-"""Prediction of one image: at one scale or several, whole or in tiles.
+"""One image to detections: at one scale or several, whole or in tiles.
 
 Shape suffixes: H height, W width, C colour channels, N detections, M side of a mask, 4 = x1, y1, x2, y2 in pixels of
 the image, with exclusive right and bottom edge.
@@ -35,7 +35,7 @@ def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -
 
 
 def predict_image(model: "nn.Module", image_HWC: np.ndarray, config: "TrialConfig") -> "Detections":
-    """Predict the cells of one image, in its own pixels.
+    """The cells of one image, in its own pixels.
 
     With ``inference.tile`` the model sees a large image in tiles, merged by
     :func:`cellseg.inference.tiles.merge_tiles`. With several ``inference.scales`` it sees the image at each of them;
@@ -76,8 +76,8 @@ def _predict_at(
     windows: "list[Window]",
     inference: "InferenceConfig",
 ) -> "Detections":
-    """Predict ``image_HWC``, scaled to ``size`` and seen through ``windows``; results are in pixels of the unscaled
-    image."""
+    """What the model finds in ``image_HWC`` scaled to ``size`` and seen through ``windows``, in pixels of the image as
+    it came."""
     from cellseg.data.detections import Detections
     from cellseg.data.resize import resize_image
     from cellseg.inference.paste import paste_masks
@@ -105,7 +105,8 @@ def _predict_at(
 
 
 def _detect(model: "nn.Module", image_HWC: np.ndarray) -> dict[str, np.ndarray]:
-    """Run the model on ``image_HWC``: boxes (N, 4) in its pixels, scores (N,), labels (N,) and masks (N, 1, M, M)."""
+    """What the model finds in ``image_HWC``: boxes (N, 4) in its pixels, scores (N,), labels (N,) and masks (N, 1, M,
+    M)."""
     import torch
 
     device = next(model.parameters()).device
@@ -126,7 +127,7 @@ def _suppress(found: "Detections", inference: "InferenceConfig", limit: int) -> 
 
 
 def predict_images(model: "nn.Module", images: Iterable[np.ndarray], config: "TrialConfig") -> "list[Detections]":
-    """Call :func:`predict_image` for each of ``images``; the model's mode is restored afterwards."""
+    """:func:`predict_image` for each of ``images``; the model's mode is restored afterwards."""
     was_training = model.training
     model.eval()
     try:

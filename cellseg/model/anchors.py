@@ -1,4 +1,4 @@
-"""Anchors: the boxes that the RPN starts from, and an RPN head that may have more of them on the finest level."""
+"""Anchors: the boxes the RPN starts from, and an RPN head that may have more of them on the finest level."""
 
 import torch
 from torch import Tensor, nn

@@ -141,7 +141,7 @@ class CellRoIHeads(RoIHeads):
     def _mask_logits(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """Compute logits of the 28 x 28 masks of all classes, for the boxes of all images in turn."""
+        """Logits of the 28 x 28 masks of all classes, for the boxes of all images in turn."""
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
 
     def postprocess_detections(

@@ -1,4 +1,4 @@
-"""Matching of anchors to cells, without a table of all cells and all anchors.
+"""Which cell an anchor stands for, found without a table of all cells and all anchors.
 
 Shape suffixes: N cells, A anchors, 4 = x1, y1, x2, y2 in pixels.
 """
@@ -20,8 +20,8 @@ class CellRPN(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return for each image the labels (A,) of its anchors, 1 cell, 0 background, -1 ignored, and the box (A, 4) of
-        the cell that each is compared with (any box where there is none); both float32."""
+        """For each image what its anchors should say, 1 cell, 0 background, -1 nothing (A,), and the box (A, 4) of the
+        cell that each is compared with, of any where it is none; both float32."""
         found = [self._assign(anchors_A4, target["boxes"]) for anchors_A4, target in zip(anchors, targets, strict=True)]
         labels, boxes = (list(values) for values in zip(*found, strict=True))
         return labels, boxes
@@ -36,7 +36,7 @@ class CellRPN(RegionProposalNetwork):
 
 
 def match_anchors(boxes_N4: Tensor, anchors_A4: Tensor, matcher: Matcher) -> Tensor:
-    """Compute ``matcher(box_iou(boxes_N4, anchors_A4))`` for a chunk of the anchors at a time.
+    """``matcher(box_iou(boxes_N4, anchors_A4))``, a chunk of the anchors at a time.
 
     An anchor belongs to the cell it overlaps most if that IoU reaches the matcher's high threshold, or, where the
     matcher allows it, if no anchor overlaps some cell more (so that every cell has an anchor).
@@ -67,7 +67,7 @@ def match_anchors(boxes_N4: Tensor, anchors_A4: Tensor, matcher: Matcher) -> Ten
 
 
 def _closest(boxes_N4: Tensor, chunks: tuple[Tensor, ...], tops_CN: Tensor) -> Tensor:
-    """Find the anchors that overlap some cell as much as any does, (A,) bool. ``tops_CN``: the most in each chunk."""
+    """(A,) bool: the anchors that overlap some cell as much as any anchor does. ``tops_CN``: the most in each chunk."""
     top_N = tops_CN.amax(dim=0)
     closest = []
     for chunk_a4, of_chunk_N in zip(chunks, tops_CN, strict=True):

@@ -26,14 +26,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch ran out of memory. Its CPU allocator has no exception of its own."""
+    """Whether torch ran out of memory. Its CPU allocator has no exception of its own."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
 def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, size: int) -> list[list[Item]]:
-    """Batch the training images that need most memory, ``size`` together: those with most cells, and the largest.
+    """The training images that need most memory, ``size`` together: those with most cells, and the largest.
 
     They come as training sees them, at their largest: cropped, but neither shrunk nor augmented. One batch where the
     densest are the largest.

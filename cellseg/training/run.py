@@ -45,14 +45,14 @@ class TrainedEpoch:
     """Wall-clock time of training and of what validation needed the network for."""
     metrics: "Future[dict[str, float]]"
     states: dict[str, Any]
-    """State of the judged model, and of what a resumed run needs."""
+    """Of the model that is judged, and of what a resumed run needs."""
 
 
 class TrainingRun:
     """The state of one training run.
 
     An epoch is trained (:meth:`train_epoch`), judged (:meth:`validate`) and remembered (:meth:`remember`). The next one
-    may be trained while the figures of one are computed, if that :meth:`overlaps`.
+    may be trained while the figures of one are worked out, if that :meth:`overlaps`.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class TrainingRun:
         self.epoch = self.judged_epoch = checkpoint.info.epoch
 
     def close(self) -> None:
-        """Stop the computation of figures."""
+        """Give up what is still being worked out."""
         self.validation.close()
 
     def _decays(self, epochs: int) -> int:
@@ -310,7 +310,7 @@ def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[st
 
 
 def to_cpu(state: Any) -> Any:
-    """Copy a state dict, or a value in one, with its tensors on the CPU."""
+    """A copy of a state dict, or of what may stand in one, with its tensors on the CPU."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

@@ -81,7 +81,7 @@ class Stepper:
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """Return the type of mixed precision of ``train.amp`` on ``device``; None for float32, as always on a CPU."""
+    """The type of mixed precision that ``train.amp`` asks for on ``device``; None for float32, as always on a CPU."""
     if device.type != "cuda":
         return None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

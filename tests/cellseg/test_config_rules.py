@@ -1,6 +1,6 @@
 """Rules over several fields, the small languages of single ones, and which fields matter when."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -26,7 +26,7 @@ from cellseg.config import (
 from cellseg.config.__main__ import main
 from cellseg.errors import UserError
 
-RULES = [
+RULES: list[tuple[dict[str, Any], str]] = [
     (
         {"data.fold": 5},
         "data.fold: fold < num_folds must hold, but got fold=5, num_folds=5. Folds count from 0.",
