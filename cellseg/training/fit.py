@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ def fit(
     *,
     device: "torch.device | None" = None,
     on_step: Callable[[int, int], None] | None = None,
-) -> Iterator[EpochReport]:
+) -> Generator[EpochReport, None, None]:
     """Train as ``config`` says and yield an :class:`EpochReport` after each epoch.
 
     Before each report it writes ``folder/last`` and, for a new best, ``folder/best``. A folder that holds ``last`` is
