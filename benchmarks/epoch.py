@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from cellseg.data.detections import Detections
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.utils.data import Dataset
 
     from cellseg.data.packed import PackedDataset
     from cellseg.training.epoch_report import EpochReport
@@ -159,8 +160,8 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
         box_detections_per_img=trial.model.detections_per_image,
     ).to(device)
     update = torchvision_update(model, trial.optim.lr, device)
-    loader = DataLoader(
-        StackedImages(data, parts.training),
+    loader: DataLoader = DataLoader(
+        cast("Dataset", StackedImages(data, parts.training)),
         batch_size=trial.train.batch_size,
         shuffle=True,
         collate_fn=list,

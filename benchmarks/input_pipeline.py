@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from cellseg.data.augment import build_augmentation, ranges
 from cellseg.data.planes import read_instances
 from cellseg.data.sample import Sample
 from cellseg.data.transforms import PROBABILITY, STEPS, albumentations_module
+
+if TYPE_CHECKING:
+    from cellseg.data.packed import PackedDataset
 
 CONFIG = TrialConfig.model_validate({"augment": {"preset": "full", "strength": 0.5}})
 FEW, MANY = 100, 800
@@ -94,7 +97,8 @@ def planes_way(sample: Sample, visits: Sequence[int]) -> Callable[[], list]:
     """A run of ours: an item for each epoch in ``visits``."""
     from cellseg.data.loader import TrainingImages  # here, because it imports torch
 
-    images = TrainingImages([sample], (0,), CONFIG)  # a list answers data[0] as packed data does
+    data = cast("PackedDataset", [sample])  # a list answers data[0] as packed data does
+    images = TrainingImages(data, (0,), CONFIG)
     return lambda: [images[epoch, 0] for epoch in visits]
 
 

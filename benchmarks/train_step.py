@@ -186,7 +186,7 @@ def torchvision_update(
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             losses = model(images, targets)
         sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, defaults.optim.clip_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, defaults.optim.clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         return losses

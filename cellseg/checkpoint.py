@@ -1,8 +1,8 @@
-"""Checkpoints: folders that describe themselves and are enough to predict.
+"""Checkpoints: self-describing folders that hold all that prediction needs.
 
-    checkpoint.json      what this is: config, classes, metric, epoch, versions, data fingerprint, names of the files
+    checkpoint.json      the description: config, classes, metric, epoch, versions, data fingerprint, names of the files
     weights-0007.pt      the model's state dict
-    training-0007.pt     what a resumed run needs beside the weights; only in checkpoints meant for resuming
+    training-0007.pt     what a resumed run needs besides the weights; only in checkpoints meant for resuming
 
 ``checkpoint.json`` is replaced last and in one step, and it names the files it belongs to. A process killed at any
 moment therefore leaves the old checkpoint or the new one. Nothing in a folder needs unpickling of code.
@@ -11,7 +11,7 @@ moment therefore leaves the old checkpoint or the new one. Nothing in a folder n
 import hashlib
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from cellseg.files import atomic_path, read_json, sweep, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no category ids: they are the classes there."""
 DESCRIPTION = "checkpoint.json"
 
 
@@ -34,8 +35,11 @@ class CheckpointInfo:
     """The content of ``checkpoint.json``."""
 
     config: dict[str, Any]
-    """The effective TrialConfig, flat: what ``auto`` takes from the data stands there as its value."""
+    """The effective TrialConfig, flat: settings that follow from the data have their values."""
     class_names: tuple[str, ...]
+    """Name of class ``i + 1``."""
+    category_ids: tuple[int, ...]
+    """The number that the annotations gave class ``i + 1``, and that results are written with."""
     metric: str
     """Name of the metric that chose this epoch."""
     value: float | None
@@ -45,7 +49,7 @@ class CheckpointInfo:
     metrics: dict[str, float]
     """All validation metrics of this epoch."""
     parameters: int
-    """All of the model's, frozen ones included."""
+    """Number of the model's parameters, frozen ones included."""
     data_fingerprint: str
     """Fingerprint of the packed data the model was trained on."""
     versions: dict[str, str]
@@ -60,18 +64,18 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that was read. Weights are read when asked for."""
+    """A checkpoint folder whose description was read. Weights are loaded on demand."""
 
     folder: Path
     info: CheckpointInfo
 
     @property
     def config(self) -> TrialConfig:
-        """The config the model was trained with."""
+        """Config that the model was trained with."""
         return TrialConfig.from_flat(self.info.config, where=str(self.folder / DESCRIPTION))
 
     def load_weights(self) -> dict[str, Tensor]:
-        """The model's state dict, on the CPU, after its hash was compared."""
+        """Load the model's state dict onto the CPU and verify its hash."""
         path = self.folder / self.info.weights
         if path.is_file() and _hash(path) != self.info.weights_blake2b:
             raise UserError(
@@ -80,12 +84,12 @@ class Checkpoint:
         return load_tensors(path)
 
     def load_training(self) -> dict[str, Any] | None:
-        """The training state, or None if this checkpoint was not kept for resuming."""
+        """Load the training state, or None if this checkpoint was not kept for resuming."""
         return None if self.info.training is None else load_tensors(self.folder / self.info.training)
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """Return the versions of Python and the libraries that a result depends on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -102,8 +106,10 @@ def save_checkpoint(
     Args:
         state: the model's state dict, on any device.
         training: tensors and plain values that a resumed run needs, or None.
-        description: the fields of :class:`CheckpointInfo` that are not about files and versions.
+        description: the fields of :class:`CheckpointInfo` that are not about files and versions. Without
+            ``category_ids`` the classes have the ids 1, 2, ....
     """
+    description.setdefault("category_ids", _plain_ids(description["class_names"]))
     epoch = description["epoch"]
     weights = folder / f"weights-{epoch:04d}.pt"
     resumable = folder / f"training-{epoch:04d}.pt"
@@ -125,12 +131,14 @@ def save_checkpoint(
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether ``folder`` holds a checkpoint."""
+    """Return whether ``folder`` holds a checkpoint."""
     return (folder / DESCRIPTION).is_file()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's description.
+
+    Descriptions of format 1 are read too.
 
     Raises:
         UserError: no checkpoint there, or one of another format.
@@ -139,27 +147,36 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not has_checkpoint(folder):
         raise UserError(f"{folder}: must be a checkpoint folder with a {DESCRIPTION}, but got none. Check the path.")
     content = read_json(folder / DESCRIPTION)
-    names = {field.name for field in fields(CheckpointInfo)}
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version == FORMAT_VERSION and content.keys() != names:
-        wrong = ", ".join(sorted(content.keys() ^ names))
-        raise UserError(f"{folder / DESCRIPTION}: must have exactly the keys it was written with, but {wrong} differ.")
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise UserError(
-            f"{folder / DESCRIPTION}: format_version {FORMAT_VERSION} is needed, but got {version}. "
+            f"{folder / DESCRIPTION}: format_version {FORMAT_VERSION} or older is needed, but got {version}. "
             "Use the version of cellseg that wrote it."
         )
-    return Checkpoint(folder, CheckpointInfo(**content | {"class_names": tuple(content["class_names"])}))
+    names = {field.name for field in fields(CheckpointInfo)}
+    if version == 1:
+        names.remove("category_ids")
+    if content.keys() != names:
+        wrong = ", ".join(sorted(content.keys() ^ names))
+        raise UserError(f"{folder / DESCRIPTION}: must have exactly the keys it was written with, but {wrong} differ.")
+    class_names = tuple(content["class_names"])
+    category_ids = _plain_ids(class_names) if version == 1 else tuple(content["category_ids"])
+    return Checkpoint(folder, CheckpointInfo(**content | {"class_names": class_names, "category_ids": category_ids}))
+
+
+def _plain_ids(class_names: Sequence[str]) -> tuple[int, ...]:
+    """Return 1, 2, ...: the category ids of classes that have no others."""
+    return tuple(range(1, len(class_names) + 1))
 
 
 def find_weights(folder: Path) -> Path:
-    """The file of the model's state dict in a checkpoint folder."""
+    """Find the file of the model's state dict in a checkpoint folder."""
     checkpoint = open_checkpoint(folder)
     return checkpoint.folder / checkpoint.info.weights
 
 
 def load_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote to ``path``, on the CPU: tensors and plain values. Code in the file is not run.
+    """Load tensors and plain values that ``torch.save`` wrote, onto the CPU. Code in the file is not run.
 
     Raises:
         UserError: missing, damaged, or holding anything else.

@@ -1,4 +1,4 @@
-"""What every command of cellseg and search has in common: how it ends."""
+"""The common part of all commands of cellseg and search: parsing, and how they end."""
 
 import argparse
 import os
@@ -44,13 +44,13 @@ def run_command(
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away (`... | head`): nothing is wrong, and nothing more can be said.
+        # The reader of our output has gone (`... | head`): nothing is wrong, and nobody listens any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except OSError as error:
         if error.filename is None:
             raise
-        # A path that no check foresaw: too long a name, a folder one may not look into.
+        # A path that no check foresaw: a name that is too long, a folder without permission.
         if arguments.debug:
             traceback.print_exc()
         print(f"error: {error.filename}: must be usable, but got '{error.strerror}'. Check the path.", file=sys.stderr)

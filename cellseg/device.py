@@ -6,7 +6,7 @@ from cellseg.errors import UserError
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device called ``name``, or the first GPU, or the CPU.
+    """Return the device called ``name``, or the first GPU, or the CPU.
 
     Raises:
         UserError: a name torch does not know, or a device that is not there.

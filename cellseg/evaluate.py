@@ -29,7 +29,7 @@ IOU_THRESHOLDS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 def evaluate(
     predictions: Sequence[Detections], truths: Sequence[Detections], class_names: Sequence[str]
 ) -> dict[str, float]:
-    """COCO mask AP of ``predictions`` against ``truths``, image by image in the same order.
+    """Compute COCO mask AP of ``predictions`` against ``truths``, image by image in the same order.
 
     Args:
         predictions: what was found; masks, labels and scores count, boxes do not.
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def match(ious_DG: np.ndarray, thresholds_T: np.ndarray) -> np.ndarray:
-    """Which detections find a true cell of their own, by COCO's greedy rule.
+    """Match detections to true cells by COCO's greedy rule; each cell is taken once.
 
     Detections choose in turn; each takes the free cell that it overlaps most if that IoU reaches the threshold, the
     last of equals.
@@ -88,7 +88,7 @@ def match(ious_DG: np.ndarray, thresholds_T: np.ndarray) -> np.ndarray:
 
 
 def _match_image(prediction: Detections, truth: Detections, label: int, thresholds_T: np.ndarray) -> dict | None:
-    """The record that pycocotools' ``evaluateImg`` makes of one image and class, as far as ``accumulate`` reads it."""
+    """Build the record of pycocotools' ``evaluateImg`` for one image and class, as far as ``accumulate`` reads it."""
     assert prediction.size == truth.size, f"sizes must agree, but got {prediction.size} and {truth.size}"
     found = prediction.select(np.flatnonzero(prediction.labels_N == label))
     found = found.select(np.argsort(-found.scores_N, kind="stable"))
@@ -108,7 +108,7 @@ def _match_image(prediction: Detections, truth: Detections, label: int, threshol
 
 
 def _accumulate(matches: list[dict | None], num_images: int, num_classes: int) -> dict[str, np.ndarray]:
-    """COCO's (T, R, K) precision table for each suffix in ``DETECTION_LIMITS``; -1 for classes without true cells.
+    """Compute COCO's (T, R, K) precision for each suffix in ``DETECTION_LIMITS``; -1 for classes without true cells.
 
     ``matches`` has one entry for each image of class 1, then of class 2, and so on.
     """
@@ -119,7 +119,7 @@ def _accumulate(matches: list[dict | None], num_images: int, num_classes: int) -
     evaluator.params.maxDets = list(DETECTION_LIMITS.values())
     evaluator.evalImgs = matches
     evaluator._paramsEval = evaluator.params
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints; what takes long is already done
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         evaluator.accumulate()
     return {suffix: evaluator.eval["precision"][:, :, :, 0, m] for m, suffix in enumerate(DETECTION_LIMITS)}
 

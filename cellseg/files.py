@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and YAML that says what is wrong with it."""
+"""Files: written atomically, and read with messages that say what is wrong."""
 
 import json
 import re
@@ -42,7 +42,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             path.rename(scratch / ".replaced")
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: must be writable, but got '{error.strerror}'. Check space and rights.") from error
+        raise UserError(
+            f"{path}: must be writable, but got '{error.strerror}'. Check free space and permissions."
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -62,7 +64,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed content of a JSON file.
+    """Parse a JSON file.
 
     Raises:
         UserError: missing, unreadable, or not JSON.
@@ -71,10 +73,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The parsed content of a YAML file, loaded safely.
+    """Parse a YAML file safely.
 
-    Differs from plain ``yaml.safe_load`` in two ways that matter to people who write numbers: ``1e-3`` is a float (YAML
-    1.1 reads it as text) and a key that stands twice in one mapping is an error (plain YAML keeps the last).
+    Unlike plain ``yaml.safe_load``, it reads ``1e-3`` as a float (YAML 1.1: as text) and refuses a key that occurs
+    twice in one mapping (plain YAML keeps the last).
 
     Raises:
         UserError: missing, unreadable, not YAML, or a repeated key.
@@ -83,7 +85,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, by the rules of :func:`read_yaml`; raises :class:`YAMLError`."""
+    """Parse a YAML text by the rules of :func:`read_yaml`; raises :class:`YAMLError`."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except ValueError as error:  # a value that looks like a date or is tagged as a number, but is none
@@ -113,7 +115,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # the base class says what is wrong
+                continue  # the base class reports it
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.YAMLError(f"the key '{key}' stands twice in one mapping, the second time in line {line}")

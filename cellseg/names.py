@@ -1,19 +1,21 @@
-"""What to say about a name that nobody knows."""
+"""Suggestions for misspelled names."""
 
 import difflib
 from collections.abc import Iterable
 
+from cellseg.errors import Problem
 
-def unknown_name(name: str, valid: Iterable[str], what: str, otherwise: str | None = None) -> str:
-    """``name: must be WHAT, but got an unknown name.`` and the nearest of the ``valid`` ones.
+
+def unknown_name(name: str, valid: Iterable[str], what: str, otherwise: str | None = None) -> Problem:
+    """Report a name that is not ``what`` it must be, with the nearest of the ``valid`` ones.
 
     A name whose last dotted part is right counts as near: ``lr`` for ``optim.lr``.
 
     Args:
-        otherwise: the hint where none is near. None: all valid ones.
+        otherwise: the hint where none is near. None: list all valid names.
     """
     valid = list(valid)
     same_tail = [other for other in valid if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = (same_tail or difflib.get_close_matches(name, valid, n=1, cutoff=0.5))[:1]
-    hint = f"Did you mean '{near[0]}'?" if near else otherwise or f"There are {', '.join(valid)}."
-    return f"{name}: must be {what}, but got an unknown name. {hint}"
+    hint = f"Did you mean '{near[0]}'?" if near else otherwise or f"Valid names are {', '.join(valid)}."
+    return Problem(name, f"must be {what}", "an unknown name", hint)

@@ -45,7 +45,7 @@ def draw_overlay(
     class_names: Sequence[str],
     min_score: float = 0.5,
 ) -> np.ndarray:
-    """The image twice, side by side: with the true cells and with the predicted ones outlined in their class's colour.
+    """Draw the image twice, side by side: the true cells and the predicted ones, outlined in their class's colour.
 
     Above each stands the number of cells, below them a legend of the classes. Small images are enlarged.
 
@@ -87,7 +87,7 @@ def write_overlay(
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """RGB colour of a class, counted from 1."""
+    """Return the RGB colour of a class, counted from 1."""
     return PALETTE[(label - 1) % len(PALETTE)]
 
 
@@ -96,7 +96,7 @@ def _cells(count: int) -> str:
 
 
 def _draw_cells(image_HWC: np.ndarray, cells: Detections) -> np.ndarray:
-    """The enlarged image with a faint fill and a thin smooth contour for each cell."""
+    """Draw the enlarged image with a faint fill and a thin smooth contour for each cell."""
     height, width = cells.size
     scale = max(1, min(-(-PANEL_WIDTH // width), _MAX_SIDE // max(height, width)))
     picture_HWC = cv2.resize(image_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -116,7 +116,7 @@ def _draw_cells(image_HWC: np.ndarray, cells: Detections) -> np.ndarray:
 
 
 def _outline(rle: dict, scale: int) -> list[np.ndarray]:
-    """Closed contours of a mask in the enlarged image, inner ones too; an empty list for an empty mask.
+    """Trace the closed contours of a mask in the enlarged image, inner ones too; an empty list for an empty mask.
 
     Each is (points, 1, 2) int32 x, y in units of ``2**-_SHIFT`` enlarged pixels, smoothed over two pixels of the image.
     """
@@ -143,7 +143,7 @@ class _Swatch(NamedTuple):
 
 
 def _set_page(panels: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str]) -> np.ndarray:
-    """Titled pictures of one size in a row on white paper, with the legend below."""
+    """Lay out titled pictures of one size in a row on white paper, with the legend below."""
     font = ImageFont.load_default(_FONT_SIZE)
     panel_height, image_width = panels[0][1].shape[:2]
     panel_width = max(image_width, PANEL_WIDTH)  # titles need the room even over a narrow image
@@ -166,7 +166,8 @@ def _set_page(panels: Sequence[tuple[str, np.ndarray]], class_names: Sequence[st
 def _lay_out_legend(
     class_names: Sequence[str], width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> tuple[list[_Swatch], int]:
-    """One swatch per class, in lines at most ``width`` px long (unless one name is longer), and the height of all."""
+    """Lay out one swatch per class, in lines at most ``width`` px long (unless one name is longer), and the height
+    of all."""
     swatches: list[_Swatch] = []
     x, y = 0, 0
     for label, name in enumerate(class_names, start=1):

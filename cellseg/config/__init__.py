@@ -1,9 +1,9 @@
-"""The settings of one training run: typed, frozen and strict.
+"""Settings of one training run: typed, frozen and strict.
 
-A :class:`TrialConfig` has a part for each file here. The same config trains alone, inside a search, and predicts after
-export. Outside Python it is a flat mapping with dotted keys (``{"optim.lr": 1e-3}``): that is what a space samples and
-a checkpoint stores. A key that no field answers to is an error that names the nearest field. ``python -m
-cellseg.config`` prints every field with its values, default and meaning.
+A :class:`TrialConfig` has one part per file here. The same config trains alone or inside a search, and predicts after
+export. Outside Python it is a flat mapping with dotted keys (``{"optim.lr": 1e-3}``): a space samples this form and a
+checkpoint stores it. An unknown key is an error that names the nearest field. ``python -m cellseg.config`` prints every
+field with its values, default and meaning.
 """
 
 from cellseg.config.augment import AugmentConfig
@@ -24,7 +24,7 @@ from cellseg.config.model import (
     parse_normalization,
 )
 from cellseg.config.optim import OptimConfig
-from cellseg.config.problems import describe
+from cellseg.config.problems import problems_of
 from cellseg.config.train import METRICS, MINIMIZED, Metric, TrainConfig, gain
 from cellseg.config.trial import FIELDS, TrialConfig, check_value, flatten, parse_overrides, unknown_key
 
@@ -55,12 +55,12 @@ __all__ = [
     "TrainConfig",
     "TrialConfig",
     "check_value",
-    "describe",
     "flatten",
     "gain",
     "parse_anchor_range",
     "parse_normalization",
     "parse_numbers",
     "parse_overrides",
+    "problems_of",
     "unknown_key",
 ]

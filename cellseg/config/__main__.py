@@ -12,7 +12,7 @@ from cellseg.config.trial import FIELDS, TrialConfig
 
 
 def field_lines(key: str) -> list[str]:
-    """What there is to know about a field, in lines for people."""
+    """Describe a field in lines for people."""
     field = FIELDS[key]
     lines = [f"{key}: {_values(field)} = {field.default}"]
     lines += textwrap.wrap(" ".join(field.description.split()), 112, initial_indent="    ", subsequent_indent="    ")
@@ -23,7 +23,7 @@ def field_lines(key: str) -> list[str]:
 
 
 def _values(field: Any) -> str:
-    """The type of a field as its class body writes it, with the bounds that pydantic moved out of it."""
+    """Write the type of a field as its class body does, with the bounds that pydantic keeps apart."""
     return " ".join([_type_name(field.annotation), *_bounds(field.metadata)])
 
 

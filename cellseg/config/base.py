@@ -1,8 +1,10 @@
-"""What all parts of a config share: strictness, and the types of numbers."""
+"""The base of all parts of a config: strictness, and the types of numbers."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from cellseg.errors import Problem, RuleError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -15,7 +17,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class Part(BaseModel):
     """A part of a :class:`cellseg.config.TrialConfig`: frozen, and strict about names, types and ranges."""
 
-    # strict: "8" is no number and 1 is no text. Integers are still taken where a float is asked for.
+    # Strict: "8" is not a number and 1 is not text. An integer is still accepted as a float.
     # Infinity is refused because JSON, and so a checkpoint, cannot hold it.
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -23,10 +25,10 @@ class Part(BaseModel):
 
 
 def parse_numbers(text: str, what: str) -> tuple[float, ...]:
-    """``"0.5,1,2"`` as (0.5, 1.0, 2.0).
+    """Parse ``"0.5,1,2"`` into (0.5, 1.0, 2.0).
 
     Raises:
-        ValueError: not a list of rising positive numbers; the message names ``what`` they are.
+        RuleError: not a list of rising positive numbers; the message names ``what`` they are.
     """
     try:
         numbers = tuple(float(part) for part in text.split(","))
@@ -34,5 +36,5 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
         numbers = ()
     rising = all(0 < low < high for low, high in zip((1e-9, *numbers), (*numbers, 1e9), strict=True))
     if not numbers or not rising:
-        raise ValueError(f"must be rising positive {what} like '0.5,1,2', but got '{text}'.")
+        raise RuleError(Problem("", f"must be rising positive {what} like '0.5,1,2'", f"'{text}'"))
     return numbers

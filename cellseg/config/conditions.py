@@ -1,4 +1,4 @@
-"""Which fields matter only for some values of others."""
+"""Conditional fields: those that matter only for some values of others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from cellseg.config.model import CONVNEXTS, NUM_STAGES, RESNETS
 
 
 class OneOf(frozenset):
-    """Holds for these values."""
+    """A condition that holds for these values."""
 
     def __str__(self) -> str:
         return " or ".join(sorted(map(str, self)))
@@ -16,7 +16,7 @@ class OneOf(frozenset):
 
 @dataclass(frozen=True)
 class AnyBut:
-    """Holds for all values but these."""
+    """A condition that holds for all values but these."""
 
     values: frozenset
 
@@ -67,5 +67,5 @@ ACTIVE_WHEN: Mapping[str, Mapping[str, Condition]] = {
     "inference.soft_nms_sigma": {"inference.nms": OneOf({"soft"})},
     "inference.tile_overlap": {"inference.tile": AnyBut(frozenset({None}))},
 }
-"""Field -> the values of other fields for which it has an effect; all must hold. A space must not sample a field
-without these conditions."""
+"""Field -> the values of other fields for which it has an effect; all must hold. A space must sample such a field
+under these conditions only."""

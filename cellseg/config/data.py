@@ -1,17 +1,18 @@
-"""Where the images are, how they are read, split and brought to the network's scale."""
+"""The data set: location, reading, split, and scaling to the network's input."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cellseg.config.base import Part, Pixels, Seed
+from cellseg.errors import Problem, RuleError
 
 
 class DataConfig(Part):
-    """Where the images are, how they are read, split and brought to the network's scale."""
+    """The data set: location, reading, split, and scaling to the network's input."""
 
     root: str | None = None
-    """Folder of the data set. Commands take ``--data`` over it."""
+    """Folder of the data set. The option ``--data`` of the commands overrides it."""
     layout: Literal["auto", "release", "coco"] = "auto"
     """``release``: ``train/<id>/image.tif`` and ``classK.tif`` beside it; ``coco``: an annotation JSON beside
     images."""
@@ -26,38 +27,52 @@ class DataConfig(Part):
     shorter_side: Pixels | None = None
     """Images are scaled to this shorter side, in pixels. None: native size."""
     longer_side: Pixels = 1333
-    """No image is larger than this on its longer side after scaling, in pixels; it is scaled down to fit. Not for
-    ``square``."""
+    """Largest longer side after scaling, in pixels; larger images are scaled down to fit. Not for ``square``."""
     train_scale_min: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Multi-scale training: a training image is scaled by one more factor, drawn between this and 1 at each visit.
+    """Multi-scale training: each training image is also scaled by a factor drawn between this and 1 at each visit.
     Validation and prediction use 1."""
     crop: Pixels | None = None
-    """Training sees random square crops of this many pixels of the scaled image. None: whole images."""
+    """Side of the random square crops that training takes from the scaled image, in pixels. None: whole images."""
     num_folds: Annotated[int, Field(ge=2)] = 5
-    """The training images are split, stratified by class, into this many folds of equal size."""
+    """Number of folds of equal size into which the training images are split, stratified by class."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """The fold that validates; the others train."""
+    """Index of the fold used for validation, from 0; the others train."""
     split_seed: Seed = 0
-    """Seed of the split. Trials that are to be compared must share it."""
+    """Seed of the split. Trials are comparable only if they share it."""
     train_on: Literal["folds", "all"] = "folds"
-    """``all`` trains on the validation fold as well: for a last training with all images. Validation figures are
-    then those of images the model has seen."""
+    """``all`` trains on the validation fold as well: for a final training with all images. Validation figures then
+    come from images the model has seen."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
+        problems = []
         if self.fold >= self.num_folds:
-            raise ValueError(
-                f"data.fold: fold < num_folds must hold, but got fold={self.fold}, "
-                f"num_folds={self.num_folds}. Folds count from 0."
-            )
-        if self.resize == "square":
-            if self.shorter_side is None:
-                raise ValueError(
-                    "data.resize: square needs a side, but got shorter_side=None. Set data.shorter_side, or use aspect."
+            problems.append(
+                Problem(
+                    "data.fold",
+                    "fold < num_folds must hold",
+                    f"fold={self.fold}, num_folds={self.num_folds}",
+                    "Folds count from 0.",
                 )
-        elif self.shorter_side is not None and self.shorter_side > self.longer_side:
-            raise ValueError(
-                f"data.shorter_side: shorter_side <= longer_side must hold, but got "
-                f"shorter_side={self.shorter_side}, longer_side={self.longer_side}. Swap them?"
             )
+        if self.resize == "square" and self.shorter_side is None:
+            problems.append(
+                Problem(
+                    "data.resize",
+                    "square needs a side",
+                    "shorter_side=None",
+                    "Set data.shorter_side, or use aspect.",
+                )
+            )
+        if self.resize == "aspect" and self.shorter_side is not None and self.shorter_side > self.longer_side:
+            problems.append(
+                Problem(
+                    "data.shorter_side",
+                    "shorter_side <= longer_side must hold",
+                    f"shorter_side={self.shorter_side}, longer_side={self.longer_side}",
+                    "Swap them?",
+                )
+            )
+        if problems:
+            raise RuleError(*problems)
         return self

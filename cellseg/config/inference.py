@@ -1,14 +1,15 @@
-"""From network outputs to detections."""
+"""Post-processing: from network outputs to detections."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from cellseg.config.base import Fraction, Part, Pixels, Positive, parse_numbers
+from cellseg.errors import Problem, RuleError
 
 
 class InferenceConfig(Part):
-    """From network outputs to detections."""
+    """Post-processing: from network outputs to detections."""
 
     score_threshold: Fraction = 0.05
     """Detections below this score are dropped. For ranking keep it low: a higher one never raises AP."""
@@ -16,22 +17,22 @@ class InferenceConfig(Part):
     """Of overlapping boxes of a class, ``hard`` drops the lower-scored, ``soft`` lowers its score by
     exp(-IoU^2 / ``soft_nms_sigma``) (Bodla et al. 2017, Gaussian)."""
     nms_threshold: Fraction = 0.5
-    """hard: boxes that overlap by more than this IoU exclude each other."""
+    """hard: of two boxes that overlap by more than this IoU, only the better one stays."""
     soft_nms_sigma: Positive = 0.5
-    """soft: the smaller, the harder."""
+    """soft: smaller values lower the scores of overlapping boxes more."""
     mask_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """A pixel belongs to a cell where the mask's probability is at least this."""
+    """A pixel belongs to a cell if the mask's probability there is at least this."""
     scales: str = "1"
-    """Multi-scale testing: the image is predicted at each of these factors of its size, rising, and the detections are
-    merged by ``nms``."""
+    """Multi-scale testing: rising, comma-separated factors. The image is predicted at each of these scales and the
+    detections are merged by ``nms``."""
 
     tile: Pixels | None = None
-    """Side of a tile, in pixels of the network's input: a larger image is predicted in square tiles that overlap, and
-    each cell comes out once. ``model.detections_per_image`` then holds for each tile. None: images are predicted
+    """Side of a tile, in pixels of the network's input. A larger image is predicted in overlapping square tiles, and
+    each cell is reported once. ``model.detections_per_image`` then applies to each tile. None: images are predicted
     whole."""
     tile_overlap: Pixels = 64
-    """Pixels that neighbouring tiles share at least. Cells smaller than this are whole in some tile; larger ones are
-    joined of their parts."""
+    """Minimum overlap of neighbouring tiles, in pixels. Cells smaller than this are whole in some tile; larger ones
+    are joined from their parts."""
 
     @field_validator("scales")
     @classmethod
@@ -42,8 +43,11 @@ class InferenceConfig(Part):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         if self.tile is not None and self.tile_overlap >= self.tile:
-            raise ValueError(
-                f"inference.tile_overlap: tile_overlap < tile must hold, but got tile_overlap={self.tile_overlap}, "
-                f"tile={self.tile}. A quarter of the tile, or the largest cell, is enough."
+            problem = Problem(
+                "inference.tile_overlap",
+                "tile_overlap < tile must hold",
+                f"tile_overlap={self.tile_overlap}, tile={self.tile}",
+                "A quarter of the tile, or the largest cell, is enough.",
             )
+            raise RuleError(problem)
         return self

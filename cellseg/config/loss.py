@@ -1,10 +1,11 @@
-"""What training minimises: the weight of each loss."""
+"""Loss weights."""
 
 from typing import Self
 
 from pydantic import model_validator
 
 from cellseg.config.base import NotNegative, Part
+from cellseg.errors import Problem, RuleError
 
 
 class LossConfig(Part):
@@ -28,5 +29,5 @@ class LossConfig(Part):
     @model_validator(mode="after")
     def _something_is_minimised(self) -> Self:
         if not any(self.model_dump().values()):
-            raise ValueError("loss.mask: one loss must have a weight above 0, but got 0 for all. Raise one.")
+            raise RuleError(Problem("loss.mask", "one loss must have a weight above 0", "0 for all", "Raise one."))
         return self

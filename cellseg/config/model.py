@@ -1,4 +1,4 @@
-"""The Mask R-CNN: torchvision's detector with the parts below exchanged."""
+"""The Mask R-CNN: torchvision's detector with exchangeable parts."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -6,13 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cellseg.config.base import Count, Part, parse_numbers
+from cellseg.errors import Problem, RuleError
 
 RESNETS = ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d")
-"""Backbones made of residual blocks with a 3x3 convolution: those that take attention and deformable convolutions.
+"""Backbones made of residual blocks with a 3x3 convolution, which support attention and deformable convolutions.
 ``resnet10t`` is timm's, for small machines, the others are torchvision's."""
 EFFICIENTNETS = ("efficientnet_b0", "efficientnet_b1")
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base")
-"""Their norms are layer norms: ``model.norm`` has nothing to exchange in them."""
+"""Backbones with layer norms, which ``model.norm`` cannot replace."""
 BACKBONES: tuple[str, ...] = (*RESNETS, *EFFICIENTNETS, *CONVNEXTS)
 TIMM_PREFIX = "timm:"
 NUM_STAGES = 5
@@ -20,7 +21,7 @@ NUM_STAGES = 5
 
 
 class ModelConfig(Part):
-    """The Mask R-CNN: torchvision's detector with the parts below exchanged."""
+    """The Mask R-CNN: torchvision's detector with exchangeable parts."""
 
     detector: Literal["v1", "v2"] = "v1"
     """``v2`` has convolutions with norm in box and mask head and in the FPN, and a deeper RPN (torchvision's v2)."""
@@ -31,28 +32,28 @@ class ModelConfig(Part):
     """``none``, ``imagenet`` (backbone), ``coco`` (whole detector, torchvision's ResNet-50 only), or a path: a
     state-dict file or a checkpoint folder."""
     norm: Literal["auto", "frozen", "batch", "group"] = "auto"
-    """Batch norms of the backbone are kept (``batch``), fixed as loaded (``frozen``) or exchanged (``group``); v2's
-    heads have group norms for ``group`` and batch norms otherwise. ``auto``: frozen with pretrained weights, group
-    without."""
+    """Batch norms of the backbone are kept (``batch``), fixed as loaded (``frozen``) or replaced (``group``); v2's
+    heads have group norms for ``group`` and batch norms otherwise. ``auto``: frozen with pretrained weights, else
+    group."""
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 0
-    """How many leading backbone stages stay as loaded, norms included: 1 is the stem, 4 all but the last stage, 5 the
-    whole backbone. The FPN always trains."""
+    """Number of leading backbone stages that stay as loaded, norms included: 1 is the stem, 4 all but the last stage, 5
+    the whole backbone. The FPN always trains."""
     attention: Literal["none", "se", "cbam"] = "none"
     """Attention at the end of every residual block of the stages that train: squeeze-and-excitation over channels (Hu
     et al. 2018), or CBAM over channels and places (Woo et al. 2018). ResNet family only."""
     attention_reduction: Annotated[int, Field(ge=1, le=64)] = 16
-    """Attention's hidden layer has this many times fewer channels than the block."""
+    """The hidden layer of attention has this many times fewer channels than the block."""
     deformable_stages: Annotated[int, Field(ge=0, le=3)] = 0
-    """In so many of the last stages the blocks' 3x3 convolutions are modulated deformable ones (Zhu et al. 2019), which
-    start as the convolutions they replace. ResNet family only; these stages must train."""
+    """Number of last stages whose 3x3 convolutions are modulated deformable ones (Zhu et al. 2019), which start as the
+    convolutions they replace. ResNet family only; these stages must train."""
     fpn_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 256
     """Channels of every FPN level."""
     normalization: str = "imagenet"
-    """Of pixel values in [0, 1] before the backbone: ``imagenet`` (its mean and standard deviation), ``dataset`` (those
-    of the training images), ``none``, or numbers ``R,G,B/R,G,B`` for mean and standard deviation."""
+    """Normalisation of pixel values in [0, 1] before the backbone: ``imagenet`` (its mean and standard deviation),
+    ``dataset`` (those of the training images), ``none``, or ``R,G,B/R,G,B`` for mean and deviation."""
     anchors: str = "auto"
     """Anchor sizes in pixels of the network's input, ``SMALLEST-LARGEST`` in factors of two: torchvision's are
-    ``32-512``. Five sizes give each FPN level one; of more, the smallest share the finest level. ``auto``: from the
+    ``32-512``. Five sizes give each FPN level one; with more, the smallest share the finest level. ``auto``: from the
     cell sizes of the training set."""
     anchor_ratios: str = "0.5,1,2"
     """Height / width of the anchors of each size, rising."""
@@ -63,7 +64,7 @@ class ModelConfig(Part):
     rpn_proposals: Count = 1000
     """Proposals per image that remain after it."""
     roi_samples: Count = 512
-    """Proposals per image that the heads' losses sample."""
+    """Proposals per image that are sampled for the losses of the heads."""
     roi_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Largest share of the sampled proposals that lie on cells."""
     box_head_width: Annotated[int, Field(ge=8)] = 1024
@@ -75,19 +76,19 @@ class ModelConfig(Part):
     mask_head_width: Annotated[int, Field(ge=8, multiple_of=8)] = 256
     """Channels of the mask head's convolutions."""
     point_samples: Count = 196
-    """pointrend: points per cell that are trained in a step, and refined after each doubling in prediction."""
+    """pointrend: points per cell in a training step, and points refined after each doubling in prediction."""
     point_doublings: Annotated[int, Field(ge=1, le=3)] = 2
-    """pointrend: how often a predicted mask is doubled and refined: 28, 56, 112, 224 pixels."""
+    """pointrend: number of times a predicted mask is doubled and refined: 28, 56, 112, 224 pixels."""
     detections_per_image: Count | Literal["auto"] = "auto"
-    """Most detections kept per image. ``auto``: twice the most cells of any training image, at least 100."""
+    """Maximum number of detections per image. ``auto``: twice the largest number of cells in an image, at least 100."""
     max_trainable: Count = 200_000_000
-    """A model with more trainable parameters is refused."""
+    """Limit on trainable parameters; a larger model is refused."""
 
     @field_validator("backbone")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in BACKBONES and not re.fullmatch(rf"{TIMM_PREFIX}\w[\w.]*", value):
-            raise ValueError(f"must be timm:NAME or one of {', '.join(BACKBONES)}, but got '{value}'.")
+            raise RuleError(Problem("", f"must be timm:NAME or one of {', '.join(BACKBONES)}", f"'{value}'"))
         return value
 
     @field_validator("anchors")
@@ -113,91 +114,78 @@ class ModelConfig(Part):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         problems = [*self._stage_problems(), *self._weights_problems()]
-        if problems:  # pydantic takes one error from a rule: a line for each problem
-            raise ValueError("\n".join(problems))
+        if problems:
+            raise RuleError(*problems)
         return self
 
-    def _stage_problems(self) -> list[str]:
+    def _stage_problems(self) -> list[Problem]:
         found = []
         changes = {"attention": self.attention != "none", "deformable_stages": self.deformable_stages > 0}
         for name in (name for name, asked in changes.items() if asked):
             value = getattr(self, name)
             if self.backbone not in RESNETS:
-                found.append(
-                    f"model.{name}: needs residual blocks, but got {name}={value} with backbone '{self.backbone}'. "
-                    f"Take one of {', '.join(RESNETS)}."
-                )
+                got = f"{name}={value} with backbone '{self.backbone}'"
+                remedy = f"Use one of {', '.join(RESNETS)}."
+                found.append(Problem(f"model.{name}", "needs residual blocks", got, remedy))
             elif self.frozen_stages == NUM_STAGES:
-                found.append(
-                    f"model.{name}: needs a stage that trains, but got {name}={value} with "
-                    f"frozen_stages={NUM_STAGES}. Freeze fewer."
-                )
+                got = f"{name}={value} with frozen_stages={NUM_STAGES}"
+                found.append(Problem(f"model.{name}", "needs a stage that trains", got, "Freeze fewer."))
         if self.deformable_stages + self.frozen_stages > NUM_STAGES:
-            found.append(
-                f"model.deformable_stages: these last stages must train, but got deformable_stages="
-                f"{self.deformable_stages} with frozen_stages={self.frozen_stages} of {NUM_STAGES}. Lower one."
-            )
+            got = f"deformable_stages={self.deformable_stages} with frozen_stages={self.frozen_stages} of {NUM_STAGES}"
+            found.append(Problem("model.deformable_stages", "these last stages must train", got, "Lower one."))
         if self.norm != "auto" and self.backbone in CONVNEXTS:
-            found.append(
-                f"model.norm: '{self.backbone}' has layer norms, which stay, but got norm={self.norm}. Use auto."
-            )
+            law = f"'{self.backbone}' has layer norms, which stay"
+            found.append(Problem("model.norm", law, f"norm={self.norm}", "Use auto."))
         return found
 
-    def _weights_problems(self) -> list[str]:
+    def _weights_problems(self) -> list[Problem]:
         found = []
         if self.weights in {"imagenet", "coco"} and self.norm == "group":
-            found.append(
-                f"model.norm: {self.weights} weights need batch statistics, but got norm=group. "
-                "Use norm=auto, or weights=none."
-            )
+            law = f"{self.weights} weights need batch statistics"
+            found.append(Problem("model.norm", law, "norm=group", "Use norm=auto, or weights=none."))
         if self.weights == "coco":
             default = type(self).model_fields
             fixed = ["fpn_channels", "box_head_width", "mask_head_layers", "mask_head_width"]
             changed = [name for name in fixed if getattr(self, name) != default[name].default]
             if self.backbone != "resnet50":
-                found.append(
-                    f"model.weights: coco weights exist for backbone resnet50 only, but got "
-                    f"'{self.backbone}'. Use imagenet."
-                )
+                law = "coco weights exist for backbone resnet50 only"
+                found.append(Problem("model.weights", law, f"'{self.backbone}'", "Use imagenet."))
             if changed:
-                found.append(
-                    f"model.weights: coco weights need the default widths, but {', '.join(changed)} "
-                    "differ. Use imagenet, or leave them out."
-                )
+                got = f"other values of {', '.join(changed)}"
+                remedy = "Use imagenet, or leave them out."
+                found.append(Problem("model.weights", "coco weights need the default widths", got, remedy))
             if len(parse_numbers(self.anchor_ratios, "ratios")) != 3:
-                found.append(
-                    f"model.weights: coco weights have three aspect ratios, but got anchor_ratios="
-                    f"{self.anchor_ratios}. Give three, or use imagenet."
-                )
+                got = f"anchor_ratios={self.anchor_ratios}"
+                remedy = "Give three, or use imagenet."
+                found.append(Problem("model.weights", "coco weights have three aspect ratios", got, remedy))
         return found
 
 
 def parse_anchor_range(text: str) -> tuple[int, ...]:
-    """``"8-128"`` as (8, 16, 32, 64, 128), in pixels.
+    """Parse ``"8-128"`` into (8, 16, 32, 64, 128), in pixels.
 
     Raises:
-        ValueError: not ``SMALLEST-LARGEST``, not in factors of two, or fewer than the five sizes that five levels need.
+        RuleError: not ``SMALLEST-LARGEST``, not in factors of two, or fewer than the five sizes that five levels need.
     """
     match = re.fullmatch(r"(\d+)-(\d+)", text)
     if not match:
-        raise ValueError(f"must be 'auto' or SMALLEST-LARGEST like '8-128', but got '{text}'.")
+        raise RuleError(Problem("", "must be 'auto' or SMALLEST-LARGEST like '8-128'", f"'{text}'"))
     size, largest = int(match[1]), int(match[2])
     sizes = []
     while 0 < size <= largest:
         sizes.append(size)
         size *= 2
     if not sizes or sizes[-1] != largest or len(sizes) < 5:
-        raise ValueError(
-            f"SMALLEST must double at least four times to reach LARGEST, but got '{text}'. '8-128' is 8,16,32,64,128."
-        )
+        law = "SMALLEST must double at least four times to reach LARGEST"
+        raise RuleError(Problem("", law, f"'{text}'", "'8-128' is 8,16,32,64,128."))
     return tuple(sizes)
 
 
 def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of ``imagenet``, ``none`` or ``R,G,B/R,G,B``, of pixel values in [0, 1].
+    """Parse ``imagenet``, ``none`` or ``R,G,B/R,G,B`` into mean and standard deviation of pixel values in [0, 1].
 
     Raises:
-        ValueError: anything else, ``dataset`` included: :func:`cellseg.data.auto.resolve_auto` makes numbers of it.
+        RuleError: anything else, ``dataset`` included: :func:`cellseg.data.auto.resolve_auto` turns it into numbers.
     """
     if text == "imagenet":
         return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -208,8 +196,6 @@ def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
     except ValueError:
         mean, std = (), ()
     if not (len(mean) == len(std) == 3 and all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
-        raise ValueError(
-            f"must be imagenet, dataset, none or R,G,B/R,G,B with mean in [0, 1] and deviation in (0, 1], "
-            f"but got '{text}'."
-        )
+        law = "must be imagenet, dataset, none or R,G,B/R,G,B with mean in [0, 1] and deviation in (0, 1]"
+        raise RuleError(Problem("", law, f"'{text}'"))
     return mean, std

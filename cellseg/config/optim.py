@@ -17,22 +17,22 @@ class OptimConfig(Part):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum."""
     weight_decay: NotNegative = 1e-4
-    """Pull of weights towards 0: added to the gradients by SGD, apart from them (decoupled) by AdamW."""
+    """Weight decay: added to the gradients by SGD, decoupled from them by AdamW."""
     decay_on: Literal["all", "weights"] = "all"
-    """``weights`` spares every parameter of one dimension from ``weight_decay``: biases, and the scales and shifts of
-    norms."""
+    """``weights`` applies ``weight_decay`` to weights only, not to biases and the scales and shifts of norms."""
     backbone_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The backbone below the FPN, attention and offsets in it included, learns at ``lr`` times this; FPN and heads at
+    """The backbone below the FPN, with its attention and offsets, learns at ``lr`` times this; FPN and heads at
     ``lr``."""
     accumulate_batches: Count = 1
-    """Batches whose gradients are averaged for one optimiser step: the effective batch is so many times larger."""
+    """Number of batches whose gradients are averaged for one optimiser step; the effective batch grows by this
+    factor."""
     clip_norm: Positive | None = 10.0
     """Gradients are scaled down to this total 2-norm. None: never."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Validation and checkpoints use an exponential moving average of the weights, which keeps this share of itself at
-    each step, early ones less: (1 + n) / (10 + n) at step n. None: the weights themselves."""
+    """Validation and checkpoints use an exponential moving average of the weights with this decay per step; early steps
+    use less: (1 + n) / (10 + n) at step n. None: the weights themselves."""
     schedule: Literal["constant", "step", "cosine", "warm-restarts", "warmup-cosine", "plateau"] = "warmup-cosine"
-    """Course of the learning rate over the whole ``train.epochs``, also when a trial is stopped early."""
+    """Learning-rate schedule over all ``train.epochs``, also for a trial that is stopped early."""
     step_epochs: Count = 3
     """step: epochs between two decays."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -40,7 +40,7 @@ class OptimConfig(Part):
     restart_epochs: Count = 10
     """warm-restarts: epochs of the first cosine, after which the rate is ``lr`` again (Loshchilov & Hutter 2017)."""
     restart_multiplier: Count = 1
-    """warm-restarts: each cosine is so many times longer than the one before."""
+    """warm-restarts: factor by which each cosine is longer than the one before."""
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """warmup-cosine: share of all steps in which the rate rises linearly from 0 to ``lr``."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
@@ -48,8 +48,8 @@ class OptimConfig(Part):
     warmup_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """plateau: see ``warmup_epochs``."""
     plateau_watch: Literal["metric", "training-loss", "validation-loss"] = "metric"
-    """plateau: what must improve, ``metric`` being ``train.metric``."""
+    """plateau: the value that must improve; ``metric`` is ``train.metric``."""
     plateau_patience: Count = 5
-    """plateau: the rate is lowered when so many epochs in a row, warm-up not counted, brought no new best."""
+    """plateau: the rate is lowered after this many epochs in a row without a new best, warm-up not counted."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """plateau: what it is multiplied by."""
+    """plateau: factor by which the rate is lowered."""

@@ -1,4 +1,4 @@
-"""The training loop, and the metric that judges it."""
+"""The training loop, and the metric that ranks its epochs."""
 
 from typing import Annotated, Literal, get_args
 
@@ -14,11 +14,11 @@ These are in [0, 1] and larger is better. ``loss/validation`` is the weighted tr
 smaller is better."""
 METRICS: tuple[str, ...] = get_args(Metric)
 MINIMIZED: frozenset[str] = frozenset({"loss/validation"})
-"""Metrics of which smaller is better."""
+"""Metrics for which smaller is better."""
 
 
 def gain(metric: str, value: float) -> float:
-    """``value`` of ``metric`` as a number of which larger is better: the value, or its negative."""
+    """Return ``value`` of ``metric`` sign-adjusted: larger is better."""
     return -value if metric in MINIMIZED else value
 
 
@@ -26,23 +26,23 @@ class TrainConfig(Part):
     """The training loop."""
 
     epochs: Count = 50
-    """Full length of the run in epochs; the schedule is laid over it."""
+    """Full length of the run in epochs, over which the schedule extends."""
     batch_size: Count = 2
-    """Images per optimiser step, unless ``optim.accumulate_batches`` says otherwise. Where they do not fit into memory
-    together, fewer at a time go through the network, and their gradients are averaged."""
+    """Images per batch, and per optimiser step unless ``optim.accumulate_batches`` is set. A batch that does not fit
+    into memory goes through the network in parts, whose gradients are averaged."""
     metric: Metric = "segm/AP50"
     """Validation metric that picks the best epoch, prunes and ranks."""
     patience: Count | None = None
     """End after this many epochs without a new best. None: never."""
     stop_after_decays: Count | None = None
-    """plateau schedule: end when the rate would be lowered for this many-th time since the last new best of ``metric``.
+    """plateau schedule: end when the rate would be lowered this many times since the last new best of ``metric``.
     None: never."""
     amp: Literal["off", "bf16", "fp16"] = "bf16"
     """Mixed precision on a GPU; a CPU always computes in float32."""
     compile: bool = False
-    """Have torch compile the backbone and its pyramid (``torch.compile``): minutes at the start and at each new image
-    size, for less time per step. Needs a C++ compiler, and Triton for a GPU."""
+    """Compile the backbone and its pyramid with ``torch.compile``: costs minutes at the start and at each new image
+    size, and saves time per step. Needs a C++ compiler, and Triton for a GPU."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Loader processes. The samples are the same for any number."""
+    """Loader processes. Any number gives the same samples."""
     seed: Seed = 0
     """Seed of weights, order, augmentation and sampling."""

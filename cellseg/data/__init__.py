@@ -1,1 +1,1 @@
-"""From files on disk to training batches: readers, packing, splits, augmentation, loaders."""
+"""Data: from files on disk to training batches (readers, packing, splits, augmentation, loaders)."""

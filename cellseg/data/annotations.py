@@ -1,7 +1,8 @@
 """The COCO layout: one annotation JSON beside a folder of images.
 
 Reads polygons, compressed and uncompressed run-length encodings; instances may overlap. Crowd annotations are skipped
-(they name no single cell). Category ids become classes 1..K in ascending order of the ids.
+(they name no single cell). Category ids become classes 1..K in ascending order of the ids;
+the ids themselves travel along, and results are written with them.
 
 Shape suffixes: H height and W width of an image, h and w of a window in it, N cells, 4 = x1, y1, x2, y2.
 """
@@ -66,13 +67,13 @@ class CocoSource:
 
 
 def find_annotations(root: Path) -> list[Path]:
-    """The COCO annotation files that lie in ``root`` itself, sorted."""
+    """Find the COCO annotation files directly in ``root``, sorted."""
     found = []
     for path in sorted(root.glob("*.json")):
         try:
             content = read_json(path)
         except UserError:
-            continue  # some other file; the one that is named or found is read again, with its problems told
+            continue  # some other file; the chosen one is read again, and its problems are reported
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
             found.append(path)
     return found
@@ -118,6 +119,7 @@ def open_coco(root: Path, annotations: str | None) -> Dataset:
         root=root,
         layout="coco",
         class_names=tuple(category["name"] for category in categories),
+        category_ids=tuple(category["id"] for category in categories),
         sources=sources,
         settings={"layout": "coco", "annotations": relative_name(json_path, root)},
         notes=(f"{json_path}: {crowds} crowd annotations were skipped.",) if crowds else (),
@@ -143,7 +145,7 @@ def _find_image(root: Path, json_path: Path, file_name: str) -> Path:
 
 
 def _content_problems(path: Path, content: Any) -> Iterator[str]:
-    """What is wrong with the file as a whole; segmentations are looked at when their image is loaded."""
+    """Check the file as a whole; segmentations are checked when their image is loaded."""
     needed: dict[str, dict[str, Callable[[Any], bool]]] = {
         "images": {"id": _is_id, "file_name": _is_name},
         "annotations": {"image_id": _is_id, "category_id": _is_id},

@@ -38,7 +38,7 @@ QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.RO
 
 
 def build_augmentation(augment: AugmentConfig) -> "Augmentation":
-    """The augmentation that ``augment`` asks for."""
+    """Build the augmentation that ``augment`` describes."""
     return Augmentation(augment)
 
 
@@ -60,7 +60,7 @@ class Augmentation:
         return build_augmentation, (self.augment,)
 
     def __call__(self, image_HWC: np.ndarray, planes_PHW: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """A changed image and its changed planes; the arguments stay as they are.
+        """Augment an image and its planes; the arguments stay unchanged.
 
         Args:
             image_HWC: (H, W, 3) uint8, RGB.
@@ -91,7 +91,7 @@ class Augmentation:
 
 
 def ranges(augment: AugmentConfig) -> Reach:
-    """The reach of each random range: a tenth of FULL_STRENGTH at strength 0, all of it at 1, REPORTED for the reported
+    """Scale the random ranges: a tenth of FULL_STRENGTH at strength 0, all of it at 1; REPORTED for the reported
     presets."""
     if augment.preset.startswith("reported-"):
         return REPORTED
@@ -121,8 +121,8 @@ def random_crop(
 
 
 def background_color(image_HWC: np.ndarray, planes_PHW: np.ndarray) -> tuple[float, ...]:
-    """The median colour of the pixels without a cell (of all pixels, where cells cover everything)."""
-    every = slice(None, None, 4)  # every sixteenth pixel tells the median well enough
+    """Compute the median colour of the pixels without a cell (of all pixels if cells cover everything)."""
+    every = slice(None, None, 4)  # every sixteenth pixel estimates the median well enough
     bare_hw = np.logical_not(planes_PHW[:, every, every].any(axis=0))
     if not bare_hw.any():
         bare_hw = np.ones_like(bare_hw)
@@ -130,17 +130,17 @@ def background_color(image_HWC: np.ndarray, planes_PHW: np.ndarray) -> tuple[flo
 
 
 def _median(values: np.ndarray) -> float:
-    """The median of uint8 values, from how often each occurs: ``numpy.median`` takes three times as long."""
+    """Compute the median of uint8 values from their counts: ``numpy.median`` takes three times as long."""
     numbers_up_to = np.cumsum(np.bincount(values))
     middle = np.searchsorted(numbers_up_to, [(len(values) - 1) // 2, len(values) // 2], side="right")
     return float(middle.mean())
 
 
 def _flip(image_HWC: np.ndarray, planes_PHW: np.ndarray, turns: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Image and planes, turned anticlockwise by so many quarters and then mirrored left to right."""
+    """Turn image and planes anticlockwise by quarter turns, then mirror them left to right."""
 
     def flip(image: np.ndarray) -> np.ndarray:
-        # OpenCV is ten times as quick as a copy of the view that numpy.rot90 gives.
+        # OpenCV is ten times as fast as a copy of the view that numpy.rot90 returns.
         turned = image if turns == 0 else cv2.rotate(image, QUARTER_TURNS[turns])
         return cv2.flip(turned, 1) if mirrored else turned
 

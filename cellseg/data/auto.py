@@ -1,4 +1,4 @@
-"""Settings that follow from the data become values: ``auto``, and ``dataset`` normalisation."""
+"""Settings that follow from the data: ``auto``, and ``dataset`` normalisation."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from cellseg.data.split import split
 from cellseg.data.statistics import COCO_DETECTIONS, anchors_for
 
 PIXELS_PER_IMAGE = 1 << 16
-"""Of a larger image, every n-th pixel along both sides counts for the normalisation, so that about so many do."""
+"""Pixels per image that count for the normalisation; larger images are subsampled along both sides."""
 
 SMALLEST_DEVIATION = 1 / 255
-"""Standard deviation of normalisation, at least: one grey level. A channel without variation is not blown up to noise,
-nor divided by zero."""
+"""Smallest standard deviation of the normalisation, one grey level: a channel without variation is neither amplified to
+noise nor divided by zero."""
 
 
 def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
-    """``config`` with every setting that depends on the data as a value; what a checkpoint stores as its config.
+    """Replace every setting of ``config`` that depends on the data by its value. A checkpoint stores the result.
 
     Raises:
         UserError: normalisation follows from the training images, but there are too few images to split.
@@ -39,7 +39,7 @@ def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
 
 
 def cell_sides(data: PackedDataset, config: DataConfig) -> np.ndarray:
-    """Sides sqrt(w * h) of all cells' boxes in pixels of the network's input, (cells,) float64.
+    """Compute the sides sqrt(w * h) of all cells' boxes in pixels of the network's input, (cells,) float64.
 
     They are those of validation and prediction: ``train_scale_min``, which shrinks training images now and then, does
     not count. Where ``square`` distorts an image, a side is scaled by the root of the area's factor.
@@ -54,13 +54,13 @@ def cell_sides(data: PackedDataset, config: DataConfig) -> np.ndarray:
 
 
 def detections_for(data: PackedDataset) -> int:
-    """Twice the most cells of any image, and no fewer than COCO's 100."""
+    """Return twice the largest number of cells in an image, and at least COCO's 100."""
     most = max((len(data.labels(index)) for index in range(len(data))), default=0)
     return max(COCO_DETECTIONS, 2 * most)
 
 
 def normalization_for(data: PackedDataset, indices: Sequence[int], config: DataConfig) -> str:
-    """``R,G,B/R,G,B``: mean and standard deviation of the pixel values, in [0, 1], of the images at ``indices``.
+    """Write mean and deviation of the pixel values in [0, 1] of the images at ``indices`` as ``R,G,B/R,G,B``.
 
     Values are those the network sees (``config.color``), at the images' own scale. Every image weighs the same, however
     large it is, as it does in training: an epoch visits each once. The deviation is that of a pixel of a random image
@@ -79,6 +79,6 @@ def _some_pixels(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def _moments(image_HWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) mean of the values and of their squares, of uint8 values as shares of 255."""
+    """Compute the means (C,) of uint8 values, as shares of 255, and of their squares."""
     values_HWC = image_HWC / 255
     return values_HWC.mean(axis=(0, 1)), np.square(values_HWC).mean(axis=(0, 1))

@@ -1,4 +1,4 @@
-"""Training items, and the one tensor in which a batch of them travels between processes."""
+"""Training items, and batches of them joined in one tensor for the way between processes."""
 
 from dataclasses import dataclass
 
@@ -20,10 +20,10 @@ Place = tuple[int, torch.dtype, torch.Size]
 
 @dataclass(frozen=True)
 class JoinedBatch:
-    """A batch in one tensor, to pass from a worker to the process that trains.
+    """A batch in one tensor, to pass from a loader process to the training process.
 
-    Every tensor that passes costs an open file and a connection: with six for each image, that would take as long as
-    augmenting it does, and a few workers with large batches would run out of files.
+    Every tensor on this way costs an open file and a connection. With six tensors per image that would take as long as
+    the augmentation, and a few workers with large batches would run out of files.
     """
 
     bytes_B: Tensor
@@ -33,7 +33,7 @@ class JoinedBatch:
 
     @classmethod
     def of(cls, items: list[Item]) -> "JoinedBatch":
-        """The batch of ``items``, copied."""
+        """Copy ``items`` into one batch."""
         named = [{IMAGE: image_CHW, **target} for image_CHW, target in items]
         places: list[dict[str, Place]] = []
         size = 0
@@ -49,12 +49,12 @@ class JoinedBatch:
         return joined
 
     def items(self) -> list[Item]:
-        """What was joined, as views."""
+        """Return the joined items as views."""
         named = [{name: self._view(place) for name, place in places.items()} for places in self.places]
         return [(tensors.pop(IMAGE), tensors) for tensors in named]
 
     def pin_memory(self) -> "JoinedBatch":
-        """This batch in pinned memory; torch's loader looks for this method."""
+        """Copy this batch into pinned memory; torch's loader looks for this method."""
         return JoinedBatch(self.bytes_B.pin_memory(), self.places)
 
     def _view(self, place: Place) -> Tensor:

@@ -1,210 +1,29 @@
-"""Every problem of a data set at once, and what it looks like in numbers.
-
-    python -m cellseg.data.check ROOT
+"""Check a data set and print its counts: ``python -m cellseg.data.check ROOT``.
 
 Errors keep the data from being used and end the command with status 2; warnings and notes do not.
 """
 
 import argparse
-import hashlib
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from scipy import ndimage
+from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
-from cellseg.config import DataConfig
-from cellseg.data.coco import add_reading_options, config_from
-from cellseg.data.dataset import open_dataset
-from cellseg.data.images import read_image
-from cellseg.data.packed import Progress
-from cellseg.data.planes import read_instances
-from cellseg.data.sample import Sample
-from cellseg.data.source import Dataset, Source, in_threads
-from cellseg.data.statistics import DataStatistics
-from cellseg.data.testset import (
-    TEST_FOLDER,
-    TEST_LIST,
-    TestImage,
-    has_test_list,
-    list_test_files,
-    read_test_list,
-)
-from cellseg.errors import UserError
-
-SHOWN = 5
-"""Of many alike, so many are named."""
-SUSPICIOUS_PIECES = 5
-"""A class whose one cell lies in so many separate pieces is probably a binary mask."""
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What :func:`check` found, a line for each finding."""
-
-    errors: tuple[str, ...]
-    """The data cannot be used, or not all of it."""
-    warnings: tuple[str, ...]
-    """The data can be used, but probably are not what was meant."""
-    notes: tuple[str, ...]
-    """What was passed over on purpose."""
-    statistics: DataStatistics | None
-    """Counts over the samples without errors; None if there are none."""
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """What is kept of an image after a look at it."""
-
-    digest: bytes
-    """Hash of the pixels."""
-    size: tuple[int, int]
-    boxes_N4: np.ndarray
-    labels_N: np.ndarray
-    warnings: tuple[str, ...] = ()
-
-
-def check(data: DataConfig, on_progress: Progress | None = None) -> CheckReport:
-    """Read all of a data set, training and test images, and say what is wrong with it.
-
-    Args:
-        on_progress: called with (training images read, all training images).
-
-    Raises:
-        UserError: there is no data set to check, see :func:`open_dataset`.
-    """
-    dataset = open_dataset(data)
-    errors: list[str] = []
-    warnings: list[str] = []
-    looks: dict[str, _Looked] = {}
-    for source, look in in_threads(_look_at_sample, dataset.sources, on_progress):
-        if isinstance(look, UserError):
-            errors += look.problems
-        else:
-            looks[source.name] = look
-            warnings += look.warnings
-    test_errors, test_warnings, test_digests = _check_test(dataset.root)
-    digests = {name: look.digest for name, look in looks.items()} | test_digests
-    return CheckReport(
-        errors=(*errors, *test_errors),
-        warnings=(*warnings, *test_warnings, *_duplicates(digests)),
-        notes=dataset.notes,
-        statistics=_statistics(dataset, list(looks.values())),
-    )
-
-
-def _look_at_sample(source: Source) -> _Looked:
-    sample = source.load()
-    cells = read_instances(sample.planes_PHW, sample.labels_N)
-    return _Looked(
-        _digest(sample.image_HWC), sample.size, cells.boxes_N4, cells.labels_N, tuple(_sample_warnings(sample))
-    )
-
-
-def _sample_warnings(sample: Sample) -> Iterator[str]:
-    if not len(sample.labels_N):
-        yield f"{sample.name}: has no cells. It trains as background; remove it if cells are visible."
-    for label in np.unique(sample.labels_N):
-        numbers = np.flatnonzero(sample.labels_N == label) + 1
-        if len(numbers) == 1:
-            _, pieces = ndimage.label((sample.planes_PHW == numbers[0]).any(axis=0), structure=np.ones((3, 3)))
-            if pieces >= SUSPICIOUS_PIECES:
-                yield (
-                    f"{sample.name}: the only cell of class {label} lies in {pieces} separate pieces. "
-                    "If its map is a mask of all cells, use --instances components."
-                )
-
-
-def _check_test(root: Path) -> tuple[list[str], list[str], dict[str, bytes]]:
-    """Errors, warnings, and the digest of each test image that could be read."""
-    files = list_test_files(root)
-    if not has_test_list(root):
-        if files:
-            return [f"{root / TEST_LIST}: must list the {len(files)} images in {TEST_FOLDER}, but is absent."], [], {}
-        return [], [f"{root}: has no test images; there is nothing to export for."], {}
-    try:
-        entries = read_test_list(root)
-    except UserError as error:
-        return list(error.problems), [], {}
-    errors = []
-    missing = [entry.file_name for entry in entries if entry.path is None]
-    if missing:
-        which = "" if len(missing) == len(entries) else f": {_some(missing)}"
-        errors.append(f"{root / TEST_FOLDER}: missing {len(missing)} of {len(entries)} test images{which}.")
-    listed = {entry.path for entry in entries}
-    unlisted = [path.name for path in files if path not in listed]
-    if unlisted:
-        errors.append(
-            f"{root / TEST_LIST}: must list every image in {TEST_FOLDER}, but lacks {len(unlisted)}: {_some(unlisted)}."
-        )
-    digests = {}
-    for entry, digest in in_threads(_look_at_test_image, [entry for entry in entries if entry.path is not None]):
-        if isinstance(digest, UserError):
-            errors += digest.problems
-        else:
-            digests[f"{TEST_FOLDER}/{entry.file_name}"] = digest
-    return errors, [], digests
-
-
-def _look_at_test_image(entry: TestImage) -> bytes:
-    assert entry.path is not None
-    image_HWC = read_image(entry.path)
-    height, width = image_HWC.shape[:2]
-    if (height, width) != (entry.height, entry.width):
-        raise UserError(
-            f"{entry.path}: must have the size in the test list, {entry.height} x {entry.width}, "
-            f"but got {height} x {width}."
-        )
-    return _digest(image_HWC)
-
-
-def _duplicates(digests: dict[str, bytes]) -> Iterator[str]:
-    names_of: dict[bytes, list[str]] = defaultdict(list)
-    for name, digest in digests.items():
-        names_of[digest].append(name)
-    for names in names_of.values():
-        if len(names) > 1:
-            yield (
-                f"{names[0]}: has the same pixels as {_some(names[1:])}. "
-                "If copies fall into training and validation, scores look better than they are."
-            )
-
-
-def _statistics(dataset: Dataset, looks: list[_Looked]) -> DataStatistics | None:
-    if not looks:
-        return None
-    return DataStatistics.collect(
-        [look.boxes_N4 for look in looks],
-        [look.labels_N for look in looks],
-        [look.size for look in looks],
-        dataset.class_names,
-    )
-
-
-def _digest(image_HWC: np.ndarray) -> bytes:
-    return hashlib.blake2b(image_HWC.tobytes() + repr(image_HWC.shape).encode(), digest_size=16).digest()
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+from cellseg.data.reading_options import add_reading_options, config_from
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m cellseg.data.check", description="List every problem of a data set, and its counts."
     )
-    parser.add_argument("root", metavar="ROOT", help="folder of the data set")
     add_reading_options(parser)
-    return run_command(parser, _check_command, argv)
+    return run_command(parser, _command, argv)
 
 
-def _check_command(arguments: argparse.Namespace) -> int:
-    report = check(config_from(arguments), _terminal_progress if sys.stderr.isatty() else None)
+def _command(arguments: argparse.Namespace) -> int:
+    from cellseg.data.audit import check
+
+    report = check(config_from(arguments), _show_progress if sys.stderr.isatty() else None)
     for kind, lines in (("error", report.errors), ("warning", report.warnings), ("note", report.notes)):
         for line in lines:
             say(f"{kind}: {line}")
@@ -217,10 +36,10 @@ def _check_command(arguments: argparse.Namespace) -> int:
     return EXIT_USER_ERROR if report.errors else EXIT_OK
 
 
-def _terminal_progress(done: int, total: int) -> None:
+def _show_progress(done: int, total: int) -> None:
     sys.stderr.write(f"\r{done} of {total} images" if done < total else "\r\033[K")
     sys.stderr.flush()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,98 +1,28 @@
 """Write any data set as one COCO annotation file: ``python -m cellseg.data.coco ROOT OUT.json``."""
 
 import argparse
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
-from cellseg.config import DataConfig
-from cellseg.data.dataset import open_dataset
-from cellseg.data.planes import read_instances
-from cellseg.data.sample import Sample
-from cellseg.data.source import Dataset, in_threads, relative_name
-from cellseg.errors import UserError, raise_all
-from cellseg.files import atomic_path
-
-
-def write_coco(dataset: Dataset, path: Path) -> int:
-    """Write all cells of ``dataset`` as a COCO annotation file; returns their number.
-
-    ``file_name`` is relative to the data set's root. Masks are compressed RLE with text counts, boxes are x, y, width,
-    height in pixels, ids count from 1. pycocotools loads the file, and so does
-    :func:`cellseg.data.annotations.open_coco` with the same root.
-
-    Raises:
-        UserError: the problems of all samples, or ``path`` cannot be written.
-    """
-    images: list[dict] = []
-    annotations: list[dict] = []
-    problems: list[str] = []
-    for image_id, (source, sample) in enumerate(in_threads(lambda source: source.load(), dataset.sources), start=1):
-        if isinstance(sample, UserError):
-            problems += sample.problems
-            continue
-        height, width = sample.size
-        file_name = relative_name(source.files[0], dataset.root)
-        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for annotation in sample_annotations(sample):
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
-    raise_all(problems)
-    categories = [{"id": label, "name": name} for label, name in enumerate(dataset.class_names, start=1)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    with atomic_path(path) as temporary:
-        # Not indented: with thousands of masks the file is read by programs only.
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-    return len(annotations)
-
-
-def sample_annotations(sample: Sample) -> list[dict]:
-    """The cells of ``sample`` as COCO annotations without id and image_id, in the order of their numbers."""
-    from cellseg.data.rle import encode_sample, to_json_rle
-
-    cells = read_instances(sample.planes_PHW, sample.labels_N)
-    return [
-        {
-            "category_id": int(label),
-            "segmentation": to_json_rle(rle),
-            "area": int(area),
-            "bbox": [float(left), float(top), float(right - left), float(bottom - top)],
-            "iscrowd": 0,
-        }
-        for (left, top, right, bottom), label, area, rle in zip(
-            cells.boxes_N4, cells.labels_N, cells.areas_N, encode_sample(sample), strict=True
-        )
-    ]
+from cellseg.data.reading_options import add_reading_options, config_from
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m cellseg.data.coco", description="Write the annotations of a data set as one COCO JSON."
     )
-    parser.add_argument("root", metavar="ROOT", help="folder of the data set")
-    parser.add_argument("out", metavar="OUT.json", type=Path, help="the file to write")
     add_reading_options(parser)
-    return run_command(parser, _write_command, argv)
+    parser.add_argument("out", metavar="OUT.json", type=Path, help="the file to write")
+    return run_command(parser, _command, argv)
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a data set is read, as fields of ``DataConfig``."""
-    parser.add_argument("--layout", choices=("auto", "release", "coco"), default="auto", help="default: auto")
-    parser.add_argument("--instances", choices=("ids", "components"), default="ids", help="default: ids")
-    parser.add_argument("--annotations", metavar="FILE", help="COCO layout: the annotation file, relative to ROOT")
+def _command(arguments: argparse.Namespace) -> int:
+    from cellseg.data.coco_export import write_coco
+    from cellseg.data.dataset import open_dataset
 
-
-def config_from(arguments: argparse.Namespace) -> DataConfig:
-    """The ``DataConfig`` of ROOT and :func:`add_reading_options`."""
-    return DataConfig(
-        root=arguments.root,
-        layout=arguments.layout,
-        instances=arguments.instances,
-        annotations=arguments.annotations,
-    )
-
-
-def _write_command(arguments: argparse.Namespace) -> int:
     dataset = open_dataset(config_from(arguments))
     count = write_coco(dataset, arguments.out)
     say(f"{arguments.out}: {len(dataset.sources)} images, {count} cells, {len(dataset.class_names)} classes")
@@ -100,4 +30,4 @@ def _write_command(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Finding a data set on disk: which layout a folder has, and so which reader lists its samples."""
+"""Data sets on disk: detects the layout of a folder and lists its samples with the right reader."""
 
 from pathlib import Path
 

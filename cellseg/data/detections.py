@@ -1,4 +1,4 @@
-"""What was found in one image, or what is truly there: boxes, scores, classes and masks as RLE."""
+"""Detections or true cells of one image: boxes, scores, classes and masks as RLE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,32 +36,35 @@ class Detections:
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> Self:
-        """An image of ``size`` (height, width) in which nothing was found."""
+        """Return no detections, for an image of ``size`` (height, width)."""
         return cls(size, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ())
 
     @classmethod
     def from_sample(cls, sample: Sample) -> Self:
-        """The truth of an annotated image: every cell with score 1, in the order of its numbers."""
+        """Convert an annotated image: every cell with score 1, in the order of its numbers."""
         cells = read_instances(sample.planes_PHW, sample.labels_N)
         rles = tuple(encode_instances(sample.planes_PHW, cells))
         return cls(sample.size, cells.boxes_N4, np.ones(len(rles), np.float32), cells.labels_N, rles)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The detections at ``indices``, in that order."""
+        """Select the detections at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         rles = tuple(self.rles[index] for index in chosen)
         return type(self)(self.size, self.boxes_N4[chosen], self.scores_N[chosen], self.labels_N[chosen], rles)
 
     def above(self, min_score: float) -> Self:
-        """The detections with a score of at least ``min_score``."""
+        """Select the detections with a score of at least ``min_score``."""
         return self.select(np.flatnonzero(self.scores_N >= min_score))
 
-    def to_coco_results(self, image_id: int) -> list[dict]:
-        """COCO result records of plain JSON values: bbox is x, y, width, height, counts are text."""
+    def to_coco_results(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict]:
+        """Convert to COCO result records of plain JSON values: bbox is x, y, width, height, counts are text.
+
+        ``category_ids``: the id of class 1, 2, ...; None: the class itself.
+        """
         return [
             {
                 "image_id": image_id,
-                "category_id": label,
+                "category_id": label if category_ids is None else category_ids[label - 1],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": score,
                 "segmentation": to_json_rle(rle),

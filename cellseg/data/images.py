@@ -1,4 +1,4 @@
-"""Image files into arrays: RGB images and cell-id maps, from TIFF, PNG or JPEG of any pixel type.
+"""Readers of image files: RGB images and cell-id maps, from TIFF, PNG or JPEG of any pixel type.
 
 Shape suffixes: H height, W width, S samples per pixel (1 to 4).
 """
@@ -23,7 +23,7 @@ STRETCH_PERCENTILES = (0.1, 99.9)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The image as (H, W, 3) uint8 RGB.
+    """Read an image as (H, W, 3) uint8 RGB.
 
     Takes grey, grey + alpha, RGB and RGBA, samples last or first. Alpha is dropped; pixels become RGB as :func:`to_rgb`
     says.
@@ -70,7 +70,7 @@ def to_rgb(pixels: np.ndarray, where: str = "image") -> np.ndarray:
 
 
 def read_id_map(path: Path) -> np.ndarray:
-    """A map of cell ids as (H, W) int64; 0 is background, and ids need not be contiguous.
+    """Read a map of cell ids as (H, W) int64; 0 is background, and ids need not be contiguous.
 
     The file holds one value per pixel, of any integer or floating-point type.
 
@@ -124,7 +124,7 @@ def _require_finite(values: np.ndarray, where: str) -> None:
 
 
 def _read(path: Path, as_color: bool) -> np.ndarray:
-    """(H, W, S) of a bool, integer or floating-point type.
+    """Read the pixels as (H, W, S) of a bool, integer or floating-point type.
 
     With ``as_color`` alpha is dropped, palettes are applied, white-is-zero is inverted; else values are as stored.
     """
@@ -140,7 +140,7 @@ def _read(path: Path, as_color: bool) -> np.ndarray:
         elif start[:3] == b"\xff\xd8\xff":
             pixels_HWS = _read_jpeg(path)
         else:
-            raise UserError(f"{path}: must be a TIFF, PNG or JPEG file, but got neither. Is the file damaged?")
+            raise UserError(f"{path}: must be a TIFF, PNG or JPEG file, but got none of these. Is the file damaged?")
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -161,7 +161,7 @@ def _read(path: Path, as_color: bool) -> np.ndarray:
 
 def _read_jpeg(path: Path) -> np.ndarray:
     data = path.read_bytes()
-    # The decoder fills what is missing with grey. A whole file has an end marker behind its last start of scan.
+    # The decoder fills missing parts with grey. A complete file has an end marker after its last start of scan.
     if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError("the JPEG data end too early")
     pixels_HWS = _with_channels(imagecodecs.jpeg8_decode(data))
@@ -220,7 +220,7 @@ def _declares_alpha(page: tifffile.TiffPage) -> bool:
 
 
 def _require_all_segments(page: tifffile.TiffPage, file_size: int) -> None:
-    """tifffile reads absent strips as zeros and some cut ones as grey; neither is what was saved."""
+    """Refuse incomplete files: tifffile reads missing strips as zeros and some truncated ones as grey."""
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     if not segments or any(count == 0 or offset + count > file_size for offset, count in segments):
         raise ValueError("pixel data are missing or end too early")
@@ -234,7 +234,7 @@ def _with_channels(pixels: np.ndarray) -> np.ndarray:
 def _without_chatter() -> Iterator[None]:
     """Keep tifffile's remarks about odd tags off standard error; handlers that the user set up still get them.
 
-    Python prints warnings of a logger for which nobody has a handler. While this one is there, somebody has.
+    Python prints the warnings of a logger without any handler. This context adds one.
     """
     logger, handler = logging.getLogger("tifffile"), logging.NullHandler()
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Packed samples to training batches: scaled, augmented, with targets, in an order the seed alone decides."""
+"""Training batches from packed samples: scaled, augmented, with targets, in an order that only the seed decides."""
 
 import sys
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ class EpochLoader(DataLoader):
 def training_loader(
     data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, device: torch.device | None = None
 ) -> tuple[DataLoader, EpochBatches]:
-    """A loader of lists of :data:`Item`, and its sampler, whose ``epoch`` is to be set before each epoch.
+    """Build a loader of lists of :data:`Item`, and its sampler, whose ``epoch`` the caller sets before each epoch.
 
     With ``train.workers`` above 0 as many processes start with the first epoch. They read the pages of ``data`` that
     this process has mapped, stay from epoch to epoch, and end with the loader: when nothing refers to it any more.
@@ -121,7 +121,7 @@ def _use_one_thread(worker: int) -> None:
 
 
 def _scaled(sample: Sample, size: tuple[int, int], data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) and planes (P, H, W) of a sample at ``size``, in the colours of ``data``."""
+    """Scale image (H, W, 3) and planes (P, H, W) of a sample to ``size``, in the colours of ``data``."""
     image_HWC = resize_image(to_color(sample.image_HWC, data.color), size)
     return image_HWC, resize_planes(sample.planes_PHW, size)
 

@@ -1,7 +1,8 @@
 """A data set as one Arrow table: packed once, memory-mapped afterwards, and shared without copying.
 
 A row is an image. The table explains itself: its schema metadata hold the format version, the fingerprint of the input,
-the class names and the reading settings, so a table that travelled through an object store is complete.
+the names and category ids of the classes and the reading settings, so a table that travelled through an object store is
+complete.
 
 Shape suffixes: H height, W width, P planes, N cells, I images, K classes, 4 = x1, y1, x2, y2.
 """
@@ -30,7 +31,7 @@ from cellseg.files import atomic_path
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raise it when the columns change, or when the same files would be read into other pixels or cells."""
 
 Progress = Callable[[int, int], None]
@@ -45,6 +46,8 @@ class PackedDataset:
         self.fingerprint: str = metadata["fingerprint"]
         """Hash of all input files and reading settings, 32 hexadecimal digits."""
         self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
+        self.category_ids: tuple[int, ...] = tuple(json.loads(metadata["category_ids"]))
+        """The number that the annotations give class ``i + 1``."""
         self.settings: dict[str, str] = json.loads(metadata["settings"])
         """How the files were read, see :class:`cellseg.data.source.Dataset`."""
 
@@ -55,7 +58,7 @@ class PackedDataset:
         return self.table.num_rows
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample in row ``index``. Its arrays are read-only views; copy before changing them."""
+        """Return the sample in row ``index``. Its arrays are read-only views; copy before changing them."""
         height, width = self.sizes[index]
         return Sample(
             name=self.names[index],
@@ -79,11 +82,11 @@ class PackedDataset:
         return np.stack([self.table["height"].to_numpy(), self.table["width"].to_numpy()], axis=1).astype(np.int64)
 
     def boxes(self, index: int) -> np.ndarray:
-        """(N, 4) float32: x1, y1, x2, y2 with exclusive right and bottom edge, px; cell ``i + 1`` in row i."""
+        """Return (N, 4) float32: x1, y1, x2, y2 with exclusive right and bottom edge, px; cell ``i + 1`` in row i."""
         return self._values("boxes", index).reshape(-1, 4)
 
     def labels(self, index: int) -> np.ndarray:
-        """(N,) int64: class of cell ``i + 1``, from 1."""
+        """Return (N,) int64: class of cell ``i + 1``, from 1."""
         return self._values("labels", index)
 
     @cached_property
@@ -92,7 +95,7 @@ class PackedDataset:
         return count_labels([self.labels(index) for index in range(len(self))], self.num_classes)
 
     def statistics(self) -> DataStatistics:
-        """Counts over all images, without touching a pixel."""
+        """Count over all images, without touching a pixel."""
         rows = range(len(self))
         return DataStatistics.collect(
             [self.boxes(index) for index in rows], [self.labels(index) for index in rows], self.sizes, self.class_names
@@ -103,7 +106,7 @@ class PackedDataset:
 
 
 def open_packed(data: DataConfig, cache: Path | None = None, on_progress: Progress | None = None) -> PackedDataset:
-    """The packed data set that ``data`` describes; packed now unless the cache holds it for exactly these files.
+    """Open the packed data set that ``data`` describes; packs it unless the cache holds it for exactly these files.
 
     Args:
         cache: folder of packed files. None: ``$CELLSEG_CACHE`` or ``~/.cache/cellseg``. A changed input replaces its
@@ -141,6 +144,7 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
             "format_version": str(FORMAT_VERSION),
             "fingerprint": identity,
             "class_names": json.dumps(dataset.class_names),
+            "category_ids": json.dumps(dataset.category_ids),
             "settings": json.dumps(dataset.settings),
         }
     )
@@ -156,9 +160,9 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Hash of the names and bytes of all files and of the reading settings: the same on every machine.
+    """Hash the names and bytes of all files and the reading settings: the same on every machine.
 
-    An unreadable file counts with its name; what is wrong with it is said when it is loaded.
+    A folder counts with all files in it. An unreadable file counts with its name; loading it says what is wrong.
     """
     files = {relative_name(path, dataset.root): path for source in dataset.sources for path in source.files}
     total = hashlib.blake2b(json.dumps(dataset.settings, sort_keys=True).encode(), digest_size=16)
@@ -169,13 +173,13 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def default_cache() -> Path:
-    """``$CELLSEG_CACHE``, or ``~/.cache/cellseg``."""
+    """Return ``$CELLSEG_CACHE``, or ``~/.cache/cellseg``."""
     folder = os.environ.get("CELLSEG_CACHE")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "cellseg"
 
 
 def cache_path(dataset: Dataset, cache: Path) -> Path:
-    """The packed file of a data set: one for each root and way of reading it, whatever the files hold."""
+    """Return the packed file of a data set: one for each root and way of reading it, whatever the files hold."""
     key = json.dumps([str(dataset.root), dataset.settings], sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     readable = re.sub(r"[^\w.-]", "_", dataset.root.name)[:40]
@@ -201,7 +205,7 @@ def _schema() -> Any:
 
 
 def _row(sample: Sample, schema: Any) -> Any:
-    """A record batch of one sample, made of views where Arrow can view numpy."""
+    """Build a record batch of one sample, of views where Arrow can view numpy."""
     import pyarrow as pa
 
     cells = read_instances(sample.planes_PHW, sample.labels_N)
@@ -226,7 +230,7 @@ def _one_list(values: np.ndarray) -> Any:
 
 
 def _open_cached(path: Path, identity: str) -> PackedDataset | None:
-    """The file's content, memory-mapped; None if it is absent, damaged, of another format or made from other files."""
+    """Memory-map the file; None if it is absent, damaged, of another format or made from other files."""
     import pyarrow as pa
 
     # pa.ArrowInvalid is a ValueError; a missing key or column is a KeyError.
@@ -240,6 +244,10 @@ def _open_cached(path: Path, identity: str) -> PackedDataset | None:
 
 
 def _file_digest(path: Path) -> bytes:
+    if path.is_dir():
+        names = sorted(inner.relative_to(path).as_posix() for inner in path.rglob("*") if inner.is_file())
+        digests = [hashlib.blake2b(name.encode()).digest() + _file_digest(path / name) for name in names]
+        return hashlib.blake2b(b"folder" + b"".join(digests)).digest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()

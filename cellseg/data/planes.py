@@ -1,4 +1,4 @@
-"""Instance planes: many cells in few integer images.
+"""Instance planes: many cells in a few integer images.
 
 A plane holds cell numbers, 0 is background (see :class:`cellseg.data.sample.Sample`). Geometry is applied to planes
 with nearest neighbour; boxes, labels and masks are read from them afterwards, so they cannot drift apart.
@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellseg.data.sample import MAX_INSTANCES
-
-GROUP = 4
-"""Bools that are looked at together, as an uint32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Instances:
 
 
 def read_instances(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int = 1) -> Instances:
-    """The cells of ``planes_PHW`` that cover at least ``min_area`` pixels.
+    """Find the cells of ``planes_PHW`` that cover at least ``min_area`` pixels.
 
     Args:
         planes_PHW: cell numbers; numbers that an augmentation moved out of the image are simply absent.
@@ -46,7 +43,7 @@ def read_instances(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int =
     number_R, row_R, start_R, stop_R = _runs(planes_PHW)
     begins_cell_R = np.ones(len(number_R), dtype=bool)
     np.not_equal(number_R[1:], number_R[:-1], out=begins_cell_R[1:])
-    if num_planes > 1:  # a number that stands in two planes against the rule is two cells
+    if num_planes > 1:  # a number in two planes, which breaks the rule, is two cells
         begins_cell_R[1:] |= np.diff(row_R // height) != 0
     first_N = np.flatnonzero(begins_cell_R)
     areas_N = np.add.reduceat(stop_R - start_R, first_N)
@@ -72,7 +69,7 @@ def read_instances(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int =
 def stack_masks(
     masks: Iterable[tuple[np.ndarray, tuple[int, int], int]], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Planes and labels from cells that may overlap.
+    """Build planes and labels from cells that may overlap.
 
     Each cell goes, in order, to the first plane in which all its pixels are free; cells without a pixel are skipped.
 
@@ -92,7 +89,7 @@ def stack_masks(
         if not mask_hw.any():
             continue
         labels.append(label)
-        assert len(labels) <= MAX_INSTANCES, "readers refuse such images before they come here"
+        assert len(labels) <= MAX_INSTANCES, "readers refuse such images earlier"
         for plane_HW in planes:
             if not plane_HW[rows, columns][mask_hw].any():
                 break
@@ -104,38 +101,25 @@ def stack_masks(
 
 
 def _runs(planes_PHW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The runs of cells, not of background, in the order of their numbers and then from top to bottom.
+    """Find the runs of cells, not of background, in the order of their numbers and then from top to bottom.
 
-    There are far fewer runs than pixels, and finding them costs little: to ask ``scipy.ndimage.find_objects`` for boxes
-    and ``numpy.bincount`` for areas takes three to five times as long.
+    There are far fewer runs than pixels, and they are found quickly: ``scipy.ndimage.find_objects`` for boxes and
+    ``numpy.bincount`` for areas take three to five times as long.
 
     Returns:
         For each run its number (in the type of the planes), its row, its first column and the one after its last
-        (int64). Rows are counted as if each plane stood below the one before it.
+        (int64). Rows are counted as if each plane were below the one before it.
     """
     width = planes_PHW.shape[2]
     pixels = planes_PHW.ravel()
-    is_edge = np.zeros((len(pixels) // GROUP + 1) * GROUP, dtype=bool)
+    is_edge = np.zeros(len(pixels) + 1, dtype=bool)
     np.not_equal(pixels[1:], pixels[:-1], out=is_edge[1 : len(pixels)])
-    is_edge[: len(pixels) + 1 : width] = True  # a run ends with its row, and the last one with the pixels
-    edges = _true_positions(is_edge)
-    numbers = pixels.take(edges[:-1])  # take is quicker than brackets
+    is_edge[::width] = True  # a run ends with its row, and the last one with the pixels
+    edges = np.flatnonzero(is_edge)
+    numbers = pixels[edges[:-1]]
     cells = np.flatnonzero(numbers != 0)
-    cells = cells.take(np.argsort(numbers.take(cells), kind="stable"))
-    first_R, after_R = edges.take(cells), edges.take(cells + 1)
+    cells = cells[np.argsort(numbers[cells], kind="stable")]
+    first_R, after_R = edges[cells], edges[cells + 1]
     row_R = first_R // width
     row_begins_R = row_R * width
-    return numbers.take(cells), row_R, first_R - row_begins_R, after_R - row_begins_R
-
-
-def _true_positions(flags: np.ndarray) -> np.ndarray:
-    """``numpy.flatnonzero`` of bools, a multiple of GROUP many, of which a few in a hundred are true.
-
-    numpy goes from one to the next, in steps that no processor foresees. To look for groups with a true one first is
-    as quick where they are rare, and nearly twice as quick where there are many.
-    """
-    groups = flags.view(np.uint32)
-    hits = np.flatnonzero(groups != 0)
-    positions = np.flatnonzero(groups[hits].view(bool))  # as if there were no other groups
-    others_before = hits - np.arange(len(hits))
-    return positions + GROUP * others_before.take(positions // GROUP)
+    return numbers[cells], row_R, first_R - row_begins_R, after_R - row_begins_R

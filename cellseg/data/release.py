@@ -100,7 +100,7 @@ class ReleaseSource:
 
 
 def has_release_layout(root: Path) -> bool:
-    """Whether some folder in ``root/train`` holds an image or a class map."""
+    """Return whether some folder in ``root/train`` holds an image or a class map."""
     return any(source.files for source in _list_sources(root / "train", "ids"))
 
 
@@ -119,6 +119,7 @@ def open_release(root: Path, instances: str) -> Dataset:
         root=root,
         layout="release",
         class_names=tuple(f"class{label}" for label in range(1, num_classes + 1)),
+        category_ids=tuple(range(1, num_classes + 1)),
         sources=tuple(sources),
         settings={"layout": "release", "instances": instances},
         notes=tuple(_stray_notes(train, sources)),
@@ -128,7 +129,7 @@ def open_release(root: Path, instances: str) -> Dataset:
 def merge_class_maps(
     maps: Iterable[tuple[int, np.ndarray]], size: tuple[int, int], instances: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Planes and labels of an image from its class maps; equal to ``planes.stack_masks`` of the single cells.
+    """Build planes and labels from class maps; equal to ``planes.stack_masks`` of the single cells.
 
     Cells of one map cannot overlap, so a whole map is placed at once: for each plane, the cells that would cover a
     taken pixel are found in one look-up and go on to the next plane.
@@ -164,7 +165,7 @@ def merge_class_maps(
 
 
 def _renumber(ids_HW: np.ndarray) -> tuple[np.ndarray, int]:
-    """The map with its ids replaced by 1..n in ascending order, and n. 0 stays 0."""
+    """Replace the ids of a map by 1..n in ascending order; also returns n. 0 stays 0."""
     if ids_HW.max(initial=0) <= ids_HW.size:
         present = np.bincount(ids_HW.ravel()) > 0
         present[0] = False

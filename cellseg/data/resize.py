@@ -1,8 +1,8 @@
-"""From an image as it lies on disk to the image the network sees.
+"""Scaling and colour: from the image on disk to the image that the network sees.
 
-The law: training, validation and prediction bring an image to the network through :func:`scaled_size`,
-:func:`resize_image` and :func:`to_color`, with the same ``DataConfig``, and in no other way. A network that was trained
-at one scale or colour and tested at another is a network that was never tested.
+Rule: training, validation and prediction bring an image to the network through :func:`scaled_size`,
+:func:`resize_image` and :func:`to_color`, with the same ``DataConfig``, and in no other way. The figures of a
+network that was trained at one scale or colour and tested at another mean nothing.
 
 Shape suffixes: P planes, H height, W width, C colour channels.
 """
@@ -19,7 +19,7 @@ SMALLEST_SIDE = 8
 
 
 def scaled_size(height: int, width: int, data: DataConfig) -> tuple[int, int]:
-    """(height, width) in pixels that the network sees of an image of ``height`` x ``width``.
+    """Return (height, width) in pixels at which the network sees an image of ``height`` x ``width``.
 
     With ``data.resize`` ``square`` both sides become ``data.shorter_side``, whatever the image's aspect. Otherwise:
 
@@ -36,7 +36,7 @@ def scaled_size(height: int, width: int, data: DataConfig) -> tuple[int, int]:
 
 
 def multiply_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """``size`` (height, width) in pixels times ``factor``, for multi-scale training and testing.
+    """Multiply ``size`` (height, width) in pixels by ``factor``, for multi-scale training and testing.
 
     No side shrinks below ``SMALLEST_SIDE``; a side that is below it already does not shrink. ``data.longer_side`` is no
     limit: it has shaped ``size``, and the factor is asked for on top of that.
@@ -46,7 +46,7 @@ def multiply_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def resize_image(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``image_HWC`` (uint8, RGB) at ``size`` (height, width).
+    """Resize ``image_HWC`` (uint8, RGB) to ``size`` (height, width).
 
     Shrinking averages the pixels that fall together, growing interpolates linearly. An image that shrinks along one
     side and grows along the other does one after the other. At its own size the image is returned as it is.
@@ -62,7 +62,7 @@ def resize_image(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_planes(planes_PHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``planes_PHW`` (any integer type, any values) at ``size`` (height, width), each pixel from its nearest.
+    """Resize ``planes_PHW`` (any integer type, any values) to ``size`` (height, width) with nearest neighbour.
 
     The pixel whose area contains the new pixel's centre is taken, so planes and images keep lying on each other. Cells
     thinner than the shrinking factor may vanish. At their own size the planes are returned as they are.
@@ -74,12 +74,12 @@ def resize_planes(planes_PHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def to_color(image_HWC: np.ndarray, color: Literal["rgb", "grey"]) -> np.ndarray:
-    """``image_HWC`` (uint8, RGB) as it is, or its luminance in all three channels."""
+    """Return ``image_HWC`` (uint8, RGB) unchanged, or its luminance in all three channels."""
     if color == "rgb":
         return image_HWC
     return cv2.cvtColor(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def _nearest(new: int, old: int) -> np.ndarray:
-    """For each of ``new`` pixels along a side the nearest of ``old`` ones: floor((i + 1/2) old / new), exactly."""
+    """Find the nearest of ``old`` pixels for each of ``new`` ones along a side: floor((i + 1/2) old / new), exactly."""
     return (2 * np.arange(new) + 1) * old // (2 * new)

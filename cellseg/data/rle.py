@@ -1,4 +1,4 @@
-"""Masks as COCO run-length encodings, made from the window a cell lies in.
+"""COCO run-length encodings of masks, made from the window around a cell.
 
 An RLE here is pycocotools' compressed form, ``{"size": [height, width], "counts": bytes}``: the lengths of alternating
 runs of background and cell, column by column. A cell has a few dozen runs whatever the size of the image, so nothing
@@ -16,7 +16,7 @@ from cellseg.data.sample import Sample
 
 
 def encode_window(mask_hw: np.ndarray, top: int, left: int, height: int, width: int) -> dict:
-    """RLE of a mask that is known inside a window of an image and empty outside of it.
+    """Encode a mask that is known inside a window of an image and empty outside of it.
 
     Args:
         mask_hw: (h, w) bool; may be empty or without a set pixel.
@@ -43,7 +43,7 @@ def encode_window(mask_hw: np.ndarray, top: int, left: int, height: int, width: 
 
 
 def encode_instances(planes_PHW: np.ndarray, instances: Instances) -> list[dict]:
-    """RLEs of cells that :func:`cellseg.data.planes.read_instances` found in ``planes_PHW``, in the same order."""
+    """Encode the cells that :func:`cellseg.data.planes.read_instances` found in ``planes_PHW``, in the same order."""
     _, height, width = planes_PHW.shape
     windows = zip(instances.boxes_N4.astype(int), instances.plane_N, instances.numbers_N, strict=True)
     return [
@@ -53,16 +53,16 @@ def encode_instances(planes_PHW: np.ndarray, instances: Instances) -> list[dict]
 
 
 def encode_sample(sample: Sample) -> list[dict]:
-    """RLE of each cell of ``sample``, in the order of its numbers; an empty list for a sample without cells."""
+    """Encode each cell of ``sample``, in the order of its numbers; an empty list for a sample without cells."""
     return encode_instances(sample.planes_PHW, read_instances(sample.planes_PHW, sample.labels_N))
 
 
 def to_json_rle(rle: dict) -> dict:
-    """``rle`` with its counts as text, as JSON and COCO's result files want it."""
+    """Convert the counts of ``rle`` to text, as JSON and COCO's result files need them."""
     height, width = rle["size"]
     return {"size": [int(height), int(width)], "counts": rle["counts"].decode("ascii")}
 
 
 def decode(rle: dict) -> np.ndarray:
-    """(H, W) bool mask of an RLE, with its counts as bytes or as text."""
+    """Decode an RLE, with its counts as bytes or as text, into an (H, W) bool mask."""
     return coco_mask.decode(rle).astype(bool)

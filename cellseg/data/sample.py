@@ -1,4 +1,4 @@
-"""The one form in which an annotated image travels through cellseg."""
+"""Samples: annotated images, in the one form that all of cellseg uses."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""COCO segmentations (polygons and run-length encodings) into the window of an image that they cover.
+"""COCO segmentations: polygons and run-length encodings, decoded into the window that they cover.
 
 Shape suffixes: H height and W width of an image, h and w of a window in it.
 """
@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The mask of a COCO segmentation in a window around it.
+    """Decode a COCO segmentation into a mask of the window around it.
 
     Args:
         segmentation: list of polygons [x1, y1, x2, y2, ...], or an RLE with its counts as list or text.
@@ -40,7 +40,7 @@ def _decode_polygons(polygons: list, height: int, width: int) -> tuple[np.ndarra
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(
                 "a polygon must be a list of at least three x, y pairs of finite numbers, "
-                f"but got {str(polygon)[:60]}. Remove or mend it."
+                f"but got {str(polygon)[:60]}. Remove or fix it."
             )
     if not polygons:
         raise ValueError("segmentation must cover a pixel of the image, but is empty. Remove the annotation.")

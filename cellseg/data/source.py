@@ -1,4 +1,4 @@
-"""What a data set is before it is read: a list of samples, each read only when its source is asked to."""
+"""Data sets before they are read: lists of sources, each of which reads one sample on demand."""
 
 import os
 from collections import deque
@@ -42,16 +42,18 @@ class Dataset:
     """``release`` or ``coco``."""
     class_names: tuple[str, ...]
     """Name of class ``i + 1``."""
+    category_ids: tuple[int, ...]
+    """The number that the annotations give class ``i + 1``: COCO's category id. Rising, unique, perhaps with gaps."""
     sources: tuple[Source, ...]
     """At least one, in the order of their names."""
     settings: dict[str, str]
-    """What, besides the files, decides what is read: layout, instances, annotations."""
+    """Settings that affect how the files are read: layout, instances, annotations."""
     notes: tuple[str, ...] = ()
-    """What was passed over while listing: stray files, crowd annotations."""
+    """Notes on what was skipped while listing: stray files, crowd annotations."""
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Files in ``folder`` that are images by their suffix, hidden ones left out, sorted; none if there is no folder."""
+    """List the image files of ``folder`` by their suffix, sorted, without hidden ones; none if there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -62,7 +64,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """``path`` as text with forward slashes that is the same on every machine: relative to ``root``, else its name."""
+    """Write ``path`` relative to ``root`` with forward slashes, the same on every machine; outside of it, its name."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
@@ -75,7 +77,7 @@ def in_threads(
     items: list[Item] | tuple[Item, ...],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Item, Result | UserError]]:
-    """``(item, work(item))`` for each item, in order, worked on by one thread per CPU.
+    """Yield ``(item, work(item))`` for each item, in order, computed by one thread per CPU.
 
     Decoding and hashing release the GIL, so threads suffice. At most two items per thread wait to be consumed, so
     memory stays bounded however slow the consumer is. A UserError takes the place of a result; other errors are raised.

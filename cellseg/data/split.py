@@ -1,4 +1,4 @@
-"""Which images train and which validate: stratified folds, the same everywhere for the same seed."""
+"""Training and validation images: stratified folds, the same everywhere for the same seed."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Split:
 
 
 def assign_folds(label_counts_NC: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """The fold of each sample, (N,) int64 in 0..num_folds-1.
+    """Assign each sample to a fold, (N,) int64 in 0..num_folds-1.
 
     Iterative stratification (Sechidis et al. 2011) over the classes an image contains: the rarest class is dealt out
     first, each image to the fold that lacks that class most, ties to the fold with fewest images, then by the seed.
@@ -59,14 +59,14 @@ def split(label_counts_NC: np.ndarray, data: DataConfig) -> Split:
     if len(label_counts_NC) < data.num_folds:
         raise UserError(
             f"data.num_folds: each fold needs an image, but got {data.num_folds} folds, {len(label_counts_NC)} images. "
-            "Take fewer folds or more images."
+            "Use fewer folds or more images."
         )
     fold_N = assign_folds(label_counts_NC, data.num_folds, data.split_seed)
     validation = np.flatnonzero(fold_N == data.fold)
     if len(validation) == 0 or len(validation) == len(fold_N):
         raise UserError(
             f"data.fold: fold {data.fold} must leave images on both sides, but got {len(validation)} of {len(fold_N)}. "
-            "Take fewer folds or more images."
+            "Use fewer folds or more images."
         )
     training = np.flatnonzero((fold_N != data.fold) | (data.train_on == "all"))
     return Split(tuple(training.tolist()), tuple(validation.tolist()))

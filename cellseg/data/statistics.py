@@ -1,4 +1,4 @@
-"""What a data set looks like in numbers: enough to choose anchors, scale and detection limits."""
+"""Statistics of a data set: enough to choose anchors, scale and detection limits."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class DataStatistics:
     cells_per_image: tuple[float, ...] | None
     """Quantiles over images."""
     box_sides: tuple[float, ...] | None
-    """Quantiles over cells of sqrt(box width * box height), px of the image as it lies on disk."""
+    """Quantiles over cells of sqrt(box width * box height), px of the unscaled image."""
     anchors: str | None
     """Anchor range that fits the boxes at the image's own scale, as ``model.anchors`` takes it. None without cells."""
 
@@ -78,13 +78,13 @@ class DataStatistics:
         return int(self.cells_per_image[-1]) if self.cells_per_image else 0
 
     def describe(self) -> list[str]:
-        """Lines to print: the counts, then what follows from them for a configuration."""
+        """Write the counts as lines for people, followed by suggestions for the configuration."""
         lines = [f"images           {self.images}, {self.empty_images} of them without cells"]
         if self.heights and self.widths:
             lines += [f"height           {_spread(self.heights)} px", f"width            {_spread(self.widths)} px"]
         lines.append(f"cells            {self.cells}")
         lines += [
-            f"  {name:<14} {cells} in {images} image{'s' * (images != 1)}"
+            f"  {name:<14} {cells} in {images} {'image' if images == 1 else 'images'}"
             for name, cells, images in zip(self.class_names, self.cells_per_class, self.images_per_class, strict=True)
         ]
         if self.cells_per_image:
@@ -112,7 +112,7 @@ class DataStatistics:
 
 
 def count_labels(labels: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """(images, classes) int64: cells of class ``k + 1`` in each image."""
+    """Count the cells of class ``k + 1`` in each image: (images, classes) int64."""
     counts_IK = np.zeros((len(labels), num_classes), np.int64)
     for counts_K, labels_N in zip(counts_IK, labels, strict=True):
         counts_K[:] = np.bincount(labels_N, minlength=num_classes + 1)[1:]
@@ -131,7 +131,7 @@ def _spread(quantiles: tuple[float, ...]) -> str:
 
 
 def anchors_for(sides: np.ndarray) -> str:
-    """The anchor range whose smallest size is the power of two nearest to the small cells (10th percentile).
+    """Choose the anchor range whose smallest size is the power of two nearest to the small cells (10th percentile).
 
     Five sizes in factors of two then reach 16 times as far, one for each FPN level. Between 2-32 and 32-512.
     """

@@ -1,4 +1,4 @@
-"""What the network is trained against, read from instance planes: boxes, labels, and the mask targets of sampled RoIs.
+"""Training targets, read from instance planes: boxes, labels, and the mask targets of sampled RoIs.
 
 torchvision wants a mask per cell and resamples those that belong to the sampled boxes. Here the planes go to the device
 as they are and each RoI reads its own pixels of its own plane: nothing of size N x H x W exists anywhere.
@@ -43,7 +43,7 @@ def make_target(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int = 4)
 def roi_mask_targets(
     planes_PHW: Tensor, plane_N: Tensor, number_N: Tensor, rois_R4: Tensor, matched_R: Tensor, resolution: int
 ) -> Tensor:
-    """Mask targets of RoIs: the share of each of M x M bins that the matched cell covers.
+    """Compute mask targets of RoIs: the share of each of M x M bins that the matched cell covers.
 
     Equals ``roi_align`` of the cell's binary mask with ``aligned=False`` and adaptive sampling, which is torchvision's
     ``project_masks_on_boxes``. Bilinear sampling on a regular grid is separable, so the target is
@@ -81,7 +81,7 @@ def roi_mask_targets(
 def point_targets(
     planes_PHW: Tensor, plane_N: Tensor, number_N: Tensor, points_RS2: Tensor, matched_R: Tensor
 ) -> Tensor:
-    """Whether points lie on a cell: the truth of the pixel that each falls into, pixel i covering [i, i + 1).
+    """Look up whether points lie on a cell: the truth of the pixel that each falls into, pixel i covering [i, i + 1).
 
     Args:
         planes_PHW: (P, H, W) integers.
@@ -109,7 +109,7 @@ def _group_targets(
     points_x: int,
     resolution: int,
 ) -> Tensor:
-    """Targets (R, M, M) of RoIs that all have ``points_y`` x ``points_x`` sampling points per bin."""
+    """Compute targets (R, M, M) of RoIs that all have ``points_y`` x ``points_x`` sampling points per bin."""
     _, height, width = planes_PHW.shape
     x1_R, y1_R, x2_R, y2_R = rois_R4.unbind(dim=1)
     row_Rh, row_weights_RMh = _axis_weights(y1_R, y2_R, height, points_y, resolution)
@@ -121,7 +121,7 @@ def _group_targets(
 
 
 def _axis_weights(start_R: Tensor, stop_R: Tensor, side: int, points: int, resolution: int) -> tuple[Tensor, Tensor]:
-    """Along one axis, the pixels of each RoI's window and their weights in each bin.
+    """Compute, along one axis, the pixels of each RoI's window and their weights in each bin.
 
     The weight of a pixel in a bilinear sample falls linearly from 1 to 0 over a distance of one pixel. A bin's weights
     are the mean over its ``points`` samples. Samples more than a pixel outside of the image count as background, nearer

@@ -1,4 +1,4 @@
-"""The test images of a data set: the list that names them, and the files that are there."""
+"""Test images of a data set: the list that names them, and the files that exist."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ class TestImage:
 
 
 def describe_absent(images: Sequence[TestImage]) -> str | None:
-    """A line that names the listed images without a file, the first ten of many; None if all are there."""
+    """Name the listed images without a file, up to ten, in a line; None if all exist."""
     absent = [image.file_name for image in images if image.path is None]
     if not absent:
         return None
@@ -38,12 +38,12 @@ def describe_absent(images: Sequence[TestImage]) -> str | None:
 
 
 def has_test_list(root: Path) -> bool:
-    """Whether the data set names test images at all."""
+    """Return whether the data set has a list of test images."""
     return (Path(root) / TEST_LIST).is_file()
 
 
 def read_test_list(root: Path) -> list[TestImage]:
-    """The test images that ``test_image_name_to_ids.json`` lists, in its order, found in ``test_release/``.
+    """Read the list ``test_image_name_to_ids.json`` and find its images in ``test_release/``; keeps its order.
 
     A file is also found where only its suffix differs in case.
 
@@ -75,7 +75,7 @@ def read_test_list(root: Path) -> list[TestImage]:
 
 
 def list_test_files(root: Path) -> list[Path]:
-    """The image files in ``test_release/``, sorted; none if there is no such folder."""
+    """List the image files in ``test_release/``, sorted; none if there is no such folder."""
     return list_images(Path(root) / TEST_FOLDER)
 
 

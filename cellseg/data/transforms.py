@@ -1,4 +1,4 @@
-"""The random steps an augmentation is made of, from albumentations where that has a good one.
+"""Random steps of an augmentation, taken from albumentations where it has a good one.
 
 Each maker takes the albumentations module and the reach of every range, and returns a transform of image and masks. A
 transform draws all its numbers from the generators that ``Compose.set_random_state`` gives it.
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 Reach = dict[str, float]
-"""How far each random range reaches; the names and units are those of FULL_STRENGTH."""
+"""Limit of each random range; names and units are those of FULL_STRENGTH."""
 
 FULL_STRENGTH: Reach = {
     "scale": 0.6,  # sizes change by a factor between 1 / 1.6 and 1.6
@@ -33,7 +33,7 @@ FULL_STRENGTH: Reach = {
     "blur": 1.5,  # pixels, sigma of a Gaussian
     "noise": 0.08,  # share of the full scale, standard deviation
 }
-"""The reach of each range at strength 1: as far as cells stay cells."""
+"""Limits at strength 1: as far as cells stay plausible."""
 
 REPORTED: Reach = {
     "scale": 0.2,
@@ -47,8 +47,7 @@ REPORTED: Reach = {
     "blur": 1.0,
     "noise": 0.04,
 }
-"""The reach of each range in the reported pipelines. The report names their steps, not their ranges: these are moderate
-ones."""
+"""Limits in the reported pipelines. The report names their steps, not their ranges; these are moderate."""
 
 PROBABILITY = {
     "affine": 0.8,
@@ -60,7 +59,7 @@ PROBABILITY = {
     "blur": 0.5,
     "noise": 0.5,
 }
-"""How often a step changes an image at all."""
+"""Probability with which each step is applied."""
 
 ELASTIC_SPACING = 16
 """Pixels between the knots of an elastic deformation: displacements vary over about the width of a cell.
@@ -74,7 +73,7 @@ STAINS_33 = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]
 
 
 def stain_change(scales_3: np.ndarray, shifts_3: np.ndarray, grey: bool) -> np.ndarray:
-    """The change of a pixel's optical density that scales and shifts the density of each stain.
+    """Compute the change of a pixel's optical density that scales and shifts the density of each stain.
 
     Stain densities s follow from optical densities d = s @ STAINS_33; s becomes ``scales_3 * s + shifts_3`` (Tellez et
     al. 2018). A grey image shows no stains, and separate ones would colour it: there density as a whole is scaled and
@@ -92,7 +91,7 @@ def stain_change(scales_3: np.ndarray, shifts_3: np.ndarray, grey: bool) -> np.n
 
 
 def change_density(image_HWC: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """``image_HWC`` (uint8, RGB) with the optical density of each pixel changed by a (3, 4) matrix.
+    """Change the optical density of each pixel of ``image_HWC`` (uint8, RGB) by a (3, 4) matrix.
 
     The density of a value v is -ln((v + 1) / 256), which is finite for black and 0 for white.
     """
@@ -103,7 +102,7 @@ def change_density(image_HWC: np.ndarray, change: np.ndarray) -> np.ndarray:
 
 
 def grid_positions(length: int, widths: np.ndarray) -> np.ndarray:
-    """Where each pixel along a side of ``length`` is read from when equal cells take the relative ``widths`` instead.
+    """Compute where each pixel along a side is read from when equal grid cells take the relative ``widths`` instead.
 
     Piecewise linear, and rising where all widths are positive: nothing folds. The first cell starts and the last one
     ends where the image does.
@@ -117,7 +116,7 @@ def grid_positions(length: int, widths: np.ndarray) -> np.ndarray:
 
 
 def through_four_channels(warp: Callable[[np.ndarray], np.ndarray], image_HWC: np.ndarray) -> np.ndarray:
-    """``warp(image_HWC)``, where ``warp`` treats each channel by itself.
+    """Apply ``warp``, which treats each channel by itself, to ``image_HWC``.
 
     OpenCV's linear interpolation takes half the time with four channels that it takes with three.
     """
@@ -125,7 +124,7 @@ def through_four_channels(warp: Callable[[np.ndarray], np.ndarray], image_HWC: n
 
 
 class Remapping:
-    """What a distortion by ``map_x`` and ``map_y`` (H, W) does to images and planes.
+    """A distortion of images and planes by ``map_x`` and ``map_y`` (H, W).
 
     albumentations copies both maps into one first, once for the image and once for each plane.
     """
@@ -144,7 +143,7 @@ class Remapping:
 
 
 def add_noise(image_HWC: np.ndarray, noise_HW: np.ndarray) -> np.ndarray:
-    """``image_HWC`` (uint8) with ``noise_HW`` (float), cut to whole numbers, added to all its channels."""
+    """Add ``noise_HW`` (float), truncated to whole numbers, to all channels of ``image_HWC`` (uint8)."""
     whole_HW = noise_HW.astype(np.int16)
     return cv2.add(image_HWC, cv2.merge([whole_HW] * image_HWC.shape[2]), dtype=cv2.CV_8U)
 
@@ -261,12 +260,12 @@ STEPS: dict[str, Callable[[ModuleType, Reach], Any]] = {
     "blur": _blur,
     "noise": _noise,
 }
-"""How each step is made. ``focus`` is blur or noise."""
+"""Builder of each step. ``focus`` is blur or noise."""
 
 
 @cache
 def albumentations_module() -> ModuleType:
-    """The module albumentations, imported without the call to the network that it makes otherwise."""
+    """Import albumentations without the network request that it makes otherwise."""
     switch = "NO_ALBUMENTATIONS_UPDATE"
     before = os.environ.get(switch)
     os.environ[switch] = "1"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -> "nn.Module":
-    """The trained model of a checkpoint, in evaluation mode on ``device``.
+    """Load the trained model of a checkpoint onto ``device``, in evaluation mode.
 
     Raises:
         UserError: damaged weights.
@@ -120,7 +120,7 @@ def _detect(model: "nn.Module", image_HWC: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _suppress(found: "Detections", inference: "InferenceConfig", limit: int) -> "Detections":
-    """The detections that ``inference.nms`` leaves, with the scores they have then, best first."""
+    """Keep the detections that ``inference.nms`` leaves, with the scores they have then, best first."""
     import torch
 
     from cellseg.model.nms import suppress

@@ -1,4 +1,4 @@
-"""Predicted masks become run lengths, each pasted inside its own box.
+"""Predicted masks as run lengths, each pasted inside its own box.
 
 Shape suffixes: h height and w width of a box, N cells, M side of a square mask, 4 = x1, y1, x2, y2 in pixels with
 exclusive right and bottom edge.
@@ -12,7 +12,7 @@ from cellseg.data.rle import encode_window
 def paste_masks(
     probabilities_NMM: np.ndarray, boxes_N4: np.ndarray, height: int, width: int, threshold: float
 ) -> list[dict]:
-    """RLEs of predicted masks, each stretched over its box and cut at ``threshold``.
+    """Encode predicted masks as RLEs, each stretched over its box and cut at ``threshold``.
 
     Bit for bit ``paste_masks_in_image(...) >= threshold`` of torchvision, encoded; but each mask is built only in its
     own box, so memory is that of the largest box.

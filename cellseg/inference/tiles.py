@@ -2,7 +2,7 @@
 
 Neighbouring tiles overlap, so that a cell smaller than the overlap is whole in one of them. What a tile's border cuts
 is left to the tile that shows it whole, as in StarDist's prediction of big images (Weigert et al. 2020,
-arXiv:1908.03636). Cells that no tile shows whole are joined of their parts: in the overlap both tiles show the same
+arXiv:1908.03636). Cells that no tile shows whole are joined from their parts: in the overlap both tiles show the same
 pixels, so two detections are one cell if their masks agree *there*. Cells that touch have disjoint masks and stay two,
 however much their boxes overlap; SAHI's merging by overlap over the smaller box (Akyon et al. 2022, arXiv:2202.06934)
 would make them one.
@@ -26,10 +26,10 @@ from cellseg.data.rle import encode_window
 AGREEMENT = 0.5
 """Masks agree if they overlap by more than this IoU: more than one match is then impossible between disjoint masks."""
 CUT_MARGIN = 4
-"""A box that ends within so many pixels of its tile's border may be cut by it: the finest features are so far apart."""
+"""A box that ends within this many pixels of its tile's border may be cut by it: the stride of the finest features."""
 CUT_SHARE = 0.1
-"""So may one that ends within this share of its own side: boxes are predicted no better. One that is whole after all
-loses nothing by it."""
+"""So may one that ends within this share of its own side, the accuracy of predicted boxes. A box that is whole after
+all loses nothing."""
 
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels with exclusive right and bottom edge."""
@@ -37,16 +37,16 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class TileDetections:
-    """What was found in one tile."""
+    """The detections of one tile."""
 
     window: Window
-    """What the tile shows, in pixels of the image."""
+    """The part of the image that the tile shows, in pixels."""
     found: Detections
     """The N cells, in pixels of the image and with masks of its size."""
 
 
 def tile_windows(height: int, width: int, side: int | None, overlap: int) -> list[Window]:
-    """Tiles that cover an image, row by row, all of one size and evenly spread.
+    """List tiles that cover an image, row by row, all of one size and evenly spread.
 
     Args:
         height, width: size of the image in pixels, at least 1.
@@ -64,7 +64,7 @@ def tile_windows(height: int, width: int, side: int | None, overlap: int) -> lis
 
 
 def _starts(length: int, side: int, overlap: int) -> list[int]:
-    """Where tiles begin along an axis. As all are rounded down, no step exceeds ``side - overlap``."""
+    """List where tiles begin along an axis. As all are rounded down, no step exceeds ``side - overlap``."""
     num_steps = math.ceil((length - side) / (side - overlap))
     if num_steps <= 0:
         return [0]
@@ -72,7 +72,7 @@ def _starts(length: int, side: int, overlap: int) -> list[int]:
 
 
 def merge_tiles(tiles: Sequence[TileDetections]) -> Detections:
-    """The detections of an image's tiles as those of the image, each cell once, best first.
+    """Merge the detections of an image's tiles into those of the image: each cell once, best first.
 
     - A cell found whole in several tiles keeps its best-scored detection.
     - A cell cut in a tile is left to one that shows all of that part and what lies around it. If that one finds nothing
@@ -109,8 +109,7 @@ def merge_tiles(tiles: Sequence[TileDetections]) -> Detections:
 
 
 def near_inner_edge(boxes_N4: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
-    """(N,) bool: boxes that end at a border of ``window`` that is not the image's, or as near to it as ``CUT_MARGIN``
-    and ``CUT_SHARE`` say.
+    """Find boxes that end near a border of ``window`` inside the image (``CUT_MARGIN``, ``CUT_SHARE``); (N,) bool.
 
     Args:
         boxes_N4: (N, 4) in pixels of the image.
@@ -125,7 +124,7 @@ def near_inner_edge(boxes_N4: np.ndarray, window: Window, size: tuple[int, int])
 
 
 def _shown_with_room(boxes_N4: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
-    """(N,) bool: boxes inside ``window``, and not at its border unless that is the image's."""
+    """Find boxes inside ``window`` that are not at its border, unless that is the image's; (N,) bool."""
     left, top, right, bottom = window
     x1, y1, x2, y2 = boxes_N4.T
     inside_N = (x1 >= left) & (y1 >= top) & (x2 <= right) & (y2 <= bottom)
@@ -133,7 +132,7 @@ def _shown_with_room(boxes_N4: np.ndarray, window: Window, size: tuple[int, int]
 
 
 def concatenate(found: Sequence[Detections]) -> Detections:
-    """Several detections of one image, at least one, as one, in turn."""
+    """Concatenate one or more sets of detections of one image."""
     return Detections(
         size=found[0].size,
         boxes_N4=np.concatenate([part.boxes_N4 for part in found]),
@@ -144,7 +143,7 @@ def concatenate(found: Sequence[Detections]) -> Detections:
 
 
 def _join(parts: Detections) -> Detections:
-    """One cell made of its parts, of which there is at least one."""
+    """Join the parts of one cell, of which there is at least one."""
     if len(parts) == 1:
         return parts
     box_14 = np.concatenate([parts.boxes_N4[:, :2].min(axis=0), parts.boxes_N4[:, 2:].max(axis=0)])[None]
@@ -153,7 +152,7 @@ def _join(parts: Detections) -> Detections:
 
 
 def _matches(tiles: Sequence[TileDetections], found: Detections, cut_N: np.ndarray) -> np.ndarray:
-    """Which detections of different tiles are one cell: (P, 2) int64 pairs of indices into ``found``.
+    """Find detections of different tiles that are one cell: (P, 2) int64 pairs of indices into ``found``.
 
     Two match if each agrees best with the other, so that a poor detection cannot tie two good ones together.
 
@@ -180,28 +179,28 @@ def _matches(tiles: Sequence[TileDetections], found: Detections, cut_N: np.ndarr
 
 
 def _trusts(scores_A: np.ndarray, cut_A: np.ndarray, scores_B: np.ndarray) -> np.ndarray:
-    """(A, B) bool: whether a's match may be b. A cut one asks for at least half of its own score, as there are always
-    poor detections that lie over several cells: those must neither replace it nor become a part of its cell."""
+    """Decide whether a's match may be b; (A, B) bool. A cut detection demands at least half of its own score: there are
+    always poor detections over several cells, which must neither replace it nor become a part of its cell."""
     return ~cut_A[:, None] | (2 * scores_B >= scores_A[:, None])
 
 
 def _intersection(one: Window, other: Window) -> Window | None:
-    """The pixels that both windows show; None where there are none."""
+    """Return the pixels that both windows show; None where there are none."""
     left, top = max(one[0], other[0]), max(one[1], other[1])
     right, bottom = min(one[2], other[2]), min(one[3], other[3])
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def _reaching(boxes_N4: np.ndarray, zone: Window) -> np.ndarray:
-    """Indices of the boxes that reach into ``zone``."""
+    """Return the indices of the boxes that reach into ``zone``."""
     left, top, right, bottom = zone
     x1, y1, x2, y2 = boxes_N4.T
     return np.flatnonzero((x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top))
 
 
 def _iou_within(zone: Window, a: Detections, b: Detections) -> np.ndarray:
-    """(A, B) float64 in [0, 1]: IoU of the masks of two tiles within ``zone``, all that both show; 0 between classes
-    and for empty masks."""
+    """Compute the IoU of the masks of two tiles within ``zone``, the part that both show; (A, B) float64 in [0, 1], 0
+    between classes and for empty masks."""
     height, width = a.size
     left, top, right, bottom = zone
     zone_rle = encode_window(np.ones((bottom - top, right - left), bool), top, left, height, width)
@@ -213,7 +212,7 @@ def _iou_within(zone: Window, a: Detections, b: Detections) -> np.ndarray:
 
 
 def _common_pixels(rles: Sequence[dict], others: Sequence[dict]) -> np.ndarray:
-    """Pixels that each mask shares with each of ``others``, (masks, others) float64.
+    """Count the pixels that each mask shares with each of ``others``; (masks, others) float64.
 
     pycocotools' IoU with a crowd is the share of the mask; its areas it refuses to tell for more than 255 at once.
     """

@@ -1,1 +1,1 @@
-"""From a ModelConfig to a Mask R-CNN with the weights it asks for."""
+"""The model: from a ModelConfig to a Mask R-CNN with its weights."""

@@ -10,7 +10,7 @@ NUM_LEVELS = 5
 
 
 def sizes_per_level(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """One tuple of sizes (px) per FPN level, finest first; surplus small sizes share the finest level."""
+    """Return one tuple of sizes (px) per FPN level, finest first; surplus small sizes share the finest level."""
     surplus = len(sizes) - NUM_LEVELS
     assert surplus >= 0, f"{NUM_LEVELS} levels need as many sizes"
     return (tuple(sizes[: surplus + 1]), *((size,) for size in sizes[surplus + 1 :]))
@@ -35,7 +35,7 @@ class CellAnchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008  # torchvision's signature
     ) -> Tensor:
-        """(sizes * ratios, 4) anchors around the origin, in px."""
+        """Generate (sizes * ratios, 4) anchors around the origin, in px."""
         of_size = [super(CellAnchors, self).generate_anchors([s], aspect_ratios, dtype, device) for s in scales]
         return torch.cat(of_size)
 
@@ -52,7 +52,7 @@ class SharedRPNHead(RPNHead):
         self.anchors_per_level = anchors_per_level
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Objectness (B, A, H, W) and box deltas (B, 4A, H, W) of each level."""
+        """Compute objectness (B, A, H, W) and box deltas (B, 4A, H, W) of each level."""
         objectness, deltas = super().forward(maps)
         return (
             [scores[:, -count:] for scores, count in zip(objectness, self.anchors_per_level, strict=True)],
@@ -60,8 +60,8 @@ class SharedRPNHead(RPNHead):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        # Weights trained with one size per level serve every size of the finest level alike to begin with. Weights of
-        # other aspect ratios would end up at the wrong anchors: they are left to fail.
+        # Weights trained with one size per level initialise every size of the finest level alike. Weights of other
+        # aspect ratios would end up at the wrong anchors, so loading them fails.
         one_size = min(self.anchors_per_level)
         for name, outputs in (("cls_logits", 1), ("bbox_pred", 4)):
             for kind in ("weight", "bias"):
@@ -75,5 +75,5 @@ class SharedRPNHead(RPNHead):
 
 
 def build_rpn_head(generator: CellAnchors, channels: int, conv_depth: int) -> nn.Module:
-    """The RPN head that fits ``generator``."""
+    """Build the RPN head that fits ``generator``."""
     return SharedRPNHead(channels, generator.num_anchors_per_location(), conv_depth)

@@ -1,8 +1,8 @@
 """Attention within a residual block: gates that scale its channels, or its channels and places.
 
 Both modules keep shape and dtype of a (B, C, H, W) map of any size. A gate is twice a sigmoid, in (0, 2), of a layer
-that begins at 0 or near it. So it begins near 1, and the features that pretrained blocks expect pass nearly unchanged;
-the papers' plain sigmoid would halve them in every block. There are no norms inside: batches are small.
+that starts at or near 0. So a gate starts near 1, and pretrained blocks get nearly the features they expect; the
+papers' plain sigmoid would halve them in every block. There are no norms inside: batches are small.
 """
 
 import torch
@@ -51,7 +51,7 @@ ATTENTION = {"se": SqueezeExcitation, "cbam": CBAM}
 
 
 def _channel_mlp(channels: int, reduction: int) -> nn.Sequential:
-    """A perceptron over (B, C, 1, 1) with one hidden layer."""
+    """Build a perceptron over (B, C, 1, 1) with one hidden layer."""
     hidden = max(MIN_HIDDEN, channels // reduction)
     last = _begin_near_zero(nn.Conv2d(hidden, channels, kernel_size=1), std=GATE_STD)
     return nn.Sequential(nn.Conv2d(channels, hidden, kernel_size=1), nn.ReLU(), last)

@@ -1,7 +1,7 @@
 """Backbones: a body that turns an image into four feature maps, and the feature pyramid on top of it.
 
-Bodies are built in :mod:`cellseg.model.resnets` and :mod:`cellseg.model.timm_bodies`. Here they get what the config
-asks of all alike: norms, frozen stages, attention and deformable convolutions.
+Bodies are built in :mod:`cellseg.model.resnets` and :mod:`cellseg.model.timm_bodies`. Here they get the
+parts that all have in common: norms, frozen stages, attention and deformable convolutions.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class FPNBackbone(nn.Module):
 
 
 def build_body(config: ModelConfig, *, pretrained: bool, norm: str) -> Body:
-    """The body that ``config`` names, with its norms exchanged, stages frozen and blocks changed as it says.
+    """Build the body of ``config``, with its norms replaced, stages frozen and blocks changed accordingly.
 
     Frozen stages get no gradients, and their batch norms become fixed maps, whatever ``norm`` says of the others;
     group norms have no statistics that could move.
@@ -85,12 +85,12 @@ def _born(name: str, pretrained: bool) -> Body:
         raise UserError(
             f"model.weights: the ImageNet weights of {name} must be downloadable or in the cache "
             f"($TORCH_HOME/hub/checkpoints, $HF_HOME), but got '{str(error).splitlines()[0]}'. "
-            "Download them where there is a network and copy the cache, give a file, or use weights=none."
+            "Download them on a machine with a network and copy the cache, give a file, or use weights=none."
         ) from error
 
 
 def _change_blocks(body: Body, config: ModelConfig) -> None:
-    """Attention in the residual blocks of all stages that train, deformable convolutions in those of the last ones."""
+    """Add attention to the residual blocks of all stages that train, and deformable convolutions to the last ones."""
     for stage in range(max(1, config.frozen_stages), NUM_STAGES):
         channels = body.channels[stage - 1]
         deformable = stage >= NUM_STAGES - config.deformable_stages

@@ -1,4 +1,4 @@
-"""What every backbone is to the rest of the model: a network of a stem and four stages."""
+"""The interface of every backbone: a network of a stem and four stages."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,5 +23,5 @@ class Body:
 
 
 def is_part(name: str, parts: Iterable[str]) -> bool:
-    """Whether the dotted ``name`` of a parameter or module is among ``parts`` or lies within one of them."""
+    """Return whether the dotted ``name`` of a parameter or module is among ``parts`` or lies within one of them."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)

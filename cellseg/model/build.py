@@ -1,4 +1,4 @@
-"""A ModelConfig becomes a Mask R-CNN (He et al. 2017) on an FPN (Lin et al. 2017), made of torchvision's parts."""
+"""Construction of a Mask R-CNN (He et al. 2017) on an FPN (Lin et al. 2017) from torchvision's parts."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ class _Normalize(GeneralizedRCNNTransform):
 
 
 def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: int, *, load: bool = True) -> nn.Module:
-    """The detector for ``num_classes`` classes of cells (background not counted).
+    """Build the detector for ``num_classes`` classes of cells (background not counted).
 
     In training the model maps (images, targets) to a dict of scalar losses, in evaluation images to a list of dicts
     (see :class:`cellseg.model.heads.CellRoIHeads`). Images are (3, H, W) float32 in [0, 1] and may differ in size;
@@ -83,15 +83,15 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
 
 
 def resolved_norm(config: ModelConfig) -> str:
-    """``batch``, ``frozen`` or ``group``: frozen statistics need weights that bring some, small batches need group
-    norm."""
+    """Return ``batch``, ``frozen`` or ``group``: frozen statistics need weights that have some, small batches need
+    group norm."""
     if config.norm != "auto":
         return config.norm
     return "group" if config.weights == "none" else "frozen"
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
-    """Number of parameters; with ``trainable`` only of those that receive gradients."""
+    """Count the parameters; with ``trainable`` only those that receive gradients."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 

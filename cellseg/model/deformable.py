@@ -39,7 +39,7 @@ class ModulatedDeformConv2d(nn.Module):
         self.offset = Offsets(conv)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """As of the convolution: (B, C, H, W) -> (B, C', H', W'), in the dtype of the input."""
+        """Map (B, C, H, W) to (B, C', H', W') as the convolution does, in the dtype of the input."""
         taps = self.offset.taps
         offset, modulation = self.offset(x_BCHW).split((2 * taps, taps), dim=1)
         # Autocast may have made half precision of the input, for which there is no such kernel on the CPU, and in

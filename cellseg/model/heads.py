@@ -1,7 +1,7 @@
 """RoI heads that never see an N x H x W mask tensor.
 
 Training reads mask targets out of the instance planes; prediction returns the probabilities within each box, which
-:mod:`cellseg.predict` turns into RLE inside it. Everything else is torchvision's.
+:mod:`cellseg.inference.paste` turns into RLE inside it. Everything else is torchvision's.
 
 Shape suffixes: P proposals, R positive regions of interest (RoIs), N detections, C classes with background first,
 M side of a mask, 4 = x1, y1, x2, y2 in pixels of the network's input.
@@ -52,7 +52,7 @@ class CellRoIHeads(RoIHeads):
         self.point_head = point_head
 
     def check_targets(self, targets: list[dict[str, Tensor]] | None) -> None:
-        """Targets carry planes instead of masks."""
+        """Check that targets carry planes instead of masks."""
         assert targets is not None
         assert all({"boxes", "labels", "planes", "plane", "number"} <= target.keys() for target in targets)
 
@@ -63,7 +63,7 @@ class CellRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections in evaluation, losses in training; the other is empty.
+        """Return detections in evaluation or losses in training; the other is empty.
 
         A detection dict holds boxes (N, 4) in px of the network's input, labels (N,), scores (N,) and masks (N, 1, M,
         M) probabilities within the box. Losses are scalars, unweighted: ``loss_classifier``, ``loss_box_reg``,
@@ -127,7 +127,7 @@ class CellRoIHeads(RoIHeads):
     def _masks(
         self, features: dict[str, Tensor], boxes_N4: Tensor, labels_N: Tensor, image_shape: tuple[int, int]
     ) -> Tensor:
-        """(N, 1, M, M) probabilities of the masks of one image's detections."""
+        """Predict the masks of one image's detections: (N, 1, M, M) probabilities."""
         masks = []
         chunks = zip(boxes_N4.split(MASKS_AT_ONCE), labels_N.split(MASKS_AT_ONCE), strict=True)
         for boxes_n4, labels_n in chunks:  # no detections are one empty chunk
@@ -151,7 +151,7 @@ class CellRoIHeads(RoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes, scores and labels of each image, best first.
+        """Return boxes, scores and labels of each image, best first.
 
         torchvision's, step for step, but for the choice of the suppression.
         """
@@ -166,7 +166,7 @@ class CellRoIHeads(RoIHeads):
         return boxes, scores, labels
 
     def _select(self, boxes_PC4: Tensor, scores_PC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The detections of one image: every class of a proposal is a candidate of its own."""
+        """Select the detections of one image: every class of a proposal is a candidate of its own."""
         labels_N = torch.arange(scores_PC.shape[1], device=scores_PC.device).expand_as(scores_PC)[:, 1:].flatten()
         boxes_N4, scores_N = boxes_PC4[:, 1:].reshape(-1, 4), scores_PC[:, 1:].flatten()
         likely = torch.where(scores_N > self.inference.score_threshold)[0]

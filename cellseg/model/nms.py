@@ -1,4 +1,4 @@
-"""Non-maximum suppression: which of overlapping detections stay, and with which scores.
+"""Non-maximum suppression: selects among overlapping detections and adjusts their scores.
 
 Shape suffixes: N detections, K kept ones, C those of one class, 4 = x1, y1, x2, y2 in pixels.
 """
@@ -17,7 +17,7 @@ PENALTIES_AT_ONCE = 256
 def suppress(
     boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor, inference: InferenceConfig, limit: int
 ) -> tuple[Tensor, Tensor]:
-    """The detections that ``inference.nms`` leaves, best first. Classes do not affect each other.
+    """Select the detections that ``inference.nms`` leaves, best first. Classes do not affect each other.
 
     ``hard`` drops a box that overlaps a better one by more than ``nms_threshold``. ``soft`` lowers its score instead,
     by exp(-IoU^2 / ``soft_nms_sigma``) for each better one (Bodla et al. 2017), and drops what falls below
@@ -53,7 +53,7 @@ def suppress(
 def _soft(
     boxes_C4: Tensor, scores_C: Tensor, sigma: float, score_threshold: float, limit: int
 ) -> tuple[Tensor, Tensor]:
-    """Indices and scores of Gaussian Soft-NMS within a class, in the order of picking.
+    """Compute indices and scores of Gaussian Soft-NMS within a class, in the order of picking.
 
     Each pick depends on all before it, so the loop stays; on the CPU a turn costs microseconds, on a GPU it would wait
     for the device. Logarithms turn the product of decays into a difference, and a score of 0 into -inf, which no decay

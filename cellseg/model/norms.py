@@ -1,4 +1,4 @@
-"""Norm layers: exchanging the batch norms of a built network for frozen ones or for group norm."""
+"""Norm layers: the batch norms of a built network replaced by frozen ones or by group norms."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from cellseg.errors import UserError
 
 
 def num_groups(channels: int) -> int:
-    """At most 32 groups (Wu & He 2018) of at least 4 channels where ``channels`` allows it."""
+    """Choose at most 32 groups (Wu & He 2018) of at least 4 channels where ``channels`` allows it."""
     groups = math.gcd(channels, 32)
     while groups > 1 and channels // groups < 4:
         groups //= 2
@@ -21,7 +21,7 @@ def num_groups(channels: int) -> int:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with :func:`num_groups` groups."""
+    """Build a group norm with :func:`num_groups` groups."""
     return nn.GroupNorm(num_groups(channels), channels)
 
 
@@ -40,7 +40,7 @@ class OnePassFrozenBatchNorm2d(FrozenBatchNorm2d):
 
 
 def frozen_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    """The fixed affine map that ``norm`` is in evaluation: neither its statistics nor its scale move any more.
+    """Replace ``norm`` by the fixed affine map that it is in evaluation, with constant statistics and scale.
 
     What timm's ``BatchNormAct2d`` does after normalising, dropout and activation, it keeps.
     """
@@ -54,14 +54,14 @@ def frozen_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def group_instead_of(norm: nn.BatchNorm2d) -> nn.Module:
-    """A fresh group norm in the place of ``norm``; dropout and activation of timm's ``BatchNormAct2d`` stay."""
+    """Replace ``norm`` by a new group norm; dropout and activation of timm's ``BatchNormAct2d`` stay."""
     if isinstance(norm, BatchNormAct2d):
         return _with_activation(GroupNormAct(norm.num_features, num_groups(norm.num_features)), norm)
     return group_norm(norm.num_features)
 
 
 def convert_norms(module: nn.Module, norm_of: Callable[[str], str]) -> int:
-    """Exchange the batch norms below ``module`` in place.
+    """Replace the batch norms below ``module`` in place.
 
     Args:
         norm_of: what the batch norm of this dotted name becomes: ``frozen``, ``group``, or ``batch`` (it stays).

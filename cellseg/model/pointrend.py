@@ -55,7 +55,7 @@ class PointHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, fine_RFS: Tensor, coarse_RCS: Tensor) -> Tensor:
-        """Logits (R, C, S) at points with features ``fine_RFS`` and coarse logits ``coarse_RCS``."""
+        """Compute logits (R, C, S) at points with features ``fine_RFS`` and coarse logits ``coarse_RCS``."""
         hidden_RFS = fine_RFS
         for layer in self.layers:
             hidden_RFS = F.relu(layer(torch.cat([hidden_RFS, coarse_RCS], dim=1)))
@@ -71,7 +71,7 @@ def point_loss(
     matched: list[Tensor],
     targets: list[dict[str, Tensor]],
 ) -> Tensor:
-    """Mean binary cross-entropy at sampled points of each RoI for its own class; 0 without RoIs.
+    """Compute the mean binary cross-entropy at sampled points of each RoI for its own class; 0 without RoIs.
 
     Args:
         features_BFHW: the finest feature map, of stride 4.
@@ -99,7 +99,7 @@ def point_loss(
 def refine_masks(
     head: PointHead, features_BFHW: Tensor, coarse_RCMM: Tensor, boxes: list[Tensor], labels: list[Tensor]
 ) -> list[Tensor]:
-    """Probabilities (r, 1, M', M') for each image of masks refined to M' = M * 2^doublings, float32.
+    """Refine masks to M' = M * 2^doublings: probabilities (r, 1, M', M') for each image, float32.
 
     Args:
         features_BFHW: the finest feature map, of stride 4.
@@ -117,7 +117,7 @@ def refine_masks(
 
 
 def _refine(head: PointHead, features_FHW: Tensor, coarse_RCMM: Tensor, boxes_R4: Tensor, labels_R: Tensor) -> Tensor:
-    """Refined probabilities (R, 1, M', M') of masks of one image."""
+    """Refine the masks of one image: probabilities (R, 1, M', M')."""
     logits_R1MM = own_class(coarse_RCMM, labels_R).float()[:, None]
     for _ in range(head.doublings):
         logits_R1MM = F.interpolate(logits_R1MM, scale_factor=2, mode="bilinear", align_corners=False)
@@ -135,9 +135,9 @@ def _refine(head: PointHead, features_FHW: Tensor, coarse_RCMM: Tensor, boxes_R4
 
 @torch.no_grad()
 def sample_places(logits_RMM: Tensor, count: int) -> Tensor:
-    """Places (R, count, 2) to train at: three quarters where the mask is uncertain, its logit near 0, others anywhere.
+    """Draw places (R, count, 2) to train at: three quarters where the mask is uncertain, the rest anywhere.
 
-    Drawn from torch's global generator.
+    The draws come from torch's global generator.
     """
     num_uncertain = int(UNCERTAIN_SHARE * count)
     device, num_rois = logits_RMM.device, len(logits_RMM)
@@ -150,12 +150,12 @@ def sample_places(logits_RMM: Tensor, count: int) -> Tensor:
 
 
 def in_image(places_RS2: Tensor, boxes_R4: Tensor) -> Tensor:
-    """Places in boxes as points (R, S, 2) in pixels of the image."""
+    """Convert places in boxes to points (R, S, 2) in pixels of the image."""
     return boxes_R4[:, None, :2] + places_RS2 * (boxes_R4[:, None, 2:] - boxes_R4[:, None, :2])
 
 
 def sample_features(features_FHW: Tensor, points_RS2: Tensor) -> Tensor:
-    """Features (R, F, S) float32 of an image at points (R, S, 2) given in pixels."""
+    """Sample features (R, F, S) float32 of an image at points (R, S, 2) given in pixels."""
     channels, height, width = features_FHW.shape
     places_RS2 = points_RS2 / (STRIDE * torch.tensor([width, height], device=points_RS2.device))
     values_1FX = sample_maps(features_FHW[None], places_RS2.reshape(1, -1, 2))
@@ -163,7 +163,7 @@ def sample_features(features_FHW: Tensor, points_RS2: Tensor) -> Tensor:
 
 
 def sample_maps(maps_RCHW: Tensor, places_RS2: Tensor) -> Tensor:
-    """Bilinear values (R, C, S) float32 of each map at its places in [0, 1]^2.
+    """Interpolate values (R, C, S) float32 of each map, bilinearly, at its places in [0, 1]^2.
 
     Between the outermost centres and the edge the value is that of the edge, as in bilinear upsampling.
     """

@@ -15,7 +15,7 @@ LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 class _RoomForAttention:
-    """What torchvision's two kinds of residual blocks have in common here.
+    """The common part of torchvision's two kinds of residual blocks.
 
     ``se`` is timm's name for the same place: after the last norm, before the addition. Without parameters there, the
     names in the state dict are torchvision's.
@@ -24,14 +24,14 @@ class _RoomForAttention:
     downsample: nn.Module | None
     relu: nn.Module
     residual: Callable[[Tensor], Tensor]
-    """What is added to the shortcut, before attention."""
+    """The branch that is added to the shortcut, before attention."""
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)
         self.se: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        """Map (B, C, H, W) to (B, C', H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.se(self.residual(x))
         x += shortcut
@@ -57,7 +57,7 @@ class AttentiveBottleneck(_RoomForAttention, Bottleneck):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What torchvision's constructors of the same name pass to ``ResNet``."""
+    """Arguments that torchvision's constructor of the same name passes to ``ResNet``."""
 
     block: type[AttentiveBasicBlock] | type[AttentiveBottleneck]
     blocks: Sequence[int]
@@ -78,7 +78,7 @@ ARCHITECTURES = {
 
 
 def torchvision_body(name: str, pretrained: bool) -> Body:
-    """The ResNet called ``name``; ``pretrained`` loads torchvision's ``IMAGENET1K_V1`` weights.
+    """Build the ResNet called ``name``; ``pretrained`` loads torchvision's ``IMAGENET1K_V1`` weights.
 
     Raises:
         OSError, RuntimeError: weights that are neither in the cache nor to be downloaded, or damaged.

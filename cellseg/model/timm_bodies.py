@@ -21,12 +21,12 @@ from cellseg.model.body import Body, is_part
 STRIDES = (4, 8, 16, 32)
 PROBE_SIZE = (64, 96)
 """Height and width of the image that the twin sees: multiples of 32 that no network has as its fixed size."""
-REMEDY = "Take another, such as timm:regnety_004."
+REMEDY = "Use another, such as timm:regnety_004."
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What is known of a network before it is built."""
+    """Facts about a network before it is built."""
 
     out_indices: tuple[int, ...]
     """timm's numbers of the four maps."""
@@ -36,7 +36,7 @@ class _Layout:
 
 
 def timm_body(name: str, pretrained: bool) -> Body:
-    """timm's network ``name``, up to its last map; ``pretrained`` loads the weights timm has for it.
+    """Build timm's network ``name`` up to its last map; ``pretrained`` loads the weights timm has for it.
 
     The network keeps timm's names in its state dict. Its stem ends at its last map of stride 2 or, if it has none,
     where the layer begins that gives the map of stride 4. A stage is what a map depends on and the map before does not.
@@ -99,7 +99,7 @@ def _layout(name: str) -> _Layout:
 
 
 def _parameters_by_map(network: nn.Module, maps: Sequence[Tensor]) -> list[list[str]]:
-    """For each of ``maps``, which ``network`` has computed, the parameters that it and none before it depends on."""
+    """Find for each of ``maps``, computed by ``network``, the parameters that it and none before it depends on."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     groups: list[list[str]] = []
     seen: set[Any] = set()
@@ -120,7 +120,7 @@ def _parameters_by_map(network: nn.Module, maps: Sequence[Tensor]) -> list[list[
 
 
 def _split_stem(name: str, network: nn.Module, parameters: list[str], first_map: str) -> tuple[list[str], list[str]]:
-    """``parameters`` up to the first map in those before the module that timm calls ``first_map``, and the rest."""
+    """Split ``parameters`` of the first map at the module that timm calls ``first_map``."""
     # timm flattens some networks, stages.0 to stages_0, and keeps others whole below a module of its own.
     spellings = {first_map, first_map.replace(".", "_"), f"model.{first_map}"}
     module = next((path for path, _ in network.named_modules() if path in spellings), None)
@@ -131,7 +131,7 @@ def _split_stem(name: str, network: nn.Module, parameters: list[str], first_map:
 
 
 def _named_maps(network: nn.Module, _: Any, maps: Sequence[Tensor]) -> "OrderedDict[str, Tensor]":
-    """A forward hook: timm's list of maps under the names that torchvision's detectors use, channels second."""
+    """Rename timm's list of maps, as a forward hook, to the names that torchvision's detectors use, channels second."""
     channels_last = str(getattr(getattr(network, "output_fmt", None), "value", "NCHW")) == "NHWC"
     return OrderedDict((str(i), m.permute(0, 3, 1, 2) if channels_last else m) for i, m in enumerate(maps))
 

@@ -24,15 +24,15 @@ CLASS_LAYERS = (
 )
 """Layers whose shape depends on the classes: they start anew where the number of classes differs."""
 ADDED_LAYERS = (SqueezeExcitation, CBAM, Offsets, PointHead)
-"""Modules that a model may have and its weights not: the model does much the same to begin with."""
+"""Modules that a model may have without weights for them: they start as (almost) the identity."""
 CLASSIFIER_LAYERS = ("fc.", "head.", "classifier.", "conv_head.", "bn2.")
-"""What torchvision's and timm's classifiers have beyond the last feature map. The stem's norm is the only one outside
+"""Layers of torchvision's and timm's classifiers beyond the last feature map. The stem's norm is the only one outside
 of stages in our backbones, so ``bn2`` is what EfficientNets have there."""
 REMEDY = "Use the backbone, detector, heads, attention, norm and widths they were trained with."
 
 
 def load_detector_weights(model: nn.Module, weights: str, detector: str) -> None:
-    """Load what ``weights`` names into ``model``; ``none`` and ``imagenet`` are no business of this function.
+    """Load what ``weights`` names into ``model``; ``none`` and ``imagenet`` need nothing here.
 
     Raises:
         UserError: download impossible, file missing or unsafe, or weights of another architecture.
@@ -108,7 +108,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
 
 
 def _classifier_backbone(state: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The backbone of a classifier's ``state``, by the names it has in ``own``, which begin with ``prefix``."""
+    """Extract the backbone of a classifier's ``state``, renamed as in ``own``, whose names begin with ``prefix``."""
     renamed = {}
     for key, value in state.items():
         if not key.startswith(CLASSIFIER_LAYERS):
@@ -118,7 +118,7 @@ def _classifier_backbone(state: dict[str, Tensor], own: dict[str, Tensor], prefi
 
 
 def _other_classes(state: dict[str, Tensor], own: dict[str, Tensor]) -> set[str]:
-    """The entries of the layers in ``state`` that were made for another number of classes."""
+    """Find the entries of the layers in ``state`` that were made for another number of classes."""
     common = state.keys() & own.keys()
     found = set()
     for layer in CLASS_LAYERS:
@@ -129,6 +129,6 @@ def _other_classes(state: dict[str, Tensor], own: dict[str, Tensor]) -> set[str]
 
 
 def _added_layers(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...]:
-    """Prefixes of the entries of those added layers of which ``state`` has nothing."""
+    """List the prefixes of added layers of which ``state`` has no entry."""
     layers = (f"{name}." for name, module in model.named_modules() if isinstance(module, ADDED_LAYERS))
     return tuple(layer for layer in layers if not any(key.startswith(layer) for key in state))

@@ -8,16 +8,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def decay_of_update(decay: float, update: int) -> float:
-    """The share of itself that an average keeps at its ``update``-th update, counted from 0: at most ``decay``.
+    """Return the share of itself that an average keeps at its ``update``-th update, counted from 0: at most ``decay``.
 
-    Early averages forget faster, (1 + n) / (10 + n) of TensorFlow's ``ExponentialMovingAverage``: else the untrained
-    weights would weigh in an average of 0.999 for the first thousands of steps.
+    Early averages forget faster, (1 + n) / (10 + n) as in TensorFlow's ``ExponentialMovingAverage``. Otherwise the
+    untrained weights would dominate an average of 0.999 for thousands of steps.
     """
     return min(decay, (1 + update) / (10 + update))
 
 
 class WeightAverage:
-    """The average of a model's trainable weights, in a model of its own: ``model``, like the one it is made of.
+    """The average of a model's trainable weights, in ``model``, a copy of that model.
 
     Buffers, such as the statistics of norms, are averages already, or constants, and are copied. torch's own
     ``AveragedModel`` keeps its count on the device and waits for the GPU at every update.

@@ -1,4 +1,4 @@
-"""What a training run tells its caller: a report an epoch, or why it cannot go on."""
+"""Messages of a training run to its caller: a report per epoch, or the reason why it cannot go on."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ Ending = Literal["epochs", "patience"]
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """What one epoch did."""
+    """The result of one epoch."""
 
     epoch: int
     """Epochs trained so far, from 1."""
@@ -21,7 +21,7 @@ class EpochReport:
     (:mod:`cellseg.training.validation`), and the totals over the validation images ``count/detections`` and
     ``count/cells``. All are finite."""
     value: float
-    """``config.train.metric`` of this epoch, as it is: a loss is positive, and smaller is better."""
+    """``config.train.metric`` of this epoch, not sign-adjusted: for a loss, smaller is better."""
     best_value: float
     """Best value so far; the checkpoint ``best`` is of ``best_epoch``."""
     best_epoch: int
@@ -32,7 +32,7 @@ class EpochReport:
     images_per_second: float
     """Training images per second of training time, validation not counted."""
     peak_memory_bytes: int
-    """Most memory so far: allocated on the GPU, or resident on the CPU."""
+    """Peak memory so far: allocated on the GPU, or resident on the CPU."""
     micro_batch: int
     """Most images that went through the network at a time: ``train.batch_size``, or fewer where memory is short."""
     parameters: int
@@ -42,7 +42,7 @@ class EpochReport:
 
 
 class TrainingError(Exception):
-    """The run cannot go on, for a reason that lies in its settings: data for a search, not a bug."""
+    """A run that cannot go on because of its settings: a result for a search, not a bug."""
 
     def __init__(self, reason: Literal["non-finite", "out-of-memory"], detail: str):
         super().__init__(f"{reason}: {detail}")

@@ -1,8 +1,8 @@
-"""One training run: :func:`fit` trains, judges and yields a report an epoch."""
+"""The loop of a training run: :func:`fit` trains, validates and yields one report per epoch."""
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +24,16 @@ def fit(
     *,
     device: "torch.device | None" = None,
     on_step: Callable[[int, int], None] | None = None,
-) -> Iterator[EpochReport]:
+) -> Generator[EpochReport, None, None]:
     """Train as ``config`` says and yield an :class:`EpochReport` after each epoch.
 
-    Before each report ``folder/last`` and, for a new best, ``folder/best`` are written. A folder that holds ``last``
-    is resumed: on a CPU the numbers are those of an uninterrupted run. The generator may be closed at any report.
+    Before each report it writes ``folder/last`` and, for a new best, ``folder/best``. A folder that holds ``last`` is
+    resumed; on a CPU the numbers are those of an uninterrupted run. The generator may be closed at any report.
     Torch's global generator is seeded from (seed, epoch) at the start of each epoch.
 
     On a GPU the images that need most memory are tried first. Where memory runs out, then or later, half as many images
-    at a time go through the network, from the last checkpoint on, while the effective batch stays. On a GPU an epoch
-    also begins while the figures of the one before are worked out; that one is reported between two steps.
+    at a time go through the network, from the last checkpoint on; the effective batch stays. On a GPU an epoch
+    also begins while the figures of the one before are computed; that one is reported between two steps.
 
     Args:
         on_step: called with (batches done, batches of the epoch).
@@ -77,7 +77,7 @@ def _attempt(
     on_step: Callable[[int, int], None] | None,
     micro_batch: int,
 ) -> Iterator[EpochReport]:
-    """The epochs that are left, with at most ``micro_batch`` images at a time in the network."""
+    """Run the remaining epochs with at most ``micro_batch`` images at a time in the network."""
     from cellseg.training.run import TrainingRun
 
     with closing(TrainingRun(config, data, folder, device, micro_batch)) as run:
@@ -88,27 +88,44 @@ def _attempt(
 
 
 def _epochs(run: "TrainingRun", on_step: Callable[[int, int], None] | None) -> Iterator[EpochReport]:
-    """Train and judge until the run is over."""
-    waiting: TrainedEpoch | None = None  # the epoch before, while its figures are worked out
-    while run.ending() is None:
-        run.epoch += 1
-        started, paused = time.perf_counter(), 0.0
-        for step in run.train_epoch():
-            if on_step is not None:
-                on_step(*step)
-            if waiting is not None and waiting.metrics.done():
-                pause = time.perf_counter()
-                yield run.remember(waiting)
-                paused += time.perf_counter() - pause
-                waiting = None
-                if run.ending() is not None:
-                    return
-        seconds = time.perf_counter() - started - paused
-        if waiting is not None:
-            yield run.remember(waiting)
-            if run.ending() is not None:
-                return
-        waiting = run.judge(seconds)
-        if not run.overlaps:
-            yield run.remember(waiting)
-            waiting = None
+    """Train, judge and report one epoch after the other until the run is over.
+
+    An epoch is reported as soon as its figures are known. Until then the next one trains, where the two may overlap.
+    """
+    judged: TrainedEpoch | None = None
+    overlaps = False
+    while True:
+        training = _EpochTraining(run, on_step)
+        if judged is not None:
+            while overlaps and not judged.metrics.done() and training.step():
+                pass
+            yield run.remember(judged)
+        if run.ending() is not None:
+            return
+        while training.step():
+            pass
+        judged = run.judge(training.seconds)
+        overlaps = run.overlaps
+
+
+class _EpochTraining:
+    """The training of the next epoch, a batch at a time."""
+
+    def __init__(self, run: "TrainingRun", on_step: Callable[[int, int], None] | None):
+        self.run = run
+        self.on_step = on_step
+        self.seconds = 0.0
+        """Wall-clock time of all steps, without the time between them."""
+        self._steps: Iterator[tuple[int, int]] | None = None
+
+    def step(self) -> bool:
+        """Train on the next batch; False if there is none left."""
+        started = time.perf_counter()
+        if self._steps is None:
+            self.run.epoch += 1
+            self._steps = self.run.train_epoch()
+        progress = next(self._steps, None)
+        if progress is not None and self.on_step is not None:
+            self.on_step(*progress)
+        self.seconds += time.perf_counter() - started
+        return progress is not None

@@ -1,4 +1,4 @@
-"""The quantity that training minimises: the weighted sum of a model's losses."""
+"""The total loss: the weighted sum of a model's losses."""
 
 from collections.abc import Collection, Mapping
 from typing import TypeVar
@@ -9,13 +9,13 @@ from cellseg.config import LossConfig
 from cellseg.errors import UserError
 
 PREFIX = "loss_"
-"""A model calls the loss whose weight is ``loss.mask`` ``loss_mask``."""
+"""Prefix of a loss in the model's output: ``loss_mask`` has the weight ``loss.mask``."""
 
 Loss = TypeVar("Loss", Tensor, float)
 
 
 def loss_weights(names: Collection[str], config: LossConfig) -> dict[str, float]:
-    """The weight of each of ``names`` whose weight is not 0, in their order.
+    """Return the weight of each of ``names`` whose weight is not 0, in their order.
 
     Raises:
         UserError: all weights are 0.
@@ -30,7 +30,7 @@ def loss_weights(names: Collection[str], config: LossConfig) -> dict[str, float]
 
 
 def total_loss(losses: Mapping[str, Loss], config: LossConfig) -> Loss:
-    """The weighted sum of ``losses``, scalars by name as the model returns them.
+    """Compute the weighted sum of ``losses``, scalars by name as the model returns them.
 
     A loss of weight 0 is left out of the sum and of its graph: it costs no backward pass, and its NaN does no harm.
 

@@ -1,4 +1,4 @@
-"""Memory: how much a run has taken, and whether its worst images fit, before hours went into it."""
+"""Memory: the peak of a run, and a check at its start that its largest images fit."""
 
 import math
 import resource
@@ -18,7 +18,7 @@ from cellseg.training.stepper import Stepper
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes so far: allocated on a GPU, or resident in this process where a CPU computes."""
+    """Return the peak in bytes so far: allocated on a GPU, or resident in this process where a CPU computes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
@@ -45,7 +45,7 @@ def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: Trial
 
 
 def describe_hardest(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> str:
-    """The largest and the fullest training image in words: "up to 1024 x 1024 px and 812 cells"."""
+    """Describe the largest and the fullest training image: "up to 1024 x 1024 px and 812 cells"."""
     most_cells, largest = (order[0] for order in _hardest_first(data, indices, config))
     height, width = scaled_size(*data[indices[largest]].size, config.data)
     if config.data.crop is not None:
@@ -54,7 +54,7 @@ def describe_hardest(data: PackedDataset, indices: tuple[int, ...], config: Tria
 
 
 def _hardest_first(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> tuple[list[int], list[int]]:
-    """Positions in ``indices`` by falling number of cells, and by falling area at the network's scale."""
+    """Sort positions in ``indices`` by falling number of cells, and by falling area at the network's scale."""
     cells_I = np.array([len(data.labels(index)) for index in indices])
     area_I = np.array([math.prod(scaled_size(height, width, config.data)) for height, width in data.sizes[[*indices]]])
     return np.argsort(-cells_I, kind="stable").tolist(), np.argsort(-area_I, kind="stable").tolist()
@@ -93,7 +93,7 @@ def _state_to_come(stepper: Stepper) -> Iterator[None]:
 
 
 def moments_per_weight(optimizer: torch.optim.Optimizer) -> int:
-    """How many values an optimiser of :mod:`cellseg.training.optim` remembers for each weight."""
+    """Return how many values an optimiser of :mod:`cellseg.training.optim` remembers for each weight."""
     if isinstance(optimizer, torch.optim.AdamW):
         return 2
     return 1 if optimizer.param_groups[0]["momentum"] else 0

@@ -1,4 +1,4 @@
-"""Optimisers, and which parameters learn how fast and decay."""
+"""Optimisers, and the learning rate and decay of each parameter."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ BODY = "backbone.body."
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser over the model's trainable parameters, which one kernel changes all at once (``fused``)."""
+    """Build the optimiser over the model's trainable parameters; a single (``fused``) kernel updates all of them."""
     groups = parameter_groups(model, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
@@ -20,7 +20,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The trainable parameters in groups of equal treatment: one group where ``config`` makes no difference.
+    """Group the trainable parameters by learning rate and decay; one group if ``config`` treats all alike.
 
     A group has, beside torch's ``params``, ``lr`` and ``weight_decay``, an ``lr_factor``: its share of the rate that
     :func:`set_learning_rate` sets. With ``decay_on`` ``weights``, parameters of one dimension do not decay: those are

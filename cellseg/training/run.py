@@ -1,4 +1,4 @@
-"""The state of a training run, and how an epoch changes it. The loop over epochs is in train.py."""
+"""The state of a training run and how an epoch changes it. The loop over epochs is in fit.py."""
 
 import math
 import time
@@ -34,12 +34,12 @@ BEST, LAST = "best", "last"
 
 @dataclass(frozen=True)
 class TrainedEpoch:
-    """An epoch that was trained, and whose figures may still be worked out."""
+    """A trained epoch whose figures may still be being computed."""
 
     epoch: int
     losses: dict[str, float]
     learning_rate: float
-    """Of its last optimiser step; the backbone's may be a share of it."""
+    """Rate of its last optimiser step; the backbone's may be a share of it."""
     images_per_second: float
     seconds: float
     """Wall-clock time of training and of what validation needed the network for."""
@@ -82,7 +82,7 @@ class TrainingRun:
         self.judged_epoch = self.best_epoch = 0
         self.best_value = gain(config.train.metric, -math.inf)
         self.watched: list[float] = []
-        """What ``optim.plateau_watch`` names, of each judged epoch, as a number of which larger is better."""
+        """The value that ``optim.plateau_watch`` names, of each judged epoch, sign-adjusted: larger is better."""
         self.losses: dict[str, float] = {}
         """Mean losses of the last epoch, see :class:`cellseg.training.epoch_report.EpochReport`."""
         self.learning_rate = config.optim.lr
@@ -121,7 +121,7 @@ class TrainingRun:
         self.validation.rehearse(self.judged_model)
 
     def train_epoch(self) -> Iterator[tuple[int, int]]:
-        """One pass over the training images; yields (batches done, batches of the epoch) after each batch.
+        """Train on all images once; yields (batches done, batches of the epoch) after each batch.
 
         Raises:
             TrainingError: a loss that is minimised is not finite.
@@ -160,11 +160,11 @@ class TrainingRun:
             self.average.update(self.model, step)
 
     def validate(self) -> "Future[dict[str, float]]":
-        """The figures of the judged model on the validation images: see :class:`Validation`."""
+        """Start to compute the figures of the judged model on the validation images, see :class:`Validation`."""
         return self.validation.start(self.judged_model, self.stepper.amp_dtype, self.epoch)
 
     def ending(self) -> Ending | None:
-        """Why the run is over, or None."""
+        """Return why the run is over, or None."""
         train, optim = self.config.train, self.config.optim
         if self.judged_epoch >= train.epochs:
             return "epochs"
@@ -224,7 +224,7 @@ class TrainingRun:
         )
 
     def _states(self) -> dict[str, Any]:
-        """What an epoch leaves behind, as it is now: it changes with the next step."""
+        """Collect what an epoch leaves behind. The tensors change with the next step."""
         return {
             "judged": self.judged_model.state_dict(),
             "optimizer": self.stepper.optimizer.state_dict(),
@@ -237,6 +237,7 @@ class TrainingRun:
         description: dict[str, Any] = {
             "config": self.config.to_flat(),
             "class_names": self.data.class_names,
+            "category_ids": self.data.category_ids,
             "metric": self.config.train.metric,
             "value": metrics[self.config.train.metric],
             "epoch": trained.epoch,
@@ -266,7 +267,7 @@ class TrainingRun:
         checkpoint = open_checkpoint(self.folder / LAST)
         own, former = self.config.to_flat(), checkpoint.config.to_flat()
         changed = sorted(key for key, value in own.items() if former[key] != value)
-        # Where the data lie and how many processes load them changes nothing about the run.
+        # The location of the data and the number of loader processes do not affect the results.
         changed = [key for key in changed if key not in {"data.root", "train.workers"}]
         if checkpoint.info.data_fingerprint != self.data.fingerprint:
             changed.append("the data")
@@ -292,13 +293,13 @@ class TrainingRun:
         self.validation.close()
 
     def _decays(self, epochs: int) -> int:
-        """How often plateau has lowered the rate by the end of so many epochs."""
+        """Count how often plateau has lowered the rate by the end of this many epochs."""
         optim = self.config.optim
         return num_decays(self.watched[:epochs], optim.warmup_epochs, optim.plateau_patience)
 
 
 def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[str, float]) -> float:
-    """What ``optim.plateau_watch`` names, of one epoch, as a number of which larger is better."""
+    """Return the value that ``optim.plateau_watch`` names, of one epoch, sign-adjusted: larger is better."""
     match config.optim.plateau_watch:
         case "metric":
             return gain(config.train.metric, metrics[config.train.metric])

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as pure functions of where a run is and of what it has brought so far.
+"""Learning-rate schedules: pure functions of the step and of the run's figures so far.
 
 A resumed run therefore needs no schedule state: only the values of its past epochs, which ``plateau`` looks back on.
 """
@@ -10,7 +10,7 @@ from cellseg.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int, decays: int = 0) -> float:
-    """The rate of an optimiser step of a run of ``epochs`` whole epochs.
+    """Return the rate of an optimiser step in a run of ``epochs`` whole epochs.
 
     - constant: ``lr``.
     - step: ``lr``, times ``gamma`` after every ``step_epochs``.
@@ -51,15 +51,15 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
 
 
 def num_decays(gains: Sequence[float], warmup_epochs: int, patience: int) -> int:
-    """How often plateau has lowered the rate by the end of the last of these epochs.
+    """Count how often plateau has lowered the rate by the end of the last of these epochs.
 
-    It is lowered at the end of an epoch that is the ``patience``-th in a row without a new best, whereupon the row
-    starts anew; the best stays. A new best is larger than all before it, by however little. The warm-up's epochs are
-    left out altogether: they neither count nor set the best. This is torch's ``ReduceLROnPlateau`` with ``threshold=0``
+    It is lowered at the end of the ``patience``-th epoch in a row without a new best; counting then restarts, and the
+    best stays. A new best is larger than all before it, by however little. Warm-up epochs are left out altogether: they
+    neither count nor set the best. This is torch's ``ReduceLROnPlateau`` with ``threshold=0``
     and a patience less by one, which starts after the warm-up.
 
     Args:
-        gains: of each epoch so far, from the first, the watched value as a number of which larger is better.
+        gains: of each epoch so far, from the first, the watched value, sign-adjusted: larger is better.
     """
     best = -math.inf
     decays = without_gain = 0
@@ -73,5 +73,5 @@ def num_decays(gains: Sequence[float], warmup_epochs: int, patience: int) -> int
 
 
 def _cosine(peak: float, step: int, steps: int) -> float:
-    """Half a cosine from ``peak`` at step 0 to 0 at step ``steps``."""
+    """Return half a cosine from ``peak`` at step 0 to 0 at step ``steps``."""
     return peak * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))

@@ -1,4 +1,4 @@
-"""Optimiser steps: batches become gradients, gradients change the weights. Epochs are the business of training.py."""
+"""Optimiser steps: batches become gradients, and gradients change the weights. Epochs are in run.py."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class Stepper:
     """
 
     def __init__(self, model: nn.Module, config: TrialConfig, device: torch.device, micro_batch: int | None = None):
-        """``micro_batch``: at most so many images go through the network at a time; None: a batch as it comes."""
+        """``micro_batch``: most images that go through the network at a time. None: the whole batch."""
         self.config = config
         self.device = device
         self.micro_batch = micro_batch or config.train.batch_size
@@ -52,7 +52,7 @@ class Stepper:
         return sums
 
     def step(self, learning_rate: float) -> None:
-        """Change the weights by the gathered gradients, and forget these."""
+        """Update the weights with the accumulated gradients, and clear these."""
         set_learning_rate(self.optimizer, learning_rate)
         if self.config.optim.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)

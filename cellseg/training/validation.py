@@ -1,4 +1,4 @@
-"""Judging a model on the validation images: COCO figures and the training loss. It changes nothing about the run."""
+"""Validation: COCO figures and the training loss on the validation images. The run stays as it is."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -42,7 +42,7 @@ class Validation:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
 
     def start(self, model: nn.Module, amp_dtype: torch.dtype | None, epoch: int) -> "Future[dict[str, float]]":
-        """Have ``model`` find the cells; when that is done, it may change. The figures follow.
+        """Predict with ``model``, which may change after this call; the figures follow in the background.
 
         Returns:
             Those of :func:`cellseg.evaluate.evaluate`, ``loss/validation``, and the totals ``count/detections`` and
@@ -64,7 +64,7 @@ class Validation:
         predict_images(model, [self.samples[int(np.argmax(areas))].image_HWC], self.config)
 
     def close(self) -> None:
-        """Wait for what is being compared now, and forget what is not begun."""
+        """Wait for the comparison in progress and drop those that have not begun."""
         self._thread.shutdown(cancel_futures=True)
 
     def _figures(self, predictions: list[Detections], loss: float) -> dict[str, float]:
@@ -78,7 +78,7 @@ class Validation:
 
 @contextmanager
 def computing_losses(model: nn.Module) -> Iterator[None]:
-    """Within this context the detector returns losses, while its norms and dropout behave as in prediction."""
+    """Make the detector return losses while its norms and dropout behave as in prediction."""
     was_training = model.training
     model.eval()
     for module in model.modules():
@@ -93,7 +93,7 @@ def computing_losses(model: nn.Module) -> Iterator[None]:
 def validation_loss(
     model: nn.Module, items: Iterable[Item], config: LossConfig, amp_dtype: torch.dtype | None = None
 ) -> float:
-    """The weighted sum of the losses of each image by itself, mean over the images.
+    """Compute the mean over the images of each image's weighted sum of losses.
 
     It does not depend on the batch size. The weights, the statistics of norms and torch's generators are left as they
     are.

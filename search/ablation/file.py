@@ -1,13 +1,14 @@
 """From the content of a table file to a checked :class:`Ablation`: every problem is found, then reported at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from cellseg.config import FIELDS, describe, flatten, parse_overrides, unknown_key
-from cellseg.errors import UserError, raise_all
+from cellseg.config import FIELDS, flatten, parse_overrides, problems_of, unknown_key
+from cellseg.errors import Problem, UserError, raise_all
 from cellseg.files import read_yaml
 from cellseg.names import unknown_name
 from search.ablation.rules import config_problems, override_problems, row_problems
@@ -79,7 +80,7 @@ def parse_ablation(content: Any, where: str) -> Ablation:
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: must be a mapping of settings, but got {type(content).__name__}.")
-    problems = _unknown_settings(content)
+    problems: list[Problem | str] = [*_unknown_settings(content)]
     problems += missing_settings(content, _EXAMPLES)
     raw = _EXAMPLES | {name: value for name, value in content.items() if name in _SETTINGS}
     raw, found = _flat_configs(raw)
@@ -88,8 +89,8 @@ def parse_ablation(content: Any, where: str) -> Ablation:
     try:
         table = Ablation.model_validate(raw)
     except ValidationError as error:
-        lines = describe(error.errors(include_url=False))
-        problems += [line for line in lines if "extra inputs are not permitted" not in line]  # told, with a hint
+        # Unknown names are reported above, with the nearest valid one.
+        problems += problems_of(error.errors(include_url=False), skip={"extra_forbidden"})
     if table is not None:
         problems += row_problems(table) or config_problems(table)
     raise_all(f"{where}: {problem}" for problem in problems)
@@ -123,17 +124,19 @@ def _apply_overrides(
     return content, fields, problems
 
 
-def _unknown_settings(content: Mapping[str, Any]) -> list[str]:
+def _unknown_settings(content: Mapping[str, Any]) -> list[Problem]:
     found = []
     for key in content:
         if not unknown_key(key):
-            found.append(f"{key}: a config field must stand under common, but got it at the top. Move it there.")
+            law = "a config field must stand under common"
+            found.append(Problem(str(key), law, "it at the top", "Move it there."))
         elif key not in _SETTINGS:
             found.append(unknown_name(str(key), _SETTINGS, "a setting"))
     for where, model, value in _nested(content):
         if isinstance(value, Mapping):
             unknown = [str(key) for key in value if key not in model.model_fields]
-            found += [f"{where}.{unknown_name(key, model.model_fields, 'a setting')}" for key in unknown]
+            problems = [unknown_name(key, model.model_fields, "a setting") for key in unknown]
+            found += [replace(problem, where=f"{where}.{problem.where}") for problem in problems]
     return found
 
 

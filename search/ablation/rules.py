@@ -1,81 +1,85 @@
-"""The laws that a table must obey beyond the types of its settings.
-
-Every rule is a function from the table to problems, lines ``where: law, but got evidence. Remedy.``
-"""
+"""Rules of a table beyond the types of its settings: functions from the table to problems."""
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cellseg.config import ACTIVE_WHEN, METRICS, unknown_key
-from cellseg.errors import UserError
+from cellseg.config import ACTIVE_WHEN, METRICS, TrialConfig, unknown_key
+from cellseg.errors import Problem
 from cellseg.names import unknown_name
-from search.ablation.table import Ablation
+from search.ablation.table import Ablation, Row
 from search.space.domain import check_finite_value
 from search.space.rules import SAME_IN_ALL_TRIALS
 from search.space.settings import direction_of, gpu_hours_problem
 
 MEASURABLE = (*METRICS, "count/detections")
-"""What every validation measures, beside the figures of single classes (``segm/AP/CLASS``)."""
+"""Figures that every validation measures, apart from those of single classes (``segm/AP/CLASS``)."""
 _SET_BY_TABLE = {
     "train.metric": "Set metric at the top.",
     "train.seed": "It is made from seed, at the top, and the repeat.",
     "data.root": "Write data: {root: FOLDER} at the top, or give --data.",
 }
-"""Config fields that no row may set, and where they come from."""
+"""Config fields that no row may set, with the place to set each."""
 
 
-def row_problems(table: Ablation) -> list[str]:
-    """What is wrong with metric, limits, names, references between rows, and single config fields."""
+def row_problems(table: Ablation) -> list[Problem]:
+    """Check metric, limits, names, references between rows, and single config fields."""
     found = []
     if table.direction != (right := direction_of(table.metric)):
-        found.append(f"direction: must be '{right}' for {table.metric}, but got '{table.direction}'.")
+        found.append(Problem("direction", f"must be '{right}' for {table.metric}", f"'{table.direction}'"))
     if problem := gpu_hours_problem(table.limits, table.resources):
         found.append(problem)
     for name in ("target", "plateau_trials"):
         if (limit := getattr(table.limits, name, None)) is not None:
-            found.append(
-                f"limits.{name}: a table trains every row, whatever its value, but got {limit:g}. "
-                "Remove it; hours and gpu_hours are for tables too."
-            )
+            law = "a table trains every row, whatever its value"
+            remedy = "Remove it; hours and gpu_hours are for tables too."
+            found.append(Problem(f"limits.{name}", law, f"{limit:g}", remedy))
     for where, value in (("measured", table.measured), ("rows", table.rows)):
-        found += [f"{where}: must name at least one, but got none."] * (not value)
+        if not value:
+            found.append(Problem(where, "must name at least one", "none"))
     for name in table.measured:
         if name not in MEASURABLE and not name.startswith(("segm/AP/", "segm/AP50/")):
-            found.append(f"measured: {unknown_name(name, MEASURABLE, 'a validation metric')}")
+            found.append(unknown_name(name, MEASURABLE, "a validation metric").within("measured"))
     for name, row in table.rows.items():
-        if not name.strip() or "," in name:
-            found.append(f"rows: a name must be text without commas, but got {name!r}. Rename the row.")
-        if row.same_as is None:
-            continue
-        if row.same_as not in table.rows:
-            found.append(f"rows.{name}.same_as: {unknown_name(row.same_as, table.rows, 'another row')}")
-        elif row.same_as == name or table.rows[row.same_as].same_as is not None:
-            found.append(f"rows.{name}: same_as must name another row that is trained, but got '{row.same_as}'.")
-        if row.config:
-            found.append(
-                f"rows.{name}: a row that is the same as another has no config, but got {', '.join(row.config)}. "
-                "Remove config or same_as."
-            )
+        found += _name_problems(table, name, row)
     for where, config in _configs(table):
         for key, value in config.items():
             if problem := unknown_key(key) or _ownership_problem(where, key) or check_finite_value(key, value):
-                found.append(f"{where}: {problem}")
+                found.append(problem.within(where))
     return found
 
 
-def config_problems(table: Ablation) -> list[str]:
-    """What is wrong with the rows' whole configs, once each of their fields is right by itself."""
+def _name_problems(table: Ablation, name: str, row: Row) -> list[Problem]:
+    """Check the name of a row, and the row that it refers to."""
+    where = f"rows.{name}"
+    found = []
+    if not name.strip() or "," in name:
+        found.append(Problem("rows", "a name must be text without commas", f"{name!r}", "Rename the row."))
+    if row.same_as is None:
+        return found
+    if row.same_as not in table.rows:
+        found.append(unknown_name(row.same_as, table.rows, "another row").within(f"{where}.same_as"))
+    elif row.same_as == name or table.rows[row.same_as].same_as is not None:
+        found.append(Problem(where, "same_as must name another row that is trained", f"'{row.same_as}'"))
+    if row.config:
+        law = "a row that is the same as another has no config"
+        found.append(Problem(where, law, ", ".join(row.config), "Remove config or same_as."))
+    return found
+
+
+def config_problems(table: Ablation) -> list[Problem]:
+    """Check the rows' whole configs, once each of their fields is right by itself."""
     if found := override_problems(table):
         return found
     trained = [name for name in table.rows if table.origin(name) == name]
     configs = {name: table.row_config(name).to_flat() for name in trained}
     for key in table.common:
         if not any(_is_active(key, flat) for flat in configs.values()):
-            found.append(f"common: {key}: must have an effect in some row, but got {_why_inactive(key)}. Remove it.")
+            law = "must have an effect in some row"
+            found.append(Problem(f"common: {key}", law, _why_inactive(key), "Remove it."))
     for name, flat in configs.items():
         found += [
-            f"rows.{name}: {key}: must have an effect, but got {_why_inactive(key)}. Remove it."
+            Problem(f"rows.{name}: {key}", "must have an effect", _why_inactive(key), "Remove it.")
             for key in table.rows[name].config
             if not _is_active(key, flat)
         ]
@@ -84,24 +88,19 @@ def config_problems(table: Ablation) -> list[str]:
         identity = json.dumps({key: value for key, value in flat.items() if _is_active(key, flat)})
         other = first.setdefault(identity, name)
         if other != name:
-            found.append(
-                f"rows.{name}: rows must differ in what they train, but got the config of '{other}'. "
-                f"Write same_as: {other} instead of config, or change one."
-            )
+            law = "rows must differ in what they train"
+            remedy = f"Write same_as: {other} instead of config, or change one."
+            found.append(Problem(f"rows.{name}", law, f"the config of '{other}'", remedy))
     return found
 
 
-def override_problems(table: Ablation) -> list[str]:
-    """Rows whose settings do not go together, the command line's over all; the same problem of several rows once."""
-    names_by_problem: dict[str, list[str]] = {}
+def override_problems(table: Ablation) -> list[Problem]:
+    """Check the rows' settings together with the command line's; reports the same problem of several rows once."""
+    names_by_problem: dict[Problem, list[str]] = {}
     for name in table.trained_rows:
-        where = f"rows.{name}"
-        try:
-            table.row_config(name)
-        except UserError as error:
-            for problem in error.problems:
-                names_by_problem.setdefault(problem.removeprefix(f"{where}: "), []).append(name)
-    return [f"rows.{', '.join(names)}: {problem}" for problem, names in names_by_problem.items()]
+        for problem in TrialConfig.problems_of_flat(table.flat_config(name)):
+            names_by_problem.setdefault(problem, []).append(name)
+    return [problem.within(f"rows.{', '.join(names)}") for problem, names in names_by_problem.items()]
 
 
 def _configs(table: Ablation) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -110,16 +109,17 @@ def _configs(table: Ablation) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"rows.{name}", row.config
 
 
-def _ownership_problem(where: str, key: str) -> str | None:
+def _ownership_problem(where: str, key: str) -> Problem | None:
     if key in _SET_BY_TABLE:
-        return f"{key}: is set by the table, but got it in a config. {_SET_BY_TABLE[key]}"
+        return Problem(key, "is set by the table", "it in a config", _SET_BY_TABLE[key])
     if key in SAME_IN_ALL_TRIALS and where != "common":
-        return f"{key}: must be the same in all rows, or their figures do not compare, but got it in one. Use common."
+        law = "must be the same in all rows, or their figures do not compare"
+        return Problem(key, law, "it in one", "Use common.")
     return None
 
 
 def _is_active(key: str, flat: Mapping[str, Any]) -> bool:
-    """Whether the field has an effect beside the other fields' values."""
+    """Return whether the field has an effect beside the other fields' values."""
     return all(flat[other] in values for other, values in ACTIVE_WHEN.get(key, {}).items())
 
 

@@ -103,8 +103,11 @@ class Ablation(BaseModel):
 
     def row_config(self, name: str, *, seed: int = 0) -> TrialConfig:
         """The config of a row with some seed; see :meth:`config`."""
-        of_table = {"train.metric": self.metric, "train.seed": seed}
-        return TrialConfig.from_flat(self.settings(name) | of_table, where=f"rows.{name}")
+        return TrialConfig.from_flat(self.flat_config(name, seed=seed), where=f"rows.{name}")
+
+    def flat_config(self, name: str, *, seed: int = 0) -> dict[str, Any]:
+        """Return the values of :meth:`row_config` that differ from the defaults, by dotted key, unchecked."""
+        return self.settings(name) | {"train.metric": self.metric, "train.seed": seed}
 
     # What a study asks, beside the fields above
 

@@ -1,4 +1,4 @@
-"""Search spaces: the YAML that a user writes, checked as a whole."""
+"""Search spaces: YAML files, checked as a whole."""
 
 from search.space.domain import Choices, Domain, Range
 from search.space.file import load_space, parse_space

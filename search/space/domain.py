@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 import numpy as np
 
 from cellseg.config import FIELDS, check_value
+from cellseg.errors import Problem
 from search.space.conditions import Value, When, is_among, parse_when, when_json
 
 if TYPE_CHECKING:
@@ -25,21 +26,21 @@ class Choices:
     when: When = field(default_factory=dict)
 
     def contains(self, value: Any) -> bool:
-        """Whether the parameter can take ``value``."""
+        """Return whether the parameter can take ``value``."""
         return is_among(value, self.choices)
 
     def sample(self, rng: np.random.Generator) -> Value:
-        """A uniform draw."""
+        """Draw a value uniformly."""
         return self.choices[int(rng.integers(len(self.choices)))]
 
     def distribution(self) -> "BaseDistribution":
-        """The same as an Optuna distribution."""
+        """Convert to an Optuna distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution(self.choices)
 
     def to_json(self) -> dict[str, Any]:
-        """The mapping of a space file that makes this domain."""
+        """Return the mapping that describes this domain in a space file."""
         return {"choices": list(self.choices)} | when_json(self.when)
 
     def __str__(self) -> str:
@@ -56,12 +57,12 @@ class Range:
     log: bool = False
     """Uniform in the logarithm; low > 0, and no step."""
     step: float | None = None
-    """Distance of neighbouring values, which start at ``low`` and end at ``high``. None: all numbers between them."""
+    """Distance between neighbouring values, from ``low`` to ``high``. None: all numbers between them."""
     integer: bool = False
     when: When = field(default_factory=dict)
 
     def contains(self, value: Any) -> bool:
-        """Whether the parameter can take ``value``. Floats count as on a step within rounding error."""
+        """Return whether the parameter can take ``value``. Floats are on a step within rounding error."""
         number = isinstance(value, int if self.integer else (int, float)) and not isinstance(value, bool)
         if not number or not self.low <= value <= self.high:
             return False
@@ -69,10 +70,9 @@ class Range:
         return abs(steps - round(steps)) < 1e-8
 
     def sample(self, rng: np.random.Generator) -> int | float:
-        """A uniform draw, in the logarithm if ``log``."""
-        if (
-            self.integer and self.log
-        ):  # half a step beyond both ends, so that the ends are as likely as their neighbours
+        """Draw a value uniformly, in the logarithm if ``log``."""
+        if self.integer and self.log:
+            # Half a step beyond both ends makes the ends as likely as their neighbours.
             drawn = math.exp(rng.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5)))
             return int(min(max(round(drawn), self.low), self.high))
         if self.integer or self.step:
@@ -84,7 +84,7 @@ class Range:
         return float(rng.uniform(self.low, self.high))
 
     def distribution(self) -> "BaseDistribution":
-        """The same as an Optuna distribution."""
+        """Convert to an Optuna distribution."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if self.integer:
@@ -92,80 +92,81 @@ class Range:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def to_json(self) -> dict[str, Any]:
-        """The mapping of a space file that makes this domain."""
+        """Return the mapping that describes this domain in a space file."""
         bounds = {"low": self.low, "high": self.high, "type": "int" if self.integer else "float"}
         shape = ({"log": True} if self.log else {}) | ({"step": self.step} if self.step else {})
         return bounds | shape | when_json(self.when)
 
     def __str__(self) -> str:
         step = f", step {self.step:g}" if self.step else ""
-        return f"{self.low:g} .. {self.high:g}" + step + ", log" * self.log
+        log = ", log" if self.log else ""
+        return f"{self.low:g} .. {self.high:g}{step}{log}"
 
 
 Domain = Choices | Range
 
 
-def parse_domain(key: str, raw: Mapping[str, Any]) -> tuple[Domain | None, list[str]]:
-    """The domain that a space file describes for the config field ``key``, or None and every problem with it.
+def parse_domain(key: str, raw: Mapping[str, Any]) -> tuple[Domain | None, list[Problem]]:
+    """Read the domain that a space file describes for the config field ``key``, or None and every problem with it.
 
-    Problems are lines ``key: law, but got evidence. Remedy.`` Conditions are read here and judged with the whole space.
+    Conditions are read here and checked with the whole space.
     """
     allowed = {"choices", "when"} if "choices" in raw else {"low", "high", "log", "step", "type", "when"}
-    problems = [
-        f"{key}: a domain must hold {{choices}} or {{low, high, log, step, type}}, each with an optional when, "
-        f"but got '{name}'{' beside choices' * ('choices' in raw)}. Remove it."
-        for name in raw
-        if name not in allowed
-    ]
+    law = "a domain must hold {choices} or {low, high, log, step, type}, each with an optional when"
+    beside = " beside choices" if "choices" in raw else ""
+    problems = [Problem(key, law, f"'{name}'{beside}", "Remove it.") for name in raw if name not in allowed]
     when, found = parse_when(key, raw.get("when", {}))
     problems += found
     domain = _parse_choices(key, raw, when, problems) if "choices" in raw else _parse_range(key, raw, when, problems)
     return (None if problems else domain), problems
 
 
-def check_finite_value(key: str, value: Any) -> str | None:
-    """:func:`cellseg.config.check_value`, which lets infinite floats pass where a field has no upper bound."""
+def check_finite_value(key: str, value: Any) -> Problem | None:
+    """Check a value as :func:`cellseg.config.check_value` does, and refuse infinite floats, which it accepts."""
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{key}: must be a finite number, but got {value}."
+        return Problem(key, "must be a finite number", f"{value}")
     return check_value(key, value)
 
 
-def _parse_choices(key: str, raw: Mapping[str, Any], when: When, problems: list[str]) -> Choices | None:
+def _parse_choices(key: str, raw: Mapping[str, Any], when: When, problems: list[Problem]) -> Choices | None:
     choices = raw["choices"]
     if not isinstance(choices, list) or not choices:
-        problems.append(f"{key}: choices must be a list of at least one value, but got {choices!r}.")
+        problems.append(Problem(key, "choices must be a list of at least one value", f"{choices!r}"))
         return None
     for index, value in enumerate(choices):
         if not isinstance(value, Value):
-            problems.append(
-                f"{key}: a choice must be null, true, false, a number or text, but got {value!r}. Name it by a text."
-            )
+            law = "a choice must be null, true, false, a number or text"
+            problems.append(Problem(key, law, f"{value!r}", "Name it by a text."))
         elif is_among(value, choices[:index]):
-            problems.append(f"{key}: choices must differ, but got {value!r} twice. Remove one.")
+            problems.append(Problem(key, "choices must differ", f"{value!r} twice", "Remove one."))
         elif problem := check_finite_value(key, value):
             problems.append(problem)
     return Choices(choices=tuple(choices), when=when)
 
 
-def _parse_range(key: str, raw: Mapping[str, Any], when: When, problems: list[str]) -> Range | None:
+def _parse_range(key: str, raw: Mapping[str, Any], when: When, problems: list[Problem]) -> Range | None:
     kinds = _number_types(FIELDS[key].annotation)
     default = "float" if float in kinds else "int"
     kind, log = raw.get("type", default), raw.get("log", False)
-    found = [f"{key}: the field takes no numbers, but got a range. Use choices."] * (not kinds)
+    found = []
+    if not kinds:
+        found.append(Problem(key, "the field takes no numbers", "a range", "Use choices."))
     if kind not in ("int", "float"):
-        found.append(f"{key}: type must be int or float, but got {kind!r}.")
+        found.append(Problem(key, "type must be int or float", f"{kind!r}"))
     elif kind == "float" and kinds == {int}:
-        found.append(f"{key}: the field takes integers, but got type=float. Use type: int.")
+        found.append(Problem(key, "the field takes integers", "type=float", "Use type: int."))
     if not isinstance(log, bool):
-        found.append(f"{key}: log must be true or false, but got {log!r}.")
+        found.append(Problem(key, "log must be true or false", f"{log!r}"))
     for name in ("low", "high", "step"):
         if name not in raw:
             if name != "step":
-                found.append(f"{key}: a domain must have {name}, but got {dict(raw)}. Give low and high, or choices.")
+                remedy = "Give low and high, or choices."
+                found.append(Problem(key, f"a domain must have {name}", f"{dict(raw)}", remedy))
         elif not _is_number(raw[name]):
-            found.append(f"{key}: {name} must be a finite number, but got {raw[name]!r}.")
+            found.append(Problem(key, f"{name} must be a finite number", f"{raw[name]!r}"))
         elif kind == "int" and not isinstance(raw[name], int):
-            found.append(f"{key}: {name} must be an integer, but got {raw[name]}. Write {round(raw[name])}?")
+            remedy = f"Write {round(raw[name])}?"
+            found.append(Problem(key, f"{name} must be an integer", f"{raw[name]}", remedy))
     if not found:
         found = _range_problems(key, raw["low"], raw["high"], log, raw.get("step"))
     problems += found
@@ -176,24 +177,24 @@ def _parse_range(key: str, raw: Mapping[str, Any], when: When, problems: list[st
     return Range(low=number(raw["low"]), high=number(raw["high"]), log=log, step=step, integer=kind == "int", when=when)
 
 
-def _range_problems(key: str, low: float, high: float, log: bool, step: float | None) -> list[str]:
-    """Problems of a range of proper numbers."""
+def _range_problems(key: str, low: float, high: float, log: bool, step: float | None) -> list[Problem]:
+    """Check a range whose bounds and step are numbers of the right type."""
     if not low < high:
         hint = "Swap them?" if low > high else "Write the value alone to fix it."
-        return [f"{key}: low < high must hold, but got low={low}, high={high}. {hint}"]
+        return [Problem(key, "low < high must hold", f"low={low}, high={high}", hint)]
     found = [problem for value in (low, high) if (problem := check_finite_value(key, value))]
     if log and low <= 0:
-        found.append(f"{key}: log needs low > 0, but got low={low}. Raise low, or leave log out.")
+        found.append(Problem(key, "log needs low > 0", f"low={low}", "Raise low, or leave log out."))
     if step is None:
         return found
     if log and not (step == 1 and isinstance(low, int)):
-        found.append(f"{key}: log excludes step, but got step={step}. Leave one out.")
+        found.append(Problem(key, "log excludes step", f"step={step}", "Leave one out."))
     elif step <= 0:
-        found.append(f"{key}: step > 0 must hold, but got step={step}.")
+        found.append(Problem(key, "step > 0 must hold", f"step={step}"))
     elif step > high - low or (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
         last = Decimal(str(low)) + (Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)) * Decimal(str(step))
         hint = f"Make high {last}?" if last > low else "Make it smaller."
-        found.append(f"{key}: step must divide high - low, but got low={low}, high={high}, step={step}. {hint}")
+        found.append(Problem(key, "step must divide high - low", f"low={low}, high={high}, step={step}", hint))
     return found
 
 
@@ -202,7 +203,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _number_types(annotation: Any) -> set[type]:
-    """Which of int and float a field's annotation admits, through Annotated and unions."""
+    """Return which of int and float a field's annotation admits, through Annotated and unions."""
     if annotation in (int, float):
         return {annotation}
     if get_origin(annotation) is Annotated:

@@ -1,4 +1,4 @@
-"""From the content of a space file to a checked :class:`Space`: every problem is found, then reported at once."""
+"""Space files: read, checked as a whole, and turned into a :class:`Space`. All problems are reported at once."""
 
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError
@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from cellseg.config import FIELDS, describe, flatten, parse_overrides, unknown_key
-from cellseg.errors import UserError, raise_all
+from cellseg.config import FIELDS, flatten, parse_overrides, problems_of, unknown_key
+from cellseg.errors import Problem, UserError, raise_all
 from cellseg.files import read_yaml
 from cellseg.names import unknown_name
 from search.space import rules
@@ -36,7 +36,7 @@ _MANDATORY = {
     "epochs": 27,
     "space": {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
 }
-"""The settings without a default, with an example that stands in for a missing one while the rest is checked."""
+"""The settings without a default, each with an example that replaces a missing one while the rest is checked."""
 _MINIMIZED_METRIC = "loss/validation"
 _SETTINGS: tuple[str, ...] = (*StudySettings.model_fields, "space", "start_from")
 _PARTS: dict[str, type[BaseModel]] = {
@@ -61,7 +61,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     """
     content = read_yaml(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: must be a mapping of settings, but got {type(content).__name__}. See spaces/.")
+        raise UserError(Problem(str(path), "must be a mapping of settings", type(content).__name__, "See spaces/."))
     content, problems = _apply_overrides(content, overrides)
     try:
         space = parse_space(content, str(path))
@@ -72,10 +72,10 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
 
 
 def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """``content`` with every ``key=value`` in place whose key is known, and the problems with the others.
+    """Set every ``key=value`` in a copy of ``content``; also returns the problems with unknown keys.
 
     Raises:
-        UserError: text that is no ``key=value``.
+        UserError: text that is not ``key=value``.
     """
     problems: list[str] = []
     content = dict(content)
@@ -84,24 +84,25 @@ def _apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> tu
             content = _fix(content, key, value)
         elif not set_setting(content, key, value, _SETTINGS, _PARTS):
             valid = (*FIELDS, *_SETTINGS, *inner_names(_PARTS))
-            listed = f"There are {', '.join(_SETTINGS)}."
+            listed = f"Settings are {', '.join(_SETTINGS)}."
             problems.append(f"--set {unknown_name(key, valid, 'a config field or a setting', listed)}")
     return content, problems
 
 
 def parse_space(content: Any, where: str) -> Space:
-    """The space that the content of a space file describes; every problem begins with ``where``.
+    """Build the space that the content of a space file describes; every problem begins with ``where``.
 
     Raises:
         UserError: every problem.
     """
     if not isinstance(content, Mapping):
-        raise UserError(f"{where}: must be a mapping of settings, but got {type(content).__name__}.")
-    settings, problems = _parse_settings(content)
-    domains, fixed, broken, found = _parse_keys(content.get("space", _MANDATORY["space"]))
+        raise UserError(Problem(where, "must be a mapping of settings", type(content).__name__))
+    problems: list[Problem | str] = []
+    settings, found = _parse_settings(content)
     problems += found
-    starts, found = _parse_starts(content.get("start_from", []))
-    problems += found
+    domains, fixed, broken, found_keys = _parse_keys(content.get("space", _MANDATORY["space"]))
+    starts, found_starts = _parse_starts(content.get("start_from", []))
+    problems += [*found_keys, *found_starts]
 
     problems += rules.ownership_problems(domains, fixed)
     problems += rules.condition_problems(domains, broken)
@@ -111,19 +112,20 @@ def parse_space(content: Any, where: str) -> Space:
         problems.append(rules.circle_problem(error))
     else:
         problems += rules.start_problems(starts, domains, broken)
-        # The direction follows from the metric, which it was compared with.
+        # The direction follows from the metric, with which it was compared.
         chosen = {name: value for name, value in settings if name != "direction"}
         space = Space(**chosen, domains=domains, fixed=fixed, start_from=tuple(starts))
         draws = rules.random_draws(space)
         problems += rules.relevance_problems(space, draws, broken)
-        problems += [] if problems else rules.combination_problems(space, draws)
+        if not problems:
+            problems += rules.combination_problems(space, draws)
         if not problems:
             return space
     raise UserError(*(f"{where}: {problem}" for problem in problems))
 
 
-def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[str]]:
-    """The settings, or examples of them where there are problems, and these."""
+def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[Problem]]:
+    """Return the settings, or examples of them where there are problems, and these problems."""
     examples = _examples(content)
     problems = [_misplaced(key) for key in content if key not in _SETTINGS]
     problems += missing_settings(content, examples)
@@ -134,7 +136,7 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[str
         problems += found
     for name in ("resources", "data", "limits", "objective"):
         if name in raw and raw[name] is None:
-            problems.append(f"{name}: must be a mapping, but got nothing. Fill it in or leave it out.")
+            problems.append(Problem(name, "must be a mapping", "nothing", "Fill it in or leave it out."))
     nested: list[tuple[str, type[BaseModel], Any]] = [(name, model, raw.get(name)) for name, model in _PARTS.items()]
     data = raw.get("data")
     nested.append(("data.generate", Generate, data.get("generate") if isinstance(data, Mapping) else None))
@@ -148,14 +150,14 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[str
     problems += unknown
     try:
         return StudySettings.model_validate(raw), problems
-    except ValidationError as error:  # unknown names are told above, with the nearest valid one
-        lines = describe(error.errors(include_url=False))
-        problems += [line for line in lines if "extra inputs are not permitted" not in line]
+    except ValidationError as error:
+        # Unknown names are reported above, with the nearest valid one.
+        problems += problems_of(error.errors(include_url=False), skip={"extra_forbidden"})
         return StudySettings.model_validate({name: _MANDATORY[name] for name in settings}), problems
 
 
 def _examples(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Mandatory settings, metric and direction such that the one that is given and the other go together."""
+    """Return the mandatory settings; the metric fits a given direction, and the direction a given metric."""
     examples = dict(_MANDATORY)
     if content.get("direction") == direction_of(_MINIMIZED_METRIC):
         examples["metric"] = _MINIMIZED_METRIC
@@ -163,25 +165,26 @@ def _examples(content: Mapping[str, Any]) -> dict[str, Any]:
     return examples
 
 
-def _asha_switch(raw: Any) -> tuple[Any, list[str]]:
-    """``off`` and ``on`` (booleans to YAML) as the settings they mean."""
+def _asha_switch(raw: Any) -> tuple[Any, list[Problem]]:
+    """Translate ``off`` and ``on`` (booleans to YAML) into the settings they mean."""
     if raw is False or raw == "off":
         return None, []
     if raw is True or raw == "on":
         return {}, []
-    problem = f"asha: must be {{grace, reduction}} or off, but got {raw!r}."
-    return raw, [problem] if raw is None else []
+    if raw is None:
+        return raw, [Problem("asha", "must be {grace, reduction} or off", "None")]
+    return raw, []
 
 
-def _parse_keys(raw: Any) -> tuple[dict[str, Domain], dict[str, Any], frozenset[str], list[str]]:
-    """Sampled domains, fixed values, keys that are neither because something is wrong with them, problems."""
+def _parse_keys(raw: Any) -> tuple[dict[str, Domain], dict[str, Any], frozenset[str], list[Problem | str]]:
+    """Return sampled domains, fixed values, keys that are neither because something is wrong with them, problems."""
     domains: dict[str, Domain] = {}
     fixed: dict[str, Any] = {}
     try:
         flat = flatten(raw, "space")
     except UserError as error:
         return domains, fixed, frozenset(), list(error.problems)
-    problems: list[str] = []
+    problems: list[Problem | str] = []
     for key, value in flat.items():
         if problem := unknown_key(key):
             problems.append(problem)
@@ -195,18 +198,16 @@ def _parse_keys(raw: Any) -> tuple[dict[str, Domain], dict[str, Any], frozenset[
         else:
             fixed[key] = value
     if not domains and not problems:
-        problems.append(
-            "space: at least one key must be sampled, but got fixed values only. "
-            "Train a single config with python -m cellseg.train."
-        )
+        remedy = "Train a single config with python -m cellseg.train."
+        problems.append(Problem("space", "at least one key must be sampled", "fixed values only", remedy))
     return domains, fixed, frozenset(flat) - set(domains) - set(fixed), problems
 
 
-def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], list[Problem | str]]:
     if not isinstance(raw, list):
-        return [], [f"start_from: must be a list of configs, but got {type(raw).__name__}."]
+        return [], [Problem("start_from", "must be a list of configs", type(raw).__name__)]
     starts: list[dict[str, Any]] = []
-    problems: list[str] = []
+    problems: list[Problem | str] = []
     for index, entry in enumerate(raw):
         try:
             starts.append(flatten(entry, f"start_from[{index}]"))
@@ -215,14 +216,14 @@ def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], list[str]]:
     return starts, problems
 
 
-def _misplaced(key: Any) -> str:
+def _misplaced(key: Any) -> Problem:
     if not unknown_key(key):
-        return f"{key}: a config field must stand under space, but got it at the top. Move it there."
+        return Problem(str(key), "a config field must stand under space", "it at the top", "Move it there.")
     return unknown_name(str(key), _SETTINGS, "a setting")
 
 
 def _fix(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """``content`` with the config field ``key`` set to ``value`` (or given another domain) and all that follows."""
+    """Set the config field ``key`` of ``content`` to a value or another domain, with all that follows from it."""
     content = dict(content)
     if not isinstance(content.get("space"), Mapping):
         return content  # reported when it is parsed
@@ -231,7 +232,7 @@ def _fix(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     gone = set() if isinstance(value, Mapping) else {key}
     values = dict.fromkeys(gone, value)
     pending = list(gone)
-    while pending:  # what depends on a key that is gone loses the condition, or goes too and has its default
+    while pending:  # a key that depends on a removed one loses its condition, or is removed too and has its default
         settled = pending.pop()
         for other, domain in list(flat.items()):
             when = domain.get("when") if isinstance(domain, Mapping) else None

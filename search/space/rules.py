@@ -1,18 +1,20 @@
-"""The laws that a space must obey beyond each key's own: conditions, relevance, start configs, combinations.
+"""Rules of a space beyond those of each key: conditions, relevance, start configs, combinations.
 
-Every rule is a function from what was parsed to problems, lines ``key: law, but got evidence. Remedy.`` Keys that are
-``broken``, because something is wrong with their own domain or value, cause no second problem here.
+Every rule is a function from the parsed parts to problems. Keys that are ``broken``, because something is wrong with
+their own domain or value, cause no second problem here.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cellseg.config import ACTIVE_WHEN
-from cellseg.errors import UserError
+from cellseg.config import ACTIVE_WHEN, TrialConfig
+from cellseg.errors import Problem
 from search.space.conditions import DEFAULTS, is_among
 from search.space.domain import Choices, Domain
 
@@ -25,7 +27,7 @@ _SET_BY_STUDY = {
     "train.seed": "It is made from seed, at the top, and the trial's number.",
     "data.root": "Write data: {root: FOLDER} at the top, or give --data.",
 }
-"""Config fields that a space may neither sample nor fix, and where they come from."""
+"""Config fields that a space may neither sample nor fix, with the place to set each."""
 SAME_IN_ALL_TRIALS = (
     "data.split_seed",
     "data.num_folds",
@@ -39,22 +41,21 @@ SAME_IN_ALL_TRIALS = (
 _NUM_DRAWS = 300
 
 
-def ownership_problems(domains: Mapping[str, Domain], fixed: Mapping[str, Any]) -> list[str]:
-    """Keys that belong to the study, not to a trial."""
+def ownership_problems(domains: Mapping[str, Domain], fixed: Mapping[str, Any]) -> list[Problem]:
+    """Report keys that belong to the study, not to a trial."""
     found = [
-        f"{key}: is set by the study, but got it in the space. {remedy}"
+        Problem(key, "is set by the study", "it in the space", remedy)
         for key, remedy in _SET_BY_STUDY.items()
         if key in domains or key in fixed
     ]
+    law = "must be the same in all trials, or their scores do not compare"
     return found + [
-        f"{key}: must be the same in all trials, or their scores do not compare, but got a domain. Fix it to one value."
-        for key in SAME_IN_ALL_TRIALS
-        if key in domains
+        Problem(key, law, "a domain", "Fix it to one value.") for key in SAME_IN_ALL_TRIALS if key in domains
     ]
 
 
-def condition_problems(domains: Mapping[str, Domain], broken: Collection[str] = ()) -> list[str]:
-    """Conditions on keys that are not sampled, or on values that cannot be."""
+def condition_problems(domains: Mapping[str, Domain], broken: Collection[str] = ()) -> list[Problem]:
+    """Report conditions on keys that are not sampled, or on values that they cannot take."""
     found = []
     for key, domain in domains.items():
         for other, values in domain.when.items():
@@ -62,29 +63,32 @@ def condition_problems(domains: Mapping[str, Domain], broken: Collection[str] = 
                 continue
             if other not in domains:
                 sampled = ", ".join(name for name in domains if name != key) or "none"
-                found.append(f"{key}: when must name a sampled key, but got '{other}'. Sampled besides: {sampled}.")
+                remedy = f"The other sampled keys are {sampled}."
+                found.append(Problem(key, "when must name a sampled key", f"'{other}'", remedy))
                 continue
-            default = [DEFAULTS[other]] if domains[other].when else []  # its value where it is not sampled
-            takes = str(domains[other]) + "".join(
-                f", and {value} where its own when does not hold" for value in default
-            )
-            found += [f"{key}: when needs at least one value of {other}, but got none."] * (not values)
+            if not values:
+                found.append(Problem(key, f"when needs at least one value of {other}", "none"))
+            takes, default = str(domains[other]), []
+            if domains[other].when:
+                default = [DEFAULTS[other]]  # its value where it is not sampled
+                takes += f", and {DEFAULTS[other]} where its own when does not hold"
+            law = f"when must name a value that {other} can take"
             found += [
-                f"{key}: when must name a value that {other} can take, but got {value!r}. It takes {takes}."
+                Problem(key, law, f"{value!r}", f"It takes {takes}.")
                 for value in values
                 if not (domains[other].contains(value) or is_among(value, default))
             ]
     return found
 
 
-def circle_problem(error: CycleError) -> str:
-    """Conditions that depend on each other, as :func:`dependency_order` finds them."""
+def circle_problem(error: CycleError) -> Problem:
+    """Report conditions that depend on each other, as :func:`dependency_order` finds them."""
     circle = error.args[1]
-    return f"{circle[0]}: conditions must not run in a circle, but got {' -> '.join(circle)}. Remove a when."
+    return Problem(circle[0], "conditions must not run in a circle", " -> ".join(circle), "Remove a when.")
 
 
 def dependency_order(domains: Mapping[str, Domain]) -> list[str]:
-    """The sampled keys, each after those its condition names, otherwise in their own order.
+    """Order the sampled keys so that each follows those that its condition names; otherwise their order stays.
 
     Raises:
         CycleError: conditions run in a circle.
@@ -105,15 +109,15 @@ def dependency_order(domains: Mapping[str, Domain]) -> list[str]:
 
 
 def random_draws(space: "Space", count: int = _NUM_DRAWS, seed: int = 0) -> list["Params"]:
-    """Params of the space, always the same ones."""
+    """Draw params of the space, the same ones at every call."""
     rng = np.random.default_rng(seed)
     return [space.sample(rng) for _ in range(count if space.domains else 1)]
 
 
-def relevance_problems(space: "Space", draws: Iterable["Params"], broken: Collection[str] = ()) -> list[str]:
-    """Keys that are sampled although the trial may ignore them: noise to the model, a riddle to the reader.
+def relevance_problems(space: "Space", draws: Iterable["Params"], broken: Collection[str] = ()) -> list[Problem]:
+    """Report keys that are sampled although the trial may ignore them: noise to the model, a riddle to the reader.
 
-    Judged by what the draws have. Every condition of ``ACTIVE_WHEN`` that a key misses is one problem.
+    Judged by the draws. Every condition of ``ACTIVE_WHEN`` that a key misses is one problem.
     """
     beside: dict[tuple[str, str], set[Any]] = {}  # (key, other) -> the values that other has where key is sampled
     for params in draws:
@@ -129,79 +133,79 @@ def relevance_problems(space: "Space", draws: Iterable["Params"], broken: Collec
             useless = [str(value) for value in possible if value not in condition]
             if not useless or other in broken:
                 continue
-            law = f"{key}: only matters for {other} {condition}, but got"
             if other not in space.domains:
-                found.append(f"{law} {other}={useless[0]}. Leave {key} out, or sample {other} too.")
+                got, remedy = f"{other}={useless[0]}", f"Leave {key} out, or sample {other} too."
             elif not useful:
-                found.append(f"{law} {other} sampled from {', '.join(useless)}. Leave {key} out.")
+                got, remedy = f"{other} sampled from {', '.join(useless)}", f"Leave {key} out."
             else:
                 fix = str(useful[0]) if len(useful) == 1 else f"[{', '.join(map(str, useful))}]"
-                found.append(f"{law} it sampled for {', '.join(useless)} too. Add when: {{{other}: {fix}}}.")
+                got, remedy = f"it sampled for {', '.join(useless)} too", f"Add when: {{{other}: {fix}}}."
+            found.append(Problem(key, f"only matters for {other} {condition}", got, remedy))
     return found
 
 
 def start_problems(
     starts: Sequence[Mapping[str, Any]], domains: Mapping[str, Domain], broken: Collection[str] = ()
-) -> list[str]:
-    """Start configs that the space could not have sampled. ``domains`` are in :func:`dependency_order`."""
+) -> list[Problem]:
+    """Report start configs that the space could not have sampled. ``domains`` are in :func:`dependency_order`."""
     found = []
     for index, start in enumerate(starts):
         where = f"start_from[{index}]"
-        found += [f"{where}: must name at least one sampled key, but got none."] * (not start)
+        if not start:
+            found.append(Problem(where, "must name at least one sampled key", "none"))
         if dict(start) in [dict(earlier) for earlier in starts[:index]]:
-            found.append(f"{where}: start configs must differ, but got one twice. Remove it.")
+            found.append(Problem(where, "start configs must differ", "one twice", "Remove it."))
         known = _known_values(start, domains)
         for key, value in start.items():
             if key in broken:
                 continue
             if key not in domains:
-                names = ", ".join(domains)
-                found.append(
-                    f"{where}: {key}: must be a sampled key, but got it fixed or unknown. Sampled are {names}."
-                )
+                remedy = f"The sampled keys are {', '.join(domains)}."
+                found.append(Problem(f"{where}: {key}", "must be a sampled key", "it fixed or unknown", remedy))
                 continue
             if not domains[key].contains(value):
-                found.append(f"{where}: {key}: must be inside its domain, {domains[key]}, but got {value!r}.")
+                found.append(Problem(f"{where}: {key}", f"must be inside its domain, {domains[key]}", f"{value!r}"))
             for other, values in domains[key].when.items():
                 if other not in known or not is_among(known[other], values):
                     got = f"{other}={known[other]}" if other in known else f"no {other}"
-                    remedy = " or ".join(f"{other}: {allowed}" for allowed in values)
-                    found.append(f"{where}: {key}: needs {remedy} beside it, but got {got}.")
+                    needed = " or ".join(f"{other}: {allowed}" for allowed in values)
+                    found.append(Problem(f"{where}: {key}", f"needs {needed} beside it", got))
     return found
 
 
-def combination_problems(space: "Space", draws: Sequence["Params"]) -> list[str]:
-    """Rules over several fields that some configs of the space break.
+def combination_problems(space: "Space", draws: Sequence["Params"]) -> list[Problem]:
+    """Report rules over several fields that some configs of the space break.
 
     Judged by trying the start configs and the draws. The same problem is reported once, with the sampled values of the
     part of the config that it is about.
     """
     rng = np.random.default_rng(0)
     tries = [*(space.sample(rng, start) for start in space.start_from), *draws]
-    examples: dict[str, str] = {}
-    counts: dict[str, int] = {}
+    first: dict[tuple[str, str], tuple[Problem, dict[str, Any]]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
     for params in tries:
-        try:
-            space.config(params, seed=0)
-        except UserError as error:
-            for problem in error.problems:
-                line = problem.removeprefix("trial: ")
-                law = line.split(", but got")[0]
-                part = line.split(".")[0]
-                values = ", ".join(f"{key}={value}" for key, value in params.items() if key.startswith(f"{part}."))
-                examples.setdefault(law, f"{line} Sampled: {values or 'nothing of this part'}.")
-                counts[law] = counts.get(law, 0) + 1
+        for problem in TrialConfig.problems_of_flat(space.flat_config(params, seed=0)):
+            first.setdefault((problem.where, problem.law), (problem, params))
+            counts[problem.where, problem.law] += 1
     return [
-        f"{line} {math.ceil(100 * counts[law] / len(tries))} % of the space are like this: bind keys by when, "
-        "or remove values."
-        if "Sampled: nothing" not in line
-        else line.removesuffix(" Sampled: nothing of this part.")
-        for law, line in examples.items()
+        _with_sampled_values(problem, params, counts[identity] / len(tries))
+        for identity, (problem, params) in first.items()
     ]
 
 
+def _with_sampled_values(problem: Problem, params: "Params", share: float) -> Problem:
+    """Add the sampled values of the part that a problem is about, and its share of the space, to the remedy."""
+    part, _, _ = problem.where.partition(".")
+    values = ", ".join(f"{key}={value}" for key, value in params.items() if key.startswith(f"{part}."))
+    if not values:
+        return problem
+    percent = math.ceil(100 * share)
+    advice = f"Sampled: {values}. {percent} % of the space are like this: bind keys by when, or remove values."
+    return replace(problem, remedy=f"{problem.remedy} {advice}".lstrip())
+
+
 def _known_values(start: Mapping[str, Any], domains: Mapping[str, Domain]) -> dict[str, Any]:
-    """The values of a start config, and the default of every other key that is certainly not sampled beside them."""
+    """Return the values of a start config, and the default of every key that is certainly not sampled beside them."""
     known = dict(start)
     for key, domain in domains.items():
         excluded = any(other in known and not is_among(known[other], allowed) for other, allowed in domain.when.items())
@@ -211,7 +215,7 @@ def _known_values(start: Mapping[str, Any], domains: Mapping[str, Domain]) -> di
 
 
 def _in_order(values: set[Any], key: str, domains: Mapping[str, Domain]) -> list[Any]:
-    """Values of a key in the order of its choices; of a range, and for a default beyond the choices, by size."""
+    """Sort values of a key in the order of its choices; numbers outside of the choices by size, the rest by name."""
     domain = domains.get(key)
     choices = [value for value in domain.choices if value in values] if isinstance(domain, Choices) else []
     others = values.difference(choices)

@@ -1,4 +1,4 @@
-"""The settings of a space file beside the space itself."""
+"""Settings of a space file, apart from the space itself."""
 
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -6,33 +6,34 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cellseg.config import MINIMIZED, Count, Metric, Positive
+from cellseg.errors import Problem, RuleError
 
 Direction = Literal["maximize", "minimize"]
 Cost = Literal["seconds", "parameters", "memory"]
-"""What a trial can cost, see :func:`search.cost.trial_cost`."""
+"""A kind of cost, see :func:`search.cost.trial_cost`."""
 COST_UNITS: Mapping[Cost, str] = {"seconds": "s/epoch", "parameters": "M parameters", "memory": "GiB"}
-"""What it is counted in."""
+"""Unit of each kind of cost."""
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def direction_of(metric: str) -> Direction:
-    """Which values of a metric are better."""
+    """Return which values of a metric are better."""
     return "minimize" if metric in MINIMIZED else "maximize"
 
 
 def inner_names(parts: Mapping[str, type[BaseModel]]) -> list[str]:
-    """Dotted names of the settings that stand in mappings of their own."""
+    """List the dotted names of the settings inside nested mappings."""
     return [f"{part}.{name}" for part, model in parts.items() for name in model.model_fields]
 
 
 def set_setting(
     content: dict[str, Any], key: str, value: Any, settings: Collection[str], parts: Mapping[str, type[BaseModel]]
 ) -> bool:
-    """Set a setting of a file's ``content`` by its dotted name; False if there is none of that name.
+    """Set a setting of a file's ``content`` by its dotted name; returns False if there is no such setting.
 
     Args:
-        settings: names at the top of the file.
-        parts: those among them that are mappings, with what they hold.
+        settings: names at the top level of the file.
+        parts: those among them that are mappings, with their models.
     """
     if key in settings:
         content[key] = value
@@ -45,10 +46,10 @@ def set_setting(
     return True
 
 
-def missing_settings(content: Mapping[str, Any], examples: Mapping[str, Any]) -> list[str]:
-    """Problems: the mandatory settings that ``content`` lacks, each with its example."""
+def missing_settings(content: Mapping[str, Any], examples: Mapping[str, Any]) -> list[Problem]:
+    """Report the mandatory settings that ``content`` lacks, each with its example."""
     return [
-        f"{name}: must be given, but got nothing. Write for example {name}: {example}."
+        Problem(name, "must be given", "nothing", f"Write for example {name}: {example}.")
         for name, example in examples.items()
         if name not in content
     ]
@@ -59,33 +60,33 @@ class _Settings(BaseModel):
 
 
 class AshaSettings(_Settings):
-    """When trials are stopped, see :class:`search.study.asha.Asha`."""
+    """When to stop trials early, see :class:`search.study.asha.Asha`."""
 
     grace: Count = 1
     reduction: Annotated[int, Field(ge=2)] = 3
 
 
 class Resources(_Settings):
-    """What one trial occupies."""
+    """Resources that one trial occupies."""
 
     cpu: Positive = 1
     gpu: Annotated[float, Field(ge=0)] = 0
 
 
 class Limits(_Settings):
-    """What ends a study before its ``trials`` are done, see :mod:`search.study.limits`. None: no such limit."""
+    """Limits that end a study before its ``trials`` are done, see :mod:`search.study.limits`. None: no such limit."""
 
     hours: Amount | None = None
-    """Wall-clock time of all its searches together."""
+    """Wall-clock time of all searches of the study together."""
     gpu_hours: Amount | None = None
-    """Sum over trials of the hours in their epochs, times ``resources.gpu``."""
+    """Hours that all trials spend in epochs, times ``resources.gpu``."""
     target: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """A value of the metric that is good enough."""
+    """Value of the metric that is good enough."""
     plateau_trials: Count | None = None
-    """So many trials ending in a row without a new best."""
+    """Number of trials in a row that end without a new best."""
 
     def describe(self, metric: str) -> str:
-        """The limits in words."""
+        """Write the limits in words."""
         comparison = "at most" if metric in MINIMIZED else "at least"
         parts = []
         if self.hours is not None:
@@ -100,18 +101,18 @@ class Limits(_Settings):
 
 
 class ObjectiveSettings(_Settings):
-    """A cost that ranks beside the metric, see :class:`search.cost.Objective`."""
+    """A cost that is weighed against the metric, see :class:`search.cost.Objective`."""
 
     per: Cost
     doubling: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """A trial of twice the cost ranks as high if its metric is better by this share of it."""
+    """A trial of twice the cost ranks equally if its metric is better by this share."""
 
     def __str__(self) -> str:
         return f"{COST_UNITS[self.per]}, twice the cost must make it {100 * self.doubling:g} % better"
 
 
 class Generate(_Settings):
-    """Cells made on the spot: so many training and test images of ``size`` x ``size`` pixels."""
+    """Synthetic data: numbers of training and test images, and their side in pixels."""
 
     train: Count = 48
     test: Annotated[int, Field(ge=0)] = 8
@@ -120,7 +121,7 @@ class Generate(_Settings):
 
 
 class DataSource(_Settings):
-    """The data of a study where the command is given none: a folder, or cells to generate."""
+    """The data of a study where the command names none: a folder, or synthetic data."""
 
     root: str | None = None
     generate: Generate | None = None
@@ -128,12 +129,12 @@ class DataSource(_Settings):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.root is None) == (self.generate is None):
-            raise ValueError("must be either {root: FOLDER} or {generate: {...}}, but got both or none.")
+            raise RuleError(Problem("", "must be either {root: FOLDER} or {generate: {...}}", "both or none"))
         return self
 
 
 class StudySettings(_Settings):
-    """The settings of a space file beside the space itself."""
+    """The settings of a space file, apart from the space itself."""
 
     metric: Metric
     direction: Direction
@@ -153,31 +154,29 @@ class StudySettings(_Settings):
         metric = info.data.get("metric")
         if metric is not None and value != (right := direction_of(metric)):
             better = "smaller" if right == "minimize" else "larger"
-            raise ValueError(f"must be '{right}' for {metric}, of which {better} is better, but got {value!r}.")
+            law = f"must be '{right}' for {metric}, of which {better} is better"
+            raise RuleError(Problem("", law, f"{value!r}"))
         return value
 
     @model_validator(mode="after")
     def _grace_within_epochs(self) -> Self:
         if self.asha and self.asha.grace > self.epochs:
-            raise ValueError(
-                f"asha.grace: grace <= epochs must hold, but got grace={self.asha.grace}, epochs={self.epochs}. "
-                "Lower grace, or write asha: off."
-            )
+            got = f"grace={self.asha.grace}, epochs={self.epochs}"
+            remedy = "Lower grace, or write asha: off."
+            raise RuleError(Problem("asha.grace", "grace <= epochs must hold", got, remedy))
         return self
 
     @model_validator(mode="after")
     def _gpus_to_count(self) -> Self:
         if problem := gpu_hours_problem(self.limits, self.resources):
-            raise ValueError(problem)
+            raise RuleError(problem)
         return self
 
 
-def gpu_hours_problem(limits: Limits | None, resources: Resources | None) -> str | None:
-    """What is wrong with a limit on GPU-hours beside these resources."""
+def gpu_hours_problem(limits: Limits | None, resources: Resources | None) -> Problem | None:
+    """Report a limit on GPU-hours for trials that use no GPU."""
     if limits is None or limits.gpu_hours is None or (resources is not None and resources.gpu > 0):
         return None
     got = "no resources" if resources is None else f"gpu={resources.gpu:g}"
-    return (
-        f"limits.gpu_hours: needs resources.gpu > 0, or there is nothing to count, but got {got}. "
-        "Write resources: {gpu: 1}, or limit hours."
-    )
+    law = "needs resources.gpu > 0, or there is nothing to count"
+    return Problem("limits.gpu_hours", law, got, "Write resources: {gpu: 1}, or limit hours.")

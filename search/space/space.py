@@ -1,4 +1,4 @@
-"""A search space: what is sampled, what is fixed, and how a study measures it."""
+"""Search spaces: sampled keys, fixed keys, and how a study measures a trial."""
 
 import hashlib
 import json
@@ -35,14 +35,14 @@ Params = dict[str, Any]
 class Space:
     """A search space.
 
-    :func:`search.space.load_space` makes checked ones. Made directly it is taken as it is: a benchmark can search over
-    keys that no config has, as long as it does not ask for :meth:`config`.
+    :func:`search.space.load_space` returns checked ones. One that is built directly is not checked: a benchmark can
+    search over keys that no config has, as long as it does not ask for :meth:`config`.
     """
 
     metric: str
     """Name of the validation metric that ranks and prunes."""
     trials: int
-    """How many trials the study is to finish, those of former runs included."""
+    """Number of trials that the study finishes, those of earlier runs included."""
     epochs: int
     """Full length of a trial."""
     seed: int = 0
@@ -50,25 +50,25 @@ class Space:
     keep: int = 3
     """Checkpoints of this many best trials stay on disk."""
     asha: AshaSettings | None = field(default_factory=AshaSettings)
-    """When trials are stopped. None: never."""
+    """When to stop trials early. None: never."""
     resources: Resources | None = None
-    """What one trial occupies. None: a GPU where there is one, else a CPU."""
+    """Resources that one trial occupies. None: a GPU if there is one, else a CPU."""
     data: DataSource | None = None
-    """Where the data is, unless the command says so."""
+    """The data, unless the command names it."""
     limits: Limits | None = None
-    """What ends the study before its trials are done."""
+    """Limits that end the study before its trials are done."""
     objective: ObjectiveSettings | None = None
-    """The cost that ranks beside the metric. None: the metric alone ranks."""
+    """The cost that is weighed against the metric. None: the metric alone ranks."""
     domains: Mapping[str, Domain]
     """The sampled keys, each after the keys that its condition names, otherwise in the order of the file."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """The keys that have one value in all trials."""
     start_from: tuple[Params, ...] = ()
-    """Values of some sampled keys, to be tried first, in this order."""
+    """Configs to try first, in this order: values of some sampled keys."""
 
     @property
     def direction(self) -> Direction:
-        """Which values of the metric are better; larger ones for a metric that is not of this project."""
+        """Which values of the metric are better; larger ones for a metric that this project does not know."""
         return direction_of(self.metric)
 
     @property
@@ -85,16 +85,16 @@ class Space:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial with these params has for every key: the sampled value, else the fixed, else the default."""
+        """Return the value of every key in a trial with these params: sampled, else fixed, else the default."""
         return {**DEFAULTS, **self.fixed, **params}
 
     def is_active(self, key: str, params: Mapping[str, Any]) -> bool:
-        """Whether the sampled key ``key`` has a value beside ``params``, the values of the keys it depends on."""
+        """Return whether the sampled key ``key`` has a value, given ``params`` of the keys it depends on."""
         when = self.domains[key].when
         return not when or holds(when, self.values(params))
 
     def suggest(self, ask: Callable[[str], Any]) -> Params:
-        """The values of all active keys: ``ask`` is called for each, conditions first, and for no inactive key."""
+        """Collect the values of all active keys: calls ``ask`` for each, conditions first, and for no inactive key."""
         params: Params = {}
         for key in self.domains:
             if self.is_active(key, params):
@@ -102,49 +102,53 @@ class Space:
         return params
 
     def sample(self, rng: np.random.Generator, start: Mapping[str, Any] | None = None) -> Params:
-        """Random values of all active keys; those in ``start`` are taken from there."""
+        """Draw values of all active keys; those in ``start`` are taken from there."""
         start = start or {}
         return self.suggest(lambda key: start[key] if key in start else self.domains[key].sample(rng))
 
     def distribution(self, key: str) -> "BaseDistribution":
-        """The Optuna distribution of a sampled key."""
+        """Return the Optuna distribution of a sampled key."""
         return self.domains[key].distribution()
 
     def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
-        """The config of a trial with these params; ``data.root`` is left to the caller.
+        """Build the config of a trial with these params; ``data.root`` is left to the caller.
 
         Raises:
             UserError: the values do not go together.
         """
+        return TrialConfig.from_flat(self.flat_config(params, seed=seed), where="trial")
+
+    def flat_config(self, params: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+        """Return the values of :meth:`config` that differ from the defaults, by dotted key, unchecked."""
         of_study = {"train.epochs": self.epochs, "train.metric": self.metric, "train.seed": seed}
-        return TrialConfig.from_flat({**self.fixed, **params, **of_study}, where="trial")
+        return {**self.fixed, **params, **of_study}
 
     def make_asha(self) -> Asha:
-        """The scheduler of a new study. With ``asha: off`` it has no rungs and stops nothing."""
+        """Create the scheduler of a new study. With ``asha: off`` it has no rungs and stops nothing."""
         settings = self.asha or AshaSettings(grace=self.epochs)
         return Asha(settings.grace, settings.reduction, self.epochs)
 
     def make_sampler(self) -> "StudySampler":
-        """The sampler of a new study."""
+        """Create the sampler of a new study."""
         from search.sampling.sampler import StudySampler  # it imports optuna, and this module
 
         return StudySampler(self, self.seed)
 
     @property
     def failures_count(self) -> bool:
-        """A trial that failed says nothing about its config: another takes its place among ``trials``."""
+        """Whether failed trials count among ``trials``: no, as a failure says nothing about the config."""
         return False
 
     def includes(self, params: Mapping[str, Any]) -> bool:
-        """Whether a trial of the study is one of those that are to be run now: all are."""
+        """Return whether a trial of the study is one of those to run now: all are."""
         return True
 
     def seed_index(self, params: Mapping[str, Any], number: int) -> int:
-        """The trial's number: no two trials share a seed."""
+        """Return the trial's number: no two trials share a seed."""
         return number
 
     def describe(self) -> list[str]:
-        """The space in lines for people."""
+        """Write the space as lines for people."""
         width = max(map(len, self.domains), default=0)
         rungs = ", ".join(map(str, self.make_asha().rungs))
         lines = [
@@ -159,14 +163,17 @@ class Space:
             lines.append(f"limits: {self.limits.describe(self.metric)}")
         for key, domain in self.domains.items():
             conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in domain.when.items()]
-            lines.append(f"{key:<{width}}  {domain}" + f"   when {' and '.join(conditions)}" * bool(conditions))
+            line = f"{key:<{width}}  {domain}"
+            if conditions:
+                line += f"   when {' and '.join(conditions)}"
+            lines.append(line)
         if self.fixed:
             lines.append("fixed: " + ", ".join(f"{key}={value}" for key, value in self.fixed.items()))
         lines += ["first: " + ", ".join(f"{key}={value}" for key, value in start.items()) for start in self.start_from]
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """The content of a space file that makes this space, every default written out.
+        """Return the content of a space file for this space, with every default written out.
 
         :func:`search.space.parse_space` reads it back.
         """

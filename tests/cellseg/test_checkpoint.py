@@ -22,7 +22,7 @@ def model(value: float = 0.5) -> nn.Module:
     return layer
 
 
-def save(folder, epoch=3, value=0.5, training=TRAINING):
+def save(folder, epoch=3, value=0.5, training=TRAINING, **more):
     save_checkpoint(
         folder,
         model(value).state_dict(),
@@ -35,6 +35,7 @@ def save(folder, epoch=3, value=0.5, training=TRAINING):
         metrics={"segm/AP50": 0.25, "segm/AP": 0.125},
         parameters=9,
         data_fingerprint="abc",
+        **more,
     )
     return folder
 
@@ -74,7 +75,8 @@ def test_the_folder_describes_itself_in_json(tmp_path):
     assert content["versions"]["python"] == platform.python_version()
     assert content["weights"] == "weights-0003.pt"
     assert len(content["weights_blake2b"]) == 32
-    assert content["format_version"] == 1
+    assert content["category_ids"] == [1, 2]
+    assert content["format_version"] == 2
 
 
 def test_a_checkpoint_for_prediction_has_no_training_state(tmp_path):
@@ -148,9 +150,10 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     ("content", "match"),
     [
         ("{", "must be valid JSON"),
-        ("[]", "format_version 1 is needed, but got None"),
-        ("{}", "format_version 1 is needed, but got None"),
-        ('{"format_version": 2}', "format_version 1 is needed, but got 2"),
+        ("[]", "format_version 2 or older is needed, but got None"),
+        ("{}", "format_version 2 or older is needed, but got None"),
+        ('{"format_version": 3}', "format_version 2 or older is needed, but got 3"),
+        ('{"format_version": 2}', "must have exactly the keys it was written with, but category_ids, class_names,"),
         ('{"format_version": 1}', "must have exactly the keys it was written with, but class_names, config,"),
     ],
 )
@@ -158,6 +161,21 @@ def test_a_foreign_description_is_refused(tmp_path, content, match):
     (tmp_path / "checkpoint.json").write_text(content)
     with pytest.raises(UserError, match=match):
         open_checkpoint(tmp_path)
+
+
+def test_category_ids_are_read_as_they_were_written(tmp_path):
+    folder = save(tmp_path, category_ids=(0, 90))
+    assert open_checkpoint(folder).info.category_ids == (0, 90)
+
+
+def test_a_description_of_format_1_is_read_with_the_classes_as_category_ids(tmp_path):
+    path = save(tmp_path) / "checkpoint.json"
+    content = json.loads(path.read_text()) | {"format_version": 1}
+    del content["category_ids"]
+    path.write_text(json.dumps(content))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.info.category_ids == (1, 2)
+    assert checkpoint.load_weights().keys() == model().state_dict().keys()
 
 
 def test_a_config_of_other_settings_is_refused_by_name(tmp_path):

@@ -1,10 +1,9 @@
 """Rules over several fields, the small languages of single ones, and which fields matter when."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from cellseg.cli import run_command
 from cellseg.config import (
     ACTIVE_WHEN,
     BACKBONES,
@@ -24,10 +23,10 @@ from cellseg.config import (
     parse_normalization,
     parse_numbers,
 )
-from cellseg.config.__main__ import _command, _parser
+from cellseg.config.__main__ import main
 from cellseg.errors import UserError
 
-RULES = [
+RULES: list[tuple[dict[str, Any], str]] = [
     (
         {"data.fold": 5},
         "data.fold: fold < num_folds must hold, but got fold=5, num_folds=5. Folds count from 0.",
@@ -49,17 +48,17 @@ RULES = [
     (
         {"model.attention": "se", "model.backbone": "efficientnet_b0"},
         "model.attention: needs residual blocks, but got attention=se with backbone 'efficientnet_b0'. "
-        f"Take one of {', '.join(RESNETS)}.",
+        f"Use one of {', '.join(RESNETS)}.",
     ),
     (
         {"model.attention": "cbam", "model.backbone": "timm:resnet50"},
         "model.attention: needs residual blocks, but got attention=cbam with backbone 'timm:resnet50'. "
-        f"Take one of {', '.join(RESNETS)}.",
+        f"Use one of {', '.join(RESNETS)}.",
     ),
     (
         {"model.deformable_stages": 2, "model.backbone": "convnext_tiny"},
         "model.deformable_stages: needs residual blocks, but got deformable_stages=2 with backbone 'convnext_tiny'. "
-        f"Take one of {', '.join(RESNETS)}.",
+        f"Use one of {', '.join(RESNETS)}.",
     ),
     (
         {"model.attention": "se", "model.frozen_stages": 5},
@@ -88,7 +87,7 @@ RULES = [
     ),
     (
         {"model.weights": "coco", "model.fpn_channels": 64, "model.mask_head_layers": 2},
-        "model.weights: coco weights need the default widths, but fpn_channels, mask_head_layers differ. "
+        "model.weights: coco weights need the default widths, but got other values of fpn_channels, mask_head_layers. "
         "Use imagenet, or leave them out.",
     ),
     (
@@ -255,7 +254,7 @@ def test_attention_matters_for_the_resnet_family_and_norms_for_all_but_the_convn
 
 
 def fields_printed(capsys, *arguments: str) -> str:
-    assert run_command(_parser(), _command, list(arguments)) == 0
+    assert main(list(arguments)) == 0
     return capsys.readouterr().out
 
 
@@ -286,5 +285,5 @@ def test_the_command_prints_one_part_alone(capsys):
 
 def test_the_command_refuses_a_part_that_does_not_exist(capsys):
     with pytest.raises(SystemExit, match="2"):
-        run_command(_parser(), _command, ["losses"])
+        main(["losses"])
     assert "invalid choice: 'losses'" in capsys.readouterr().err

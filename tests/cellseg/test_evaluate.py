@@ -83,7 +83,8 @@ def reference_stats(predictions, truths, num_classes) -> np.ndarray:
 def test_figures_equal_those_of_pycocotools(seed):
     rng = np.random.default_rng(seed)
     sizes = [(30, 60), (0, 0), (140, 260), (20, 0), (50, 50)]
-    predictions, truths = zip(*(random_pair(rng, *size, num_classes=2) for size in sizes), strict=True)
+    pairs = zip(*(random_pair(rng, *size, num_classes=2) for size in sizes), strict=True)
+    predictions, truths = map(list, pairs)
     # a class that is predicted but never there, and an image with detections but no cell
     predictions = [*predictions, cells([(50, 50), (70, 70)], [3, 1], [0.9, 0.4])]
     truths = [*truths, Detections.empty(SIZE)]

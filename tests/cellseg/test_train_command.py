@@ -8,7 +8,6 @@ import yaml
 
 from cellseg import train
 from cellseg.checkpoint import open_checkpoint
-from cellseg.cli import run_command
 from cellseg.training import run as training
 from cellseg.training.epoch_report import TrainingError
 
@@ -22,11 +21,8 @@ def command(synthetic_root, tmp_path, monkeypatch):
     def run_it(settings, *argv: str) -> int:
         path = tmp_path / f"config{next(counter)}.yaml"
         path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
-        return run_command(
-            train._parser(),
-            train._command,
-            [str(path), "--data", str(synthetic_root), "--out", str(tmp_path / "out"), "--device", "cpu", *argv],
-        )
+        out = str(tmp_path / "out")
+        return train.main([str(path), "--data", str(synthetic_root), "--out", out, "--device", "cpu", *argv])
 
     return run_it
 

@@ -1,6 +1,7 @@
 """The reports' tables in spaces/reports/: whole, faithful, and one of their kind from end to end."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ REPORTED = {
 }
 
 # Where the settings of a row are: what the report's name for it means.
-MEANT = {
+MEANT: dict[tuple[str, str], dict[str, Any]] = {
     ("schedulers_anchors", "default"): {"optim.schedule": "step", "optim.step_epochs": 3, "optim.gamma": 0.1},
     ("schedulers_anchors", "warmUp"): {"optim.optimizer": "sgd", "optim.lr": 0.005, "optim.warmup_fraction": 0.05},
     ("schedulers_anchors", "warmUp_smallAnchor"): {"model.anchors": "4-64", "model.roi_levels": "0,1,2,3"},

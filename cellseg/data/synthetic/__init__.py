@@ -1,7 +1,7 @@
-"""Generated cells: a data set that is there without a download, in the layout of the real one.
+"""Synthetic data: generated images of cells, without a download, in the layout of the real data.
 
-``dataset`` writes the files, ``scene`` makes an image, ``section`` keeps the cells in their places, ``kinds`` draws a
-cell, ``texture`` makes noise.
+``dataset`` writes the files, ``scene`` composes an image, ``section`` places the cells, ``kinds`` draws a cell, and
+``texture`` generates noise.
 """
 
 from pathlib import Path
@@ -41,11 +41,11 @@ def generate_dataset(folder: Path, *, train: int, test: int, seed: int, size: in
 def _problems(folder: Path, train: int, test: int, seed: int, size: int) -> list[str]:
     found = []
     if train < 1:
-        found.append(f"train: at least 1 image must be asked for, but got {train}. Training needs one.")
+        found.append(f"train: must be at least 1 image, but got {train}.")
     if test < 0:
-        found.append(f"test: a number of images must be 0 or more, but got {test}. Take 0 for none.")
+        found.append(f"test: must be 0 or more images, but got {test}. Use 0 for none.")
     if seed < 0:
-        found.append(f"seed: must be 0 or more, but got {seed}. Any such number will do.")
+        found.append(f"seed: must be 0 or more, but got {seed}. Any such number works.")
     if not 64 <= size <= 2048:
         found.append(f"size: 64 <= size <= 2048 (pixels) must hold, but got {size}. Cells are 10 to 40 pixels wide.")
     try:

@@ -1,4 +1,4 @@
-"""Writes generated images as a data set: the release layout, and the truth of the test images as COCO JSON."""
+"""Synthetic data sets on disk: the release layout, and the truth of the test images as COCO JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from cellseg.data.coco import sample_annotations
+from cellseg.data.coco_export import sample_annotations
 from cellseg.data.sample import Sample
 from cellseg.data.synthetic.kinds import KINDS
 from cellseg.data.synthetic.scene import generate_sample
@@ -16,7 +16,7 @@ _STREAMS = {"train": 0, "test": 1}  # part of every image's seed: never renumber
 
 
 def write_dataset(root: Path, train: int, test: int, seed: int, size: int) -> None:
-    """Make the folder ``root`` and fill it; see :func:`cellseg.data.synthetic.generate_dataset`."""
+    """Write the data set to the new folder ``root``; see :func:`cellseg.data.synthetic.generate_dataset`."""
     (root / "test_release").mkdir(parents=True)
     for index in range(train):
         rng, sample = _generate("train", index, seed, size)
@@ -37,7 +37,7 @@ def write_dataset(root: Path, train: int, test: int, seed: int, size: int) -> No
 
 
 def _generate(split: str, index: int, seed: int, size: int) -> tuple[np.random.Generator, Sample]:
-    """The image's own random stream, for what else it needs, and the image."""
+    """Generate an image; also returns its random stream, for further draws."""
     rng = np.random.default_rng([seed, _STREAMS[split], index])
     height, width = (round(size * rng.uniform(0.8, 1.2)) for _ in range(2))
     return rng, generate_sample(rng, f"{split}-{index + 1:04d}", height, width)

@@ -32,7 +32,7 @@ class Drawing:
 
 
 def draw_lymphocyte(rng: np.random.Generator) -> Drawing:
-    """A small, round, nearly black nucleus with clumped chromatin; 10 to 14 px wide."""
+    """Draw a small, round, nearly black nucleus with clumped chromatin; 10 to 14 px wide."""
     radius = rng.uniform(5.2, 7.0)
     x, y = _grid(rng, radius * 1.2)
     level = _blob(rng, x, y, radius, radius * rng.uniform(0.85, 1.0), waves={2: 0.03, 3: 0.03})
@@ -42,7 +42,7 @@ def draw_lymphocyte(rng: np.random.Generator) -> Drawing:
 
 
 def draw_epithelial(rng: np.random.Generator) -> Drawing:
-    """A pale oval nucleus with a dark membrane and one or two nucleoli; 16 to 26 px wide."""
+    """Draw a pale oval nucleus with a dark membrane and one or two nucleoli; 16 to 26 px wide."""
     length = rng.uniform(9.5, 13.0)
     x, y = _grid(rng, length * 1.15)
     level = _blob(rng, x, y, length, length * rng.uniform(0.68, 0.85), waves={2: 0.03, 3: 0.04})
@@ -58,7 +58,7 @@ def draw_epithelial(rng: np.random.Generator) -> Drawing:
 
 
 def draw_spindle(rng: np.random.Generator) -> Drawing:
-    """A long, thin, slightly bent blue nucleus with pointed ends; 24 to 38 px long, 7 to 10 px thick."""
+    """Draw a long, thin, slightly bent blue nucleus with pointed ends; 24 to 38 px long, 7 to 10 px thick."""
     length, thickness = rng.uniform(13, 19), rng.uniform(3.8, 5.2)
     x, y = _grid(rng, length * 1.05)
     along, across = _turn(x, y, rng.uniform(0, np.pi))
@@ -70,7 +70,7 @@ def draw_spindle(rng: np.random.Generator) -> Drawing:
 
 
 def draw_macrophage(rng: np.random.Generator) -> Drawing:
-    """A large lobed cell full of brown grains around a kidney of two or three dark nuclear lobes; 24 to 38 px wide."""
+    """Draw a large lobed cell with brown grains around a nucleus of two or three dark lobes; 24 to 38 px wide."""
     radius = rng.uniform(12.5, 17.0)
     x, y = _grid(rng, radius * 1.3)
     waves = {2: 0.05, 3: rng.uniform(0.03, 0.09), 4: 0.04, 5: rng.uniform(0.02, 0.07)}
@@ -94,14 +94,15 @@ KINDS: dict[str, Callable[[np.random.Generator], Drawing]] = {
     "spindle": draw_spindle,
     "macrophage": draw_macrophage,
 }
-"""Class 1 is the first."""
+"""Name of each class, from class 1 on, with the function that draws a cell of it."""
 
 
 # Below, ``level`` is a field that is positive inside the outline, 0 on it, and 1 at the cell's centre.
 
 
 def _grid(rng: np.random.Generator, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates x, y of a window that holds ``reach`` px to all sides of a centre between the pixels."""
+    """Return pixel coordinates x, y of a window that extends ``reach`` px to all sides of a centre between the
+    pixels."""
     half = int(np.ceil(reach)) + 2
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     shift_x, shift_y = rng.uniform(-0.5, 0.5, size=2).astype(np.float32)
@@ -115,7 +116,7 @@ def _turn(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.nd
 def _blob(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, length: float, width: float, waves: dict[int, float]
 ) -> np.ndarray:
-    """Level of a turned ellipse (semi-axes in px) with ``k`` waves of a share of its radius around it."""
+    """Compute the level of a rotated ellipse (semi-axes in px) with ``k`` waves of a share of its radius around it."""
     along, across = _turn(x, y, rng.uniform(0, np.pi))
     theta = np.arctan2(across, along)
     swing = 1 + sum(share * np.cos(k * theta + rng.uniform(0, 2 * np.pi)) for k, share in waves.items())
@@ -123,18 +124,18 @@ def _blob(
 
 
 def _depth(level: np.ndarray) -> np.ndarray:
-    """Distance to the outline in px, positive inside; exact to first order, so right where it matters: at the edge."""
+    """Compute the distance to the outline in px, positive inside; exact to first order, so accurate at the edge."""
     slope = np.hypot(*np.gradient(level))
     return level / np.maximum(slope, 1e-3)
 
 
 def _rim(level: np.ndarray, thickness: float) -> np.ndarray:
-    """1 on the outline, falling to 0 over ``thickness`` px inwards: the membrane."""
+    """Draw the membrane: 1 on the outline, falling to 0 over ``thickness`` px inwards."""
     return np.exp(-((np.maximum(_depth(level), 0) / thickness) ** 2))
 
 
 def _disc(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Cover of a disc around the origin."""
+    """Compute the cover of a disc around the origin."""
     return np.clip(radius - np.hypot(x, y) + 0.5, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""A generated microscope image: which cells lie where in the tissue, and the light that comes through their stains.
+"""Synthetic microscope images: the cells in the tissue, and the light that passes through their stains.
 
 Shape suffixes: H, W the image; S stains; C colour channels.
 """
@@ -13,7 +13,7 @@ from cellseg.data.synthetic.section import Section
 from cellseg.data.synthetic.texture import fibres, smooth_noise
 
 CELLS = (8, 25)
-"""Fewest and most cells sought for each ``128 * 128`` pixels of an image; large cells may leave no room for so many."""
+"""Fewest and most cells to place per ``128 * 128`` pixels of an image; large cells may leave no room for all."""
 
 # Optical density in red, green and blue of one unit of each stain; measured values common in colour deconvolution.
 _DENSITY_SC = np.array([[0.65, 0.70, 0.29], [0.05, 0.84, 0.54], [0.27, 0.57, 0.78]], dtype=np.float32)
@@ -21,7 +21,7 @@ _FULL = 0.55  # share of the image under cells at which no more are added
 
 
 def generate_sample(rng: np.random.Generator, name: str, height: int, width: int) -> Sample:
-    """An image of ``height`` x ``width`` pixels and its cells, everything drawn from ``rng``.
+    """Generate an image of ``height`` x ``width`` pixels and its cells, with all random numbers from ``rng``.
 
     Cells are 10 to 40 px wide whatever the size of the image. Some touch; some lie partly behind others and are
     annotated as far as they are seen. Cells of one class never share a pixel; cells of two classes do, now and then.
@@ -41,7 +41,7 @@ def generate_sample(rng: np.random.Generator, name: str, height: int, width: int
 
 
 def _choose_labels(rng: np.random.Generator, area: int) -> list[int]:
-    """Classes of the cells to place. In a third of the images one class prevails and others may be absent."""
+    """Draw the classes of the cells to place. In a third of the images one class prevails and others may be absent."""
     count = max(1, round(rng.uniform(*CELLS) * area / 128**2))
     shares = rng.dirichlet(np.full(len(KINDS), 3.0))
     if rng.random() < 0.35:
@@ -51,7 +51,7 @@ def _choose_labels(rng: np.random.Generator, area: int) -> list[int]:
 
 
 def _find_place(rng: np.random.Generator, section: Section, drawing: Drawing) -> tuple[int, int] | None:
-    """A pixel (row, column) on which the drawing can be centred, or None if ten tries find no room."""
+    """Find a pixel (row, column) on which the drawing can be centred, or None if ten tries find no room."""
     height, width = section.size
     for _ in range(10):
         centre = int(rng.integers(height)), int(rng.integers(width))
@@ -68,7 +68,7 @@ def _find_place(rng: np.random.Generator, section: Section, drawing: Drawing) ->
 
 
 def _beside(rng: np.random.Generator, section: Section, drawing: Drawing, overlap: int) -> tuple[int, int]:
-    """The place nearest to some cell, along a random direction, where at most ``overlap`` pixels are covered."""
+    """Find the place nearest to a random cell, in a random direction, where at most ``overlap`` pixels are covered."""
     cell = section.cells[rng.integers(len(section.cells))]
     middle = np.add(np.mean(np.nonzero(cell.mask_hw), axis=1), (cell.top, cell.left))
     angle = rng.uniform(0, 2 * np.pi)
@@ -85,7 +85,7 @@ def _beside(rng: np.random.Generator, section: Section, drawing: Drawing, overla
 
 
 def _stain(rng: np.random.Generator, section: Section) -> np.ndarray:
-    """(H, W, S) amounts of stain: fibrous pink tissue, thinner around the cells, and the cells."""
+    """Compute (H, W, S) amounts of stain: fibrous pink tissue, thinner around the cells, and the cells."""
     size = section.size
     density = smooth_noise(rng, size, grain=45)
     strands = fibres(rng, size, length=45, thickness=5)
@@ -99,7 +99,7 @@ def _stain(rng: np.random.Generator, section: Section) -> np.ndarray:
 
 
 def _expose(rng: np.random.Generator, stain_HWS: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 picture of a stained section: absorption, uneven lamp, slight blur, shot noise."""
+    """Render a stained section as (H, W, 3) uint8: absorption, uneven lamp, slight blur, shot noise."""
     size = stain_HWS.shape[0], stain_HWS.shape[1]
     light_HWC = np.exp(-stain_HWS @ _DENSITY_SC)
     light_HWC = ndimage.gaussian_filter(light_HWC, (rng.uniform(0.45, 0.75),) * 2 + (0,))

@@ -1,4 +1,4 @@
-"""A tissue section that fills with cells: where the next one fits, what it hides, and what stays to be seen.
+"""A tissue section that fills with cells: where the next one fits, which cells it hides, and what stays visible.
 
 Shape suffixes: H, W the image; h, w a cell's window; S stains.
 """
@@ -11,7 +11,7 @@ from scipy import ndimage
 from cellseg.data.synthetic.kinds import STAINS, Drawing
 
 MIN_VISIBLE = 30
-"""A cell of which fewer pixels would be seen is neither drawn nor annotated."""
+"""Fewest visible pixels of a cell; one with fewer is neither drawn nor annotated."""
 SEE_THROUGH = 24
 """Where two cells of different classes share at most this many pixels, both are seen, and both masks hold them."""
 
@@ -30,7 +30,7 @@ class PlacedCell:
     top: int
     left: int
     mask_hw: np.ndarray
-    """bool: what can be seen of the cell. Shrinks when another comes to lie in front."""
+    """bool: the visible part of the cell. Shrinks when another is placed in front."""
 
 
 class Section:
@@ -50,15 +50,15 @@ class Section:
         return self._front_HW.shape[0], self._front_HW.shape[1]
 
     def covered(self, drawing: Drawing, centre: tuple[int, int]) -> int:
-        """How many pixels of present cells the drawing would lie on."""
+        """Count the pixels of present cells that the drawing would cover."""
         window, cut = self._window(drawing, centre)
         return int(np.count_nonzero(self._front_HW[window][drawing.mask_hw[cut]]))
 
     def has_room(self, drawing: Drawing, centre: tuple[int, int], max_hidden: float) -> bool:
-        """Whether the drawing, centred on the pixel (row, column), leaves enough to be seen of every cell.
+        """Return whether the drawing, centred on the pixel (row, column), leaves enough of every cell visible.
 
         Of the new cell and of each it covers, :data:`MIN_VISIBLE` pixels must remain, in one piece, and no other cell
-        may lose more than ``max_hidden``, a share of what is seen of it now.
+        may lose more than ``max_hidden``, a share of its visible part.
         """
         window, cut = self._window(drawing, centre)
         mask_hw = drawing.mask_hw[cut]
@@ -94,7 +94,7 @@ class Section:
         self.stain_HWS[window] += cover_hw[..., None] * drawing.stain_hwS[cut]
 
     def _window(self, drawing: Drawing, centre: tuple[int, int]) -> tuple[Window, Window]:
-        """Where the drawing lies in the image, and which part of the drawing that is."""
+        """Return the window of the image that the drawing covers, and the part of the drawing inside it."""
         spans = []
         for middle, extent, limit in zip(centre, drawing.cover_hw.shape, self.size, strict=True):
             start = middle - extent // 2
@@ -105,12 +105,12 @@ class Section:
 
 
 def _is_one_piece(mask_hw: np.ndarray) -> bool:
-    """Whether the mask is large enough to be seen and holds together, if only over corners."""
+    """Return whether the mask is large enough to be seen and holds together, if only over corners."""
     return bool(mask_hw.sum() >= MIN_VISIBLE and ndimage.label(mask_hw, structure=np.ones((3, 3)))[1] == 1)
 
 
 def _without(cell: PlacedCell, hidden_hw: np.ndarray, window: Window) -> np.ndarray:
-    """The cell's mask without the pixels set in ``hidden_hw``, all of them its own, of another window."""
+    """Return the cell's mask without the pixels set in ``hidden_hw``, a mask of another window."""
     rows, columns = np.nonzero(hidden_hw)
     rest_hw = cell.mask_hw.copy()
     rest_hw[rows + window[0].start - cell.top, columns + window[1].start - cell.left] = False

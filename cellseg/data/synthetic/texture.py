@@ -5,7 +5,7 @@ import numpy as np
 
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], grain: float) -> np.ndarray:
-    """(H, W) float32 noise of about zero mean and unit spread whose bumps are ``grain`` pixels wide."""
+    """Generate (H, W) float32 noise of about zero mean and unit spread whose bumps are ``grain`` pixels wide."""
     height, width = size
     # Interpolating a coarse grid costs the same for every grain; a Gaussian filter would grow with it.
     knots = rng.standard_normal((int(height / grain) + 4, int(width / grain) + 4), dtype=np.float32)
@@ -15,7 +15,7 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], grain: float) 
 
 
 def fibres(rng: np.random.Generator, size: tuple[int, int], length: float, thickness: float) -> np.ndarray:
-    """(H, W) float32 noise of wavy strands in one random direction; sizes in pixels, about unit spread."""
+    """Generate (H, W) float32 noise of wavy strands in one random direction; sizes in pixels, about unit spread."""
     angle = rng.uniform(0, np.pi)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     along = x * np.cos(angle) + y * np.sin(angle)

@@ -6,12 +6,12 @@ import pytest
 import tifffile
 
 from cellseg.config import DataConfig
-from cellseg.data import check
+from cellseg.data import audit, check
 from cellseg.errors import UserError
 
 
 def _check(root, **settings):
-    return check.check(DataConfig(root=str(root), **settings))
+    return audit.check(DataConfig(root=str(root), **settings))
 
 
 def test_a_sound_data_set_has_no_findings(make_release, capsys):

@@ -8,8 +8,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from cellseg.config import DataConfig
-from cellseg.data import coco
+from cellseg.data import coco, coco_export
 from cellseg.data.dataset import open_dataset
+from cellseg.data.packed import open_packed
 from cellseg.data.segmentation import decode_segmentation
 from cellseg.errors import UserError
 
@@ -243,8 +244,28 @@ def test_nothing_is_written_when_a_sample_is_broken(make_release, capsys):
 
 def test_the_released_sample_survives_the_way_through_coco(shared_data, tmp_path):
     dataset = open_dataset(DataConfig(root=str(shared_data / "hw3-sample")))
-    assert coco.write_coco(dataset, tmp_path / "out.json") == 161
+    assert coco_export.write_coco(dataset, tmp_path / "out.json") == 161
     after = open_dataset(DataConfig(root=str(dataset.root), annotations=str(tmp_path / "out.json")))
     sample, copy = dataset.sources[0].load(), after.sources[0].load()
     np.testing.assert_array_equal(copy.planes_PHW, sample.planes_PHW)
     np.testing.assert_array_equal(copy.labels_N, sample.labels_N)
+
+
+@pytest.mark.parametrize("ids", [(0, 7), (90, 0, 7), (3, 5, 1000)])
+def test_category_ids_travel_from_annotations_to_packed_data_and_out_again(make_coco, tmp_path, ids):
+    categories = [{"id": number, "name": f"kind {number}"} for number in ids]
+    cells = [{"segmentation": [SQUARE], "category_id": number} for number in ids]
+    root = make_coco(*cells, categories=categories)
+    data = DataConfig(root=str(root))
+    packed = open_packed(data, tmp_path / "cache")
+    assert packed.category_ids == tuple(sorted(ids))
+    assert packed.class_names == tuple(f"kind {number}" for number in sorted(ids))
+    assert packed.labels(0).tolist() == [sorted(ids).index(number) + 1 for number in ids]
+    coco_export.write_coco(open_dataset(data), root / "deep" / "out.json")
+    content = json.loads((root / "deep" / "out.json").read_text())
+    assert [annotation["category_id"] for annotation in content["annotations"]] == list(ids)
+    assert content["categories"] == sorted(categories, key=lambda category: category["id"])
+
+
+def test_the_classes_of_a_release_are_their_own_category_ids(make_release):
+    assert open_dataset(DataConfig(root=str(make_release()))).category_ids == (1, 2, 3)

@@ -1,5 +1,6 @@
 import json
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,7 @@ def test_threads_do_not_run_ahead_of_a_slow_consumer():
 
     results = in_threads(work, list(range(10_000)))
     next(results)
+    assert isinstance(results, Generator)
     results.close()
     assert len(started) < 2000
 

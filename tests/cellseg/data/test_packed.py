@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import shutil
@@ -127,6 +128,28 @@ def test_stray_files_and_test_images_do_not_change_the_fingerprint(make_release,
     (root / "train" / "s0" / "notes.txt").write_text("x")
     (root / "test_release" / "t0.tif").unlink()
     assert _open(root, cache).fingerprint == before
+
+
+def test_a_folder_in_the_place_of_an_image_counts_with_its_contents(make_release):
+    root = make_release()
+    inside = root / "images" / "b.tif" / "chunks" / "0"
+    inside.parent.mkdir(parents=True)
+    shutil.copy(root / "train" / "s0" / "image.tif", root / "images" / "a.tif")
+    images = [{"id": number, "file_name": name} for number, name in enumerate(("a.tif", "b.tif"))]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    (root / "cells.json").write_text(json.dumps(content))
+
+    def fingerprint_now() -> str:
+        return fingerprint(open_dataset(DataConfig(root=str(root), layout="coco")))
+
+    prints = [fingerprint_now()]
+    for pixels in (b"one", b"two"):
+        inside.write_bytes(pixels)
+        prints.append(fingerprint_now())
+    inside.rename(inside.with_name("1"))
+    prints.append(fingerprint_now())
+    assert len(set(prints)) == 4
+    assert fingerprint_now() == prints[-1]
 
 
 def test_the_fingerprint_does_not_depend_on_where_the_data_lie(make_release, tmp_path):

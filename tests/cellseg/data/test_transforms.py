@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,8 @@ def noisy(height: int = 61, width: int = 83) -> np.ndarray:
 def test_what_is_made_quicker_gives_what_albumentations_gives(step):
     """Ours and the class it quickens, with the same numbers drawn."""
     ours = STEPS[step](albumentations_module(), FULL_STRENGTH)
-    albumentations_class = next(base for base in type(ours).__mro__ if base.__module__.startswith("albumentations."))
+    bases = type(ours).__mro__
+    albumentations_class: Any = next(base for base in bases if base.__module__.startswith("albumentations."))
     image_HWC = noisy()
     mask_HW = np.random.default_rng(1).integers(0, 60_000, image_HWC.shape[:2], np.uint16)
     ours.fill = 200.0, 30.0, 90.0

@@ -8,7 +8,6 @@ from pycocotools.coco import COCO
 
 from cellseg import predict
 from cellseg.checkpoint import open_checkpoint
-from cellseg.cli import run_command
 from cellseg.data.testset import read_test_list
 from cellseg.errors import UserError
 from cellseg.inference.results import check_results, write_results
@@ -26,6 +25,11 @@ def checkpoint(tiny_config, tmp_path, save_untrained):
         return open_checkpoint(save_untrained(model, tmp_path / "best", config))
 
     return make
+
+
+def with_ids(saved, category_ids):
+    """A checkpoint whose classes had other numbers in the annotations."""
+    return replace(saved, info=replace(saved.info, category_ids=category_ids))
 
 
 @pytest.fixture
@@ -101,33 +105,44 @@ def test_no_detections_are_a_legal_result(checkpoint, root, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == []
 
 
+def test_classes_are_written_with_the_ids_that_the_annotations_gave_them(checkpoint, root, tmp_path):
+    images, plain, other = read_test_list(root), tmp_path / "plain.json", tmp_path / "other.json"
+    saved = checkpoint()
+    write_results(saved, images, plain)
+    write_results(with_ids(saved, (0, 7, 9, 90)), images, other)
+    labels = [record["category_id"] for record in json.loads(plain.read_text())]
+    categories = [record["category_id"] for record in json.loads(other.read_text())]
+    assert set(labels) <= {1, 2, 3, 4}
+    assert categories == [(0, 7, 9, 90)[label - 1] for label in labels]
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"image_id": 7}, "must be of a listed image and its size"),
         ({"segmentation": {"size": [3, 3], "counts": "9"}}, "must be of a listed image and its size"),
-        ({"category_id": 0}, "must have a class up to 4 and a score"),
-        ({"category_id": 5}, "must have a class up to 4 and a score"),
-        ({"score": 1.5}, "must have a class up to 4 and a score"),
+        ({"category_id": 1}, "must have a category of 0, 7, 9, 90 and a score, but got 1, "),
+        ({"category_id": 91}, "must have a category of 0, 7, 9, 90 and a score"),
+        ({"score": 1.5}, "must have a category of 0, 7, 9, 90 and a score"),
         ({"bbox": [0, 0, float("inf"), 1]}, "must have a finite box"),
     ],
 )
 def test_a_results_file_that_a_leaderboard_would_misread_is_refused(checkpoint, root, tmp_path, change, match):
     images, out = read_test_list(root), tmp_path / "out.json"
-    write_results(checkpoint(), images, out)
-    check_results(out, images, 4)
+    write_results(with_ids(checkpoint(), (0, 7, 9, 90)), images, out)
+    check_results(out, images, (0, 7, 9, 90))
     records = json.loads(out.read_text())
     records[0] |= change
     out.write_text(json.dumps(records))
     with pytest.raises(UserError, match=match):
-        check_results(out, images, 4)
+        check_results(out, images, (0, 7, 9, 90))
 
 
 # The command
 
 
 def command(*argv) -> int:
-    return run_command(predict._parser(), predict._command, [*map(str, argv), "--device", "cpu"])
+    return predict.main([*map(str, argv), "--device", "cpu"])
 
 
 def test_the_command_predicts_and_counts(checkpoint, root, tmp_path, capsys):

@@ -223,7 +223,7 @@ def tissue(seed: int, height: int, width: int, num_cells: int) -> np.ndarray:
     """An image of cells that touch all around, for :class:`Seeing`: the nearest of random points, without the gaps."""
     rng = np.random.default_rng(seed)
     points_N2 = rng.random((num_cells, 2)) * [height, width]
-    grid_HW2 = np.stack(np.mgrid[:height, :width], axis=2) + 0.5
+    grid_HW2 = np.stack(list(np.mgrid[:height, :width]), axis=2) + 0.5
     number_HW = np.square(grid_HW2[:, :, None] - points_N2).sum(axis=3).argmin(axis=2)
     colors_N3 = np.stack([np.arange(num_cells) + 1, rng.permutation(num_cells) + 40, rng.integers(1, 3, num_cells)], 1)
     colors_N3[rng.random(num_cells) < 0.1] = 0

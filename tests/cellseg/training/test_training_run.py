@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cellseg.checkpoint import open_checkpoint
 from cellseg.config import METRICS, TrialConfig
 from cellseg.data.loader import plain_item
+from cellseg.data.packed import PackedDataset
 from cellseg.inference.image import load_model
 from cellseg.training import run as training
 from cellseg.training import stepper
@@ -174,3 +175,16 @@ def test_the_rate_warms_up_and_falls_when_what_is_watched_does_not_gain(
     config = tiny_config(**plateau, optim__warmup_epochs=1, optim__warmup_factor=0.2, optim__lr=1e-3, train__epochs=6)
     course = [report.learning_rate for report in fit(config, packed, tmp_path, device=CPU)]
     assert course == pytest.approx([2e-4, 1e-3, 1e-3, 1e-3, 5e-4, 2.5e-4])
+
+
+def test_a_checkpoint_knows_the_names_and_category_ids_of_the_annotations(
+    packed, tiny_config, tmp_path, without_training, scripted
+):
+    scripted(0.5)
+    metadata = packed.table.schema.metadata | {b"category_ids": b"[0, 7, 9, 90]"}
+    data = PackedDataset(packed.table.replace_schema_metadata(metadata))
+    list(fit(tiny_config(train__epochs=1), data, tmp_path, device=torch.device("cpu")))
+    for name in ("best", "last"):
+        info = open_checkpoint(tmp_path / name).info
+        assert info.category_ids == (0, 7, 9, 90)
+        assert info.class_names == packed.class_names

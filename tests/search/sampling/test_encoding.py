@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from search.sampling.encoding import Cube
-from search.space import Choices, Range, Space
+from search.space import Choices, Domain, Range, Space
 
-DOMAINS = {
+DOMAINS: dict[str, Domain] = {
     "kind": Choices(choices=("a", "b", None)),
     "width": Range(low=8, high=64, log=True, integer=True),
     "steps": Range(low=0.1, high=0.9, step=0.2),
@@ -31,8 +31,8 @@ def test_random_rows_reach_both_ends_and_every_choice_about_equally_often(cube):
     drawn = [cube.decode(row_K) for row_K in cube.random(np.random.default_rng(0), 3000)]
     for value in ("a", "b", None):
         assert sum(params["kind"] == value for params in drawn) == pytest.approx(1000, rel=0.15)
-    for value in (0.1, 0.9):
-        assert sum(params["steps"] == pytest.approx(value) for params in drawn) == pytest.approx(600, rel=0.2)
+    for step in (0.1, 0.9):
+        assert sum(params["steps"] == pytest.approx(step) for params in drawn) == pytest.approx(600, rel=0.2)
 
 
 def test_params_survive_a_round_trip(cube):

@@ -107,7 +107,12 @@ def test_the_fit_is_kept_until_the_next_observation_and_forgets_what_was_believe
     model = trained([(x, EPOCHS) for x in np.linspace(0, 1, 9)])
     before = model.predict(GRID)
     fits = []
-    monkeypatch.setattr(model, "_most_probable", lambda *data: fits.append(data) or model._prior)
+
+    def most_probable(*data):
+        fits.append(data)
+        return model._prior
+
+    monkeypatch.setattr(model, "_most_probable", most_probable)
     model.believe(np.array([[0.5]]))
     assert model.condition() == list(range(9))
     np.testing.assert_array_equal(model.predict(GRID), before)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 import pytest
 from fakes import make_report, make_study
@@ -15,7 +16,7 @@ def study(tmp_path):
     return make_study(tmp_path, "cells", trials=40, asha=False)
 
 
-def console(terminal: bool = False) -> Console:
+def console(terminal: bool = False) -> Any:
     return Console(file=io.StringIO(), width=160, force_terminal=terminal, color_system=None)
 
 
