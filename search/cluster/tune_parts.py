@@ -1,4 +1,4 @@
-"""What Tune asks for and what it tells, passed on to a :class:`search.study.study.Study`.
+"""Tune's questions and news, passed on to a :class:`search.study.study.Study`.
 
 Tune takes trials from a Searcher, shows results to a Scheduler, asks a Stopper whether all is over, and tells a
 Callback when its loop comes to a rest. None of them decides anything.
@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from cellseg.errors import UserError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, trial_name
-from search.study.study import PRUNED, Study
+from search.study.study import Study
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -102,10 +102,8 @@ class StudyScheduler(Disposable, FIFOScheduler):
         goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
         if ending is not None:
             self._study.end(number, ending, result[DETAIL])
-        elif not goes_on:
-            self._study.end(number, PRUNED, f"at epoch {report['epoch']}" if report else "")
         self._on_event()
-        return TrialScheduler.CONTINUE if goes_on and ending is None else TrialScheduler.STOP
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
         """The trial's process died, or can no longer be used."""

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +22,6 @@ from search.space.settings import (
     Resources,
     direction_of,
 )
-from search.study.asha import Asha
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
-    from search.sampling.sampler import StudySampler
 
 Params = dict[str, Any]
 """Values of the sampled keys that are active, by dotted key."""
@@ -84,6 +80,11 @@ class Space:
             content.pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which ASHA stops trials; empty with ``asha: off``."""
+        return self.asha.rungs(self.epochs) if self.asha else ()
+
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What a trial with these params has for every key: the sampled value, else the fixed, else the default."""
         return {**DEFAULTS, **self.fixed, **params}
@@ -93,22 +94,9 @@ class Space:
         when = self.domains[key].when
         return not when or holds(when, self.values(params))
 
-    def suggest(self, ask: Callable[[str], Any]) -> Params:
-        """The values of all active keys: ``ask`` is called for each, conditions first, and for no inactive key."""
-        params: Params = {}
-        for key in self.domains:
-            if self.is_active(key, params):
-                params[key] = ask(key)
-        return params
-
-    def sample(self, rng: np.random.Generator, start: Mapping[str, Any] | None = None) -> Params:
-        """Random values of all active keys; those in ``start`` are taken from there."""
-        start = start or {}
-        return self.suggest(lambda key: start[key] if key in start else self.domains[key].sample(rng))
-
-    def distribution(self, key: str) -> "BaseDistribution":
-        """The Optuna distribution of a sampled key."""
-        return self.domains[key].distribution()
+    def sample(self, rng: np.random.Generator, start: Mapping[str, Any] = MappingProxyType({})) -> Params:
+        """Draw values of all active keys; those in ``start`` are taken from there."""
+        return sample(self.domains, self.values({}), rng, start)
 
     def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
         """The config of a trial with these params; ``data.root`` is left to the caller.
@@ -119,16 +107,15 @@ class Space:
         of_study = {"train.epochs": self.epochs, "train.metric": self.metric, "train.seed": seed}
         return TrialConfig.from_flat({**self.fixed, **params, **of_study}, where="trial")
 
-    def make_asha(self) -> Asha:
-        """The scheduler of a new study. With ``asha: off`` it has no rungs and stops nothing."""
-        settings = self.asha or AshaSettings(grace=self.epochs)
-        return Asha(settings.grace, settings.reduction, self.epochs)
+    @property
+    def is_search(self) -> bool:
+        """Whether trials compete and the best one is wanted."""
+        return True
 
-    def make_sampler(self) -> "StudySampler":
-        """The sampler of a new study."""
-        from search.sampling.sampler import StudySampler  # it imports optuna, and this module
-
-        return StudySampler(self, self.seed)
+    @property
+    def more_trials(self) -> str:
+        """The option that asks for more trials."""
+        return "--trials N"
 
     @property
     def failures_count(self) -> bool:
@@ -146,7 +133,7 @@ class Space:
     def describe(self) -> list[str]:
         """The space in lines for people."""
         width = max(map(len, self.domains), default=0)
-        rungs = ", ".join(map(str, self.make_asha().rungs))
+        rungs = ", ".join(map(str, self.rungs))
         lines = [
             f"{self.direction} {self.metric}: {self.trials} trials of {self.epochs} epochs, seed {self.seed}",
             f"ASHA: about 1 trial in {self.asha.reduction} goes on from each of the epochs {rungs}"
@@ -159,7 +146,8 @@ class Space:
             lines.append(f"limits: {self.limits.describe(self.metric)}")
         for key, domain in self.domains.items():
             conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in domain.when.items()]
-            lines.append(f"{key:<{width}}  {domain}" + f"   when {' and '.join(conditions)}" * bool(conditions))
+            when = f"   when {' and '.join(conditions)}" if conditions else ""
+            lines.append(f"{key:<{width}}  {domain}{when}")
         if self.fixed:
             lines.append("fixed: " + ", ".join(f"{key}={value}" for key, value in self.fixed.items()))
         lines += ["first: " + ", ".join(f"{key}={value}" for key, value in start.items()) for start in self.start_from]
@@ -181,3 +169,29 @@ class Space:
         if self.start_from:
             content["start_from"] = [dict(start) for start in self.start_from]
         return content
+
+
+def fill(domains: Mapping[str, Domain], unsampled: Mapping[str, Any], value_of: Callable[[str], Any], /) -> Params:
+    """Choose the values of all active keys.
+
+    Args:
+        domains: the sampled keys, each after the keys that its condition names.
+        unsampled: what a key has where it is not sampled, for the conditions.
+        value_of: called for every active key in order, and for no inactive one.
+    """
+    params: Params = {}
+    known: Mapping[str, Any] = ChainMap(params, unsampled)  # type: ignore[arg-type]  # it is only read
+    for key, domain in domains.items():
+        if not domain.when or holds(domain.when, known):
+            params[key] = value_of(key)
+    return params
+
+
+def sample(
+    domains: Mapping[str, Domain],
+    unsampled: Mapping[str, Any],
+    rng: np.random.Generator,
+    start: Mapping[str, Any] = MappingProxyType({}),
+) -> Params:
+    """Draw values of all active keys as :func:`fill` does; those in ``start`` are taken from there."""
+    return fill(domains, unsampled, lambda key: start[key] if key in start else domains[key].sample(rng))
