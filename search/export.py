@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
-    from search.storage.checkpoints import choose_trial
+    from search.storage.kept import choose_trial
     from search.storage.store import find_study
 
     store = find_study(arguments.results, arguments.study)

@@ -1,15 +1,10 @@
-"""The checkpoints of a study: which stay on disk, and the one that a trial kept."""
+"""The checkpoints of a study: where they are, and which stay on disk."""
 
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cellseg.errors import UserError
 from search.storage.tables import TrialRow
-
-if TYPE_CHECKING:
-    from search.storage.store import StudyStore
 
 
 class Checkpoints:
@@ -37,28 +32,3 @@ class Checkpoints:
             else:
                 shutil.rmtree(self.folder(row.number), ignore_errors=True)
                 self._deleted.add(row.number)
-
-
-def choose_trial(store: "StudyStore", number: int | None) -> TrialRow:
-    """Choose the trial with that number, or the best one.
-
-    Raises:
-        UserError: no such trial, none with a value, or its checkpoint was not kept.
-    """
-    best = store.best_trials(1)
-    rows = best if number is None else [row for row in store.trials() if row.number == number]
-    if not rows:
-        wanted = "a trial with a value" if number is None else f"a trial {number}"
-        raise UserError(f"{store.folder}: must hold {wanted}, but got none. Run the search first.")
-
-    from cellseg.checkpoint import has_checkpoint
-    from cellseg.training.run import BEST
-
-    row = rows[0]
-    if not has_checkpoint(store.checkpoint_folder(row.number) / BEST):
-        kept = [r.number for r in store.trials() if has_checkpoint(store.checkpoint_folder(r.number) / BEST)]
-        raise UserError(
-            f"--trial {row.number}: its checkpoint must have been kept, but got those of {kept} only. "
-            "Choose one of them; `keep` in the space says how many stay."
-        )
-    return row

@@ -7,7 +7,7 @@ from spacefiles import HEAD, LR, parse, problems_of
 
 from search.cost import Objective, pareto_front, pareto_trials, seconds_per_epoch, trial_cost
 from search.space import ObjectiveSettings
-from search.storage.checkpoints import choose_trial
+from search.storage.kept import choose_trial
 from search.storage.store import StudyStore
 from search.storage.tables import TrialRow
 

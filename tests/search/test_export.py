@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from cellseg.errors import UserError
 from search.export import main
-from search.storage.checkpoints import choose_trial
+from search.storage.kept import choose_trial
 from search.storage.store import StudyStore
 
 pytestmark = pytest.mark.timeout(500)

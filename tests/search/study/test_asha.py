@@ -148,3 +148,26 @@ def test_replay_takes_tie_breakers_and_leaves_out_rungs_that_were_not_reached():
     assert asha.rung(1)[7].went_on
     assert not asha.rung(3)
     assert not asha.report(8, 1, 0.0, tie_breaker=3.0).goes_on
+
+
+def test_a_decision_tells_rank_and_the_value_that_was_needed():
+    asha = Asha(1, 3, 9)
+    first = asha.report(0, 1, 0.5)
+    assert (first.goes_on, first.rank, first.num_seen, first.needed) == (True, 1, 1, None)
+    second = asha.report(1, 1, 0.2)
+    assert (second.goes_on, second.rank, second.num_seen, second.needed) == (False, 2, 2, 0.5)
+    for trial, value in enumerate((0.4, 0.3), start=2):
+        asha.report(trial, 1, value)
+    fifth = asha.report(4, 1, 0.1)  # two of five go on: it had to beat the second best
+    assert (fifth.goes_on, fifth.rank, fifth.num_seen, fifth.needed) == (False, 5, 5, 0.4)
+    assert (fifth.epoch, fifth.value) == (1, 0.1)
+    between = asha.report(0, 2, 0.6)
+    assert (between.goes_on, between.rank, between.num_seen, between.needed) == (True, None, 0, None)
+
+
+def test_a_trial_goes_on_exactly_if_it_beats_what_was_needed():
+    rng = np.random.default_rng(3)
+    asha = Asha(1, 3, 9)
+    for trial, value in enumerate(rng.permutation(100).astype(float)):
+        decision = asha.report(trial, 1, value)
+        assert decision.goes_on == (decision.needed is None or value > decision.needed)

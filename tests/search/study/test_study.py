@@ -122,6 +122,39 @@ def test_an_epoch_is_written_and_asha_decides(study):
     assert [(epoch.epoch, epoch.metrics[METRIC]) for epoch in again.epochs(0)] == [(1, 0.5), (2, 0.6)]
 
 
+def test_a_trial_that_asha_stops_is_ended_with_rank_and_what_it_needed(study):
+    for value in (0.5, 0.4, 0.0074):
+        study.report(study.propose().number, make_report(1, value))
+    first, second, third = StudyStore.open(study.store.folder).trials()
+    assert (first.state, second.state, third.state) == ("RUNNING", "PRUNED", "PRUNED")
+    assert second.reason == "pruned: rank 2 of 2 at epoch 1, needed 0.5000, had 0.4000"
+    assert third.reason == "pruned: rank 3 of 3 at epoch 1, needed 0.5000, had 0.0074"
+    assert (third.ending, third.detail) == ("pruned", "rank 3 of 3 at epoch 1, needed 0.5000, had 0.0074")
+    assert third.ended is not None
+    number = study.propose().number
+    study.report(number, make_report(1, 0.5))
+    assert study.rows[number].reason == "", "two of four go on, and it is no worse than the best"
+    number = study.propose().number
+    study.report(number, make_report(1, 0.5))
+    assert study.rows[number].reason == "pruned: rank 3 of 5 at epoch 1, tied at 0.5000"
+
+
+def test_the_reason_of_a_pruned_loss_shows_losses_as_they_are(tmp_path):
+    study = make_study(tmp_path, metric=LOSS, direction="minimize")
+    for value in (0.5, 0.75):
+        study.report(study.propose().number, make_report(1, value, metric=LOSS))
+    assert study.rows[1].reason == "pruned: rank 2 of 2 at epoch 1, needed 0.5000, had 0.7500"
+
+
+def test_a_trial_whose_training_is_over_is_not_pruned_by_its_last_report(study):
+    first, second = study.propose().number, study.propose().number
+    assert study.report(first, make_report(1, 0.5))
+    assert not study.report(second, make_report(1, 0.1, ending="patience"))
+    assert study.rows[second].state == "RUNNING", "the caller ends it"
+    study.end(second, "patience")
+    assert study.rows[second].state == "COMPLETE"
+
+
 def test_without_asha_every_trial_goes_on(tmp_path):
     study = make_study(tmp_path, asha=False)
     for value in (0.5, 0.4, 0.3, 0.2):
