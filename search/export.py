@@ -10,7 +10,7 @@ from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import atomic_path
 
 _ARCHIVED_NAME = "test-results.json"
-"""What leaderboards expect at the archive's root."""
+"""The name that leaderboards expect at the archive's root."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

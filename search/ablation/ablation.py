@@ -25,7 +25,7 @@ class Row(BaseModel):
     reported: dict[str, int | float | str] = {}
     """The reported result, by column: a figure, or words where there is none."""
     note: str | None = None
-    """What a reader of its figures must know."""
+    """A note for readers of its figures."""
     without_effect: str | None = None
     """Why a setting of the row could not have had an effect in the code that the figure comes from."""
     same_as: str | None = None
@@ -54,11 +54,11 @@ class Ablation(BaseModel):
     keep: Count = 3
     """Checkpoints of this many best runs stay on disk."""
     resources: Resources | None = None
-    """What one run occupies. None: a GPU where there is one, else a CPU."""
+    """The CPUs and GPUs that one run occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
     """Where the data is, unless the command says so."""
     limits: Limits | None = None
-    """What ends the study before all runs are done: time alone, for every run is wanted whatever its value."""
+    """The limits that end the study early: on time alone, for every run is wanted whatever its value."""
     common: dict[str, Any] = {}
     """Config fields of all rows, by dotted key."""
     measured: Annotated[tuple[str, ...], Strict(False)]
@@ -66,7 +66,7 @@ class Ablation(BaseModel):
     rows: dict[str, Row]
     """By name, in the file's order; at least one."""
     notes: Annotated[tuple[str, ...], Strict(False)] = ()
-    """What a reader of the whole ablation must know."""
+    """Notes for readers of the whole ablation."""
     overridden: dict[str, Any] = {}
     """Config fields that the command line set in all rows, over everything else."""
     selected: Annotated[tuple[str, ...], Strict(False), Field(exclude=True)] = ()
@@ -84,7 +84,7 @@ class Ablation(BaseModel):
         return [name for name in self.rows if name in wanted]
 
     def origin(self, name: str) -> str:
-        """The row whose runs measure this one: itself, or the one that it is the same as."""
+        """Return the row whose runs measure this one: itself, or the one that it is the same as."""
         return self.rows[name].same_as or name
 
     def settings(self, name: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Ablation(BaseModel):
         return {**self.common, **self.rows[self.origin(name)].config, **self.overridden}
 
     def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
-        """The config of a run; ``data.root`` is left to the caller.
+        """Return the config of a run; ``data.root`` is left to the caller.
 
         Raises:
             UserError: its values do not go together.
@@ -100,15 +100,15 @@ class Ablation(BaseModel):
         return self.row_config(params[ROW], seed=seed)
 
     def row_config(self, name: str, *, seed: int = 0) -> TrialConfig:
-        """The config of a row with some seed; see :meth:`config`."""
+        """Return the config of a row with some seed; see :meth:`config`."""
         of_study = {"train.metric": self.metric, "train.seed": seed}
         return TrialConfig.from_flat(self.settings(name) | of_study, where=f"rows.{name}")
 
-    # What a study asks, beside the fields above
+    # The questions of a study, beside the fields above
 
     @property
     def trials(self) -> int:
-        """Runs to end, those of former commands included."""
+        """Runs to end, those of earlier commands included."""
         return len(self.runs)
 
     @property
@@ -167,11 +167,11 @@ class Ablation(BaseModel):
         return True
 
     def includes(self, params: Mapping[str, Any]) -> bool:
-        """Whether a run of the study is one of those that are wanted now."""
+        """Say whether a run of the study is wanted now."""
         return params[ROW] in self.trained_rows and params[REPEAT] < self.repeats
 
     def seed_index(self, params: Mapping[str, Any], number: int) -> int:
-        """The repeat: in each, all rows start from the same random numbers."""
+        """Return the repeat: in each, all rows start from the same random numbers."""
         return params[REPEAT]
 
     def describe(self) -> list[str]:

@@ -37,8 +37,8 @@ class Measurement:
     """Runs that have begun and not ended."""
 
     def describe(self, metric: str) -> str:
-        """Mean, standard deviation (of a sample, n - 1) and number of values of ``metric``; ``-`` for what is not
-        defined. Where all runs failed, how."""
+        """Describe mean, standard deviation (of a sample, n - 1) and number of values of ``metric``; ``-`` for what is
+        not defined. Where all runs failed, how."""
         values = self.values.get(metric, [])
         if values:
             digits = 1 if metric.startswith("count/") else 4

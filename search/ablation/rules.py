@@ -16,7 +16,7 @@ from search.space.rules import SAME_IN_ALL_TRIALS
 from search.space.settings import direction_of, gpu_hours_problem
 
 MEASURABLE = (*METRICS, "count/detections")
-"""What every validation measures, beside the figures of single classes (``segm/AP/CLASS``)."""
+"""The metrics of every validation, beside the figures of single classes (``segm/AP/CLASS``)."""
 _SET_BY_STUDY = {
     "train.metric": "Set metric at the top.",
     "train.seed": "It is made from seed, at the top, and the repeat.",
@@ -26,7 +26,7 @@ _SET_BY_STUDY = {
 
 
 def row_problems(ablation: Ablation) -> list[str]:
-    """What is wrong with metric, limits, names, references between rows, and single config fields."""
+    """Find problems with metric, limits, names, references between rows, and single config fields."""
     found = []
     if ablation.direction != (right := direction_of(ablation.metric)):
         found.append(f"direction: must be '{right}' for {ablation.metric}, but got '{ablation.direction}'.")
@@ -66,7 +66,7 @@ def row_problems(ablation: Ablation) -> list[str]:
 
 
 def config_problems(ablation: Ablation) -> list[str]:
-    """What is wrong with the rows' whole configs, once each of their fields is right by itself."""
+    """Find problems with the rows' whole configs, once each of their fields is right by itself."""
     if found := override_problems(ablation):
         return found
     trained = [name for name in ablation.rows if ablation.origin(name) == name]
@@ -93,7 +93,7 @@ def config_problems(ablation: Ablation) -> list[str]:
 
 
 def override_problems(ablation: Ablation) -> list[str]:
-    """Rows whose settings do not go together, the command line's over all; the same problem of several rows once."""
+    """Find rows whose settings do not go together, the command line's included; a problem of several rows once."""
     names_by_problem: dict[str, list[str]] = {}
     for name in ablation.trained_rows:
         where = f"rows.{name}"

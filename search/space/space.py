@@ -1,4 +1,4 @@
-"""A search space: what is sampled, what is fixed, and how a study measures it."""
+"""A search space: sampled keys, fixed keys, and how a study measures them."""
 
 import hashlib
 import json
@@ -48,11 +48,11 @@ class Space:
     asha: AshaSettings | None = field(default_factory=AshaSettings)
     """When trials are stopped. None: never."""
     resources: Resources | None = None
-    """What one trial occupies. None: a GPU where there is one, else a CPU."""
+    """The CPUs and GPUs that one trial occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
     """Where the data is, unless the command says so."""
     limits: Limits | None = None
-    """What ends the study before its trials are done."""
+    """The limits that end the study early."""
     objective: ObjectiveSettings | None = None
     """The cost that ranks beside the metric. None: the metric alone ranks."""
     domains: Mapping[str, Domain]
@@ -86,11 +86,11 @@ class Space:
         return self.asha.rungs(self.epochs) if self.asha else ()
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial with these params has for every key: the sampled value, else the fixed, else the default."""
+        """Return every key's value in a trial with these params: sampled, else fixed, else default."""
         return {**DEFAULTS, **self.fixed, **params}
 
     def is_active(self, key: str, params: Mapping[str, Any]) -> bool:
-        """Whether the sampled key ``key`` has a value beside ``params``, the values of the keys it depends on."""
+        """Say whether the sampled key ``key`` has a value beside ``params``, the values of the keys it depends on."""
         when = self.domains[key].when
         return not when or holds(when, self.values(params))
 
@@ -99,7 +99,7 @@ class Space:
         return sample(self.domains, self.values({}), rng, start)
 
     def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
-        """The config of a trial with these params; ``data.root`` is left to the caller.
+        """Return the config of a trial with these params; ``data.root`` is left to the caller.
 
         Raises:
             UserError: the values do not go together.
@@ -123,15 +123,15 @@ class Space:
         return False
 
     def includes(self, params: Mapping[str, Any]) -> bool:
-        """Whether a trial of the study is one of those that are to be run now: all are."""
+        """Say whether a trial of the study is to be run now: all are."""
         return True
 
     def seed_index(self, params: Mapping[str, Any], number: int) -> int:
-        """The trial's number: no two trials share a seed."""
+        """Return the trial's number: no two trials share a seed."""
         return number
 
     def describe(self) -> list[str]:
-        """The space in lines for people."""
+        """Describe the space in lines for people."""
         width = max(map(len, self.domains), default=0)
         rungs = ", ".join(map(str, self.rungs))
         lines = [
@@ -154,7 +154,7 @@ class Space:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """The content of a space file that makes this space, every default written out.
+        """Return the content of a space file that makes this space, every default written out.
 
         :func:`search.space.parse_space` reads it back.
         """

@@ -62,7 +62,7 @@ class StudyStore:
         self._buffer_seconds = buffer_seconds
         self._written = time.monotonic()
         self.objective = Objective("")
-        """What ranks the trials, by the study's description; an unknown metric is better when larger."""
+        """The value that ranks trials, by the study's description; an unknown metric is better when larger."""
         self._wall_clock: Callable[[], float] = lambda: 0.0
         self._trials: dict[int, TrialRow] = {}
         self._trials_changed = self._tail_changed = False
@@ -121,7 +121,7 @@ class StudyStore:
 
     @property
     def study(self) -> dict[str, Any]:
-        """What :meth:`write_study` was given, with ``format``, ``format_version`` and ``written`` (UTC)."""
+        """The mapping that :meth:`write_study` was given, with ``format``, ``format_version`` and ``written`` (UTC)."""
         return self._require_study()
 
     def write_study(self, study: Mapping[str, Any]) -> None:

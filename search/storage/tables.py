@@ -61,7 +61,7 @@ class TrialRow:
 
     @property
     def detail(self) -> str:
-        """What ``reason`` says beyond the kind of its end; empty for nothing."""
+        """The rest of ``reason``, after the kind of its end; may be empty."""
         return self.reason.partition(":")[2].strip()
 
 

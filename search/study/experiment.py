@@ -41,7 +41,7 @@ class Experiment(Protocol):
 
     @property
     def resources(self) -> Resources | None:
-        """What one trial occupies. None: a GPU where there is one, else a CPU."""
+        """The CPUs and GPUs that one trial occupies. None: a GPU where there is one, else a CPU."""
 
     @property
     def data(self) -> DataSource | None:
@@ -49,7 +49,7 @@ class Experiment(Protocol):
 
     @property
     def limits(self) -> Limits | None:
-        """What ends the study before its trials are done."""
+        """The limits that end the study early."""
 
     @property
     def objective(self) -> ObjectiveSettings | None:

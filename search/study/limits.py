@@ -117,7 +117,7 @@ class LimitWatch:
 
     @property
     def usage(self) -> Usage:
-        """What was used so far."""
+        """The amounts used so far."""
         rows, resources = self._store.trials(), self._experiment.resources
         values = [row.metric for row in rows if row.metric is not None]
         return Usage(
