@@ -226,11 +226,12 @@ def judge(values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
 def _make_study(folder: Path, trials: int) -> "Study":
     from search.space import load_space
     from search.storage.store import StudyStore
+    from search.study.choose import make_asha, make_sampler
     from search.study.study import Study
 
     space = load_space(SPACE, [f"trials={trials}"])
     store = StudyStore.create(folder, {"name": folder.name, "metric": space.metric})
-    return Study(folder.name, space, store)
+    return Study(folder.name, space, store, sampler=make_sampler(space), asha=make_asha(space))
 
 
 def _empty_table() -> Any:

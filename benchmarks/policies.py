@@ -13,9 +13,10 @@ import numpy as np
 
 from benchmarks.lcbench import EPOCHS
 from benchmarks.simulation import Policy, Resume
-from search.sampling.sampler import Outcome, StudySampler
+from search.sampling.protocol import Outcome
 from search.space import AshaSettings, Domain, Range, Space
 from search.study.asha import Asha
+from search.study.choose import make_asha, make_sampler
 
 Domains = Mapping[str, Domain]
 Maker = Callable[[Domains, int], Policy]
@@ -33,8 +34,8 @@ class Ours:
     def __init__(self, domains: Domains, seed: int, grace: int = 3, reduction: int = 3, ahead: int = 0):
         settings = AshaSettings(grace=grace, reduction=reduction)
         space = Space(metric="accuracy", trials=1, epochs=EPOCHS, seed=seed, asha=settings, domains=domains)
-        self._sampler = StudySampler(space, seed)
-        self._asha = space.make_asha()
+        self._sampler = make_sampler(space)
+        self._asha = make_asha(space)
         self._best: dict[int, float] = {}
         self._ahead = ahead
 
@@ -46,7 +47,7 @@ class Ours:
             self._sampler.prepare(self._ahead)  # in the pause before this report
         best = self._best[number] = max(value, self._best.get(number, value))
         self._sampler.report(number, epoch, best)
-        goes_on = self._asha.report(number, epoch, best, loss)
+        goes_on = self._asha.report(number, epoch, best, loss).goes_on
         if epoch == EPOCHS:
             self._sampler.tell(number, Outcome.COMPLETE, best)
         elif not goes_on:
@@ -66,7 +67,7 @@ class RandomSearch:
         return self._space.sample(self._rng)
 
     def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
-        return self._asha.report(number, epoch, value)
+        return self._asha.report(number, epoch, value).goes_on
 
 
 class RayOptuna:

@@ -26,8 +26,9 @@ import numpy as np
 from benchmarks.measure import format_seconds, hardware, versions
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import write_json
-from search.sampling.sampler import Outcome, StudySampler
+from search.sampling.protocol import Outcome, Sampler
 from search.space import AshaSettings, Choices, Domain, Range, Space, load_space
+from search.study.choose import make_asha, make_sampler
 
 if TYPE_CHECKING:
     from search.study.study import Study
@@ -47,14 +48,19 @@ def domains() -> dict[str, Domain]:
     return numbers | scales | lists | switched
 
 
-def finished(trials: int, seed: int = 0) -> StudySampler:
+def finished(trials: int, seed: int = 0) -> Sampler:
     """A sampler that knows so many ended trials, stopped as ASHA would: one in three goes on at each rung."""
     space = Space(
-        metric="segm/AP50", trials=1, epochs=EPOCHS, asha=AshaSettings(grace=2, reduction=3), domains=domains()
+        metric="segm/AP50",
+        trials=1,
+        epochs=EPOCHS,
+        seed=seed,
+        asha=AshaSettings(grace=2, reduction=3),
+        domains=domains(),
     )
-    sampler = StudySampler(space, seed)
+    sampler = make_sampler(space)
     rng = np.random.default_rng(seed)
-    rungs = (*space.make_asha().rungs, EPOCHS)
+    rungs = (*space.rungs, EPOCHS)
     for number in range(trials):
         reached = _num_levels(rng, len(rungs))
         history = [(epoch, float(rng.random())) for epoch in rungs[:reached]]
@@ -81,13 +87,14 @@ def seconds_per_proposal(trials: int, proposals: int) -> list[float]:
 
 def finished_study(folder: Path, trials: int, further: int, seed: int = 0) -> "Study":
     """A study with so many ended trials and room for ``further``, whose tables are written by ``flush`` only."""
-    from search.storage.store import EpochRow, StudyStore, TrialRow
+    from search.storage.store import StudyStore
+    from search.storage.tables import EpochRow, TrialRow
     from search.study.study import Study
 
     space = load_space(SPACE, [f"trials={trials + further}", f"epochs={EPOCHS}"])
     store = StudyStore.create(folder, {"name": folder.name, "metric": space.metric}, buffer_seconds=math.inf)
     rng = np.random.default_rng(seed)
-    levels = (*space.make_asha().rungs, EPOCHS)
+    levels = (*space.rungs, EPOCHS)
     for number in range(trials):
         params = space.sample(rng)
         epochs = levels[_num_levels(rng, len(levels)) - 1]
@@ -110,7 +117,7 @@ def finished_study(folder: Path, trials: int, further: int, seed: int = 0) -> "S
             )
         )
     store.flush()
-    return Study(folder.name, space, store)
+    return Study(folder.name, space, store, sampler=make_sampler(space), asha=make_asha(space))
 
 
 def seconds_per_event(trials: int, events: int) -> dict[str, list[float]]:
@@ -119,12 +126,13 @@ def seconds_per_event(trials: int, events: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in ("start", "report", "end", "write")}
     with tempfile.TemporaryDirectory() as scratch:
         study = finished_study(Path(scratch) / "study", trials, events)
-        for _ in range(events):
+        for event in range(events):
             with _timed(times["start"]):
                 proposal = study.propose()
             assert proposal is not None, "there is room for it"
             with _timed(times["report"]):
-                study.report(proposal.number, _report(1, 0.5))
+                goes_on = study.report(proposal.number, _report(1, 1.0 + event))
+            assert goes_on, "it is the best so far: ASHA does not end it in the report"
             with _timed(times["write"]):
                 study.store.flush()
             with _timed(times["end"]):

@@ -1,4 +1,4 @@
-"""What a trial costs, and how a cost enters what is best: the front of metric and cost, and an objective of both."""
+"""The cost of a trial, and how it affects ranking: the front of metric and cost, and an objective of both."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ DEFAULT_DOUBLING = ObjectiveSettings.model_fields["doubling"].default
 
 
 def trial_cost(row: "TrialRow", cost: Cost) -> float | None:
-    """A cost of a trial in :data:`~search.space.settings.COST_UNITS`, positive; None if it is not known.
+    """Return a cost of a trial in :data:`~search.space.settings.COST_UNITS`, positive; None if it is not known.
 
     ``seconds``: of an epoch, see :func:`seconds_per_epoch`. They compare between machines of the same kind only.
     ``parameters``: trainable ones, in millions. ``memory``: the most at any time, in GiB.
@@ -32,7 +32,7 @@ def trial_cost(row: "TrialRow", cost: Cost) -> float | None:
 
 
 def seconds_per_epoch(seconds: Sequence[float]) -> float | None:
-    """Median duration of a trial's epochs. The first one, which pays for start-up, counts only if it is all there is.
+    """Return the median duration of epochs. The first, which pays for start-up, counts only if it is the only one.
 
     Args:
         seconds: of the epochs, in order. 0: not known, as of an epoch that only a checkpoint tells of.
@@ -46,7 +46,7 @@ def seconds_per_epoch(seconds: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What ranks trials, prunes them, and is what the sampler models: the metric, or the metric per cost.
+    """The value that ranks and prunes trials and that the sampler models: the metric, or the metric per cost.
 
     With a cost it is metric / cost ** w, for a loss metric * cost ** w, where w = log2(1 + doubling). So a trial of
     twice the cost ranks as high if its metric is better by the factor 1 + doubling. This is the weighted product of
@@ -63,7 +63,7 @@ class Objective:
 
     @classmethod
     def of(cls, metric: str, settings: ObjectiveSettings | Mapping[str, Any] | None) -> "Objective":
-        """The objective of a study with this metric; settings as an object, or as ``study.json`` holds them."""
+        """Make the objective of a study with this metric; settings as an object, or as ``study.json`` holds them."""
         if isinstance(settings, ObjectiveSettings):
             settings = settings.model_dump()
         return cls(metric, **(settings or {}))
@@ -74,18 +74,18 @@ class Objective:
         return -gain(self.metric, math.log2(1 + self.doubling))
 
     def value(self, metric: float | None, row: "TrialRow") -> float | None:
-        """The objective of a trial with this metric at its present cost; None if one of them is not known."""
+        """Compute the objective of a trial with this metric at its present cost; None if one of them is not known."""
         if self.per is None or metric is None:
             return metric
         cost = trial_cost(row, self.per)
         return None if cost is None else metric * cost**self.exponent
 
     def trial_value(self, row: "TrialRow") -> float | None:
-        """The objective of a trial as it is now."""
+        """Compute the objective of a trial as it is now."""
         return self.value(row.metric, row)
 
     def values_by_epoch(self, row: "TrialRow", epochs: Sequence["EpochRow"]) -> dict[int, float]:
-        """The objective of a trial after each of its epochs, of its best metric and its cost until then.
+        """Compute the objective of a trial after each of its epochs, from its best metric and its cost until then.
 
         Args:
             epochs: all of the trial's, in order. Those without a metric or a known cost are left out.
@@ -106,7 +106,7 @@ class Objective:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other dominates, by rising cost: none is at least as good in both and better in one.
+    """Find the points that no other dominates, by rising cost: none is at least as good in both and better in one.
 
     Args:
         points: (gain, cost): larger gains and smaller costs are better.
@@ -122,7 +122,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto_trials(rows: Sequence["TrialRow"], metric: str, cost: Cost) -> list["TrialRow"]:
-    """The trials on the front of metric and cost, the cheapest first.
+    """List the trials on the front of metric and cost, the cheapest first.
 
     Only those that were trained to their end: the score of one that was stopped early is no measure of its config.
     """

@@ -1,9 +1,9 @@
-"""What a search is about to do, found out without data: what it costs, that its configs are sound, that models build.
+"""The plan of an experiment, found out without data: what it costs, that its configs are sound, that its models build.
 
 Nothing is written, nothing is downloaded, Ray is not needed.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.errors import UserError, raise_all
-from search.space import Choices, Params, Range, Space
+from search.ablation import Ablation
+from search.space import AshaSettings, Choices, Params, Range, Space
 from search.space.rules import combination_problems, random_draws, relevance_problems
+from search.study.experiment import Experiment
 
 NUM_SAMPLES = 500
 _SEED = 1
@@ -43,9 +45,29 @@ WEIGHTLESS = frozenset(
 """Model fields that change no layer: the way to the largest model passes them by."""
 
 
+def describe_plan(experiment: Experiment) -> Iterator[str]:
+    """Describe what the experiment will do, line by line as it is found out.
+
+    Raises:
+        UserError: configs that are not valid, or models that cannot be built.
+    """
+    yield from experiment.describe()
+    if isinstance(experiment, Ablation):
+        models = build_models(experiment.row_config(row).model for row in experiment.trained_rows)
+    else:
+        assert isinstance(experiment, Space), experiment
+        yield from describe_cost(experiment)
+        samples = sample_params(experiment)
+        yield f"configs: {len(samples)} sampled, all valid"
+        if missing := never_drawn(experiment, samples):
+            yield f"never drawn: {', '.join(missing)}"
+        models = build_extremes(experiment, samples)
+    yield describe_models(models)
+
+
 @dataclass(frozen=True)
 class Cost:
-    """What a study costs if one trial in ``reduction``, and at least one, goes on from every rung."""
+    """The cost of a study if one trial in ``reduction``, and at least one, goes on from every rung."""
 
     trials_at: Mapping[int, float]
     """Epoch of every rung, and the last of all -> how many trials are trained so far."""
@@ -56,19 +78,19 @@ class Cost:
 
 
 def expected_cost(space: Space) -> Cost:
-    """The expected cost of a study. The first arrivals at a rung go on more often, so a small study costs more."""
-    asha = space.make_asha()
+    """Compute the expected cost of a study. Early arrivals at a rung go on more often, so a small study costs more."""
+    reduction = (space.asha or AshaSettings()).reduction
     trials, before, total = float(space.trials), 0, 0.0
     trials_at: dict[int, float] = {}
-    for epoch in (*asha.rungs, space.epochs):
+    for epoch in (*space.rungs, space.epochs):
         trials_at[epoch] = trials
         total += trials * (epoch - before)
-        trials, before = max(1.0, trials / asha.reduction), epoch
+        trials, before = max(1.0, trials / reduction), epoch
     return Cost(trials_at, total, space.trials * space.epochs)
 
 
 def describe_cost(space: Space) -> list[str]:
-    """The expected cost in lines for people."""
+    """Describe the expected cost in lines for people."""
     cost = expected_cost(space)
     if len(cost.trials_at) == 1:
         return [f"cost: {space.trials} trials, {cost.full_epochs:,} epochs"]
@@ -81,7 +103,7 @@ def describe_cost(space: Space) -> list[str]:
 
 
 def sample_params(space: Space, count: int = NUM_SAMPLES) -> list[Params]:
-    """The start configs, their open keys filled, and random params: ``count`` in all, or more if there are more starts.
+    """Draw the start configs, their open keys filled, and random params: ``count`` in all, or one for each start.
 
     Raises:
         UserError: every distinct problem of the configs they make, and of keys that have no effect in them.
@@ -94,7 +116,7 @@ def sample_params(space: Space, count: int = NUM_SAMPLES) -> list[Params]:
 
 
 def never_drawn(space: Space, samples: Sequence[Params]) -> list[str]:
-    """Keys and choices of the space that no sample has, as ``KEY`` and ``KEY=VALUE``: rare, or made impossible by
+    """List keys and choices of the space that no sample has, as ``KEY`` and ``KEY=VALUE``: rare, or made impossible by
     conditions."""
     found = []
     for key, domain in space.domains.items():
@@ -107,14 +129,14 @@ def never_drawn(space: Space, samples: Sequence[Params]) -> list[str]:
 
 
 def without_data(model: ModelConfig) -> ModelConfig:
-    """``model`` with stand-ins for values that would be taken from the training images."""
+    """Return ``model`` with stand-ins for values that would be taken from the training images."""
     values = model.model_dump()
     values |= {name: new for name, (old, new) in _STAND_INS.items() if values[name] == old}
     return ModelConfig.model_validate(values)
 
 
 def cover(models: Sequence[ModelConfig], ranges: Collection[str] = ()) -> list[ModelConfig]:
-    """A few of the models in which every field has every value that it has in any, found greedily.
+    """Choose a few of the models in which every field has every value that it has in any, greedily.
 
     Args:
         ranges: fields with numbers from a range: only their smallest and largest value need be there.
@@ -144,7 +166,7 @@ class ModelTrials:
         self._problems: dict[str, ModelConfig] = {}
 
     def size(self, model: ModelConfig, device: str = "meta") -> int:
-        """Trainable parameters of the model; 0 if it cannot be built."""
+        """Return the model's trainable parameters; 0 if it cannot be built."""
         import torch
 
         from cellseg.model.build import build_model, count_parameters
@@ -175,7 +197,7 @@ class ModelTrials:
 
 
 def build_models(models: Iterable[ModelConfig]) -> dict[ModelConfig, int]:
-    """Trainable parameters of every model; all are built, the smallest and the largest in earnest.
+    """Return the trainable parameters of every model; all are built, the smallest and the largest in earnest.
 
     Raises:
         UserError: every distinct problem.
@@ -188,8 +210,8 @@ def build_models(models: Iterable[ModelConfig]) -> dict[ModelConfig, int]:
 
 
 def build_extremes(space: Space, samples: Sequence[Params]) -> dict[ModelConfig, int]:
-    """Trainable parameters of models that show every value of ``model.*`` among the samples, and of the largest that is
-    found from there; the smallest and the largest are built in earnest.
+    """Return the trainable parameters of models that show every value of ``model.*`` among the samples, and of the
+    largest that is found from there; the smallest and the largest are built in earnest.
 
     Raises:
         UserError: every distinct problem.
@@ -223,7 +245,7 @@ def _climb(space: Space, params: Params, trials: ModelTrials) -> None:
 
 
 def describe_models(sizes: Mapping[ModelConfig, int]) -> str:
-    """What was built, in a line for people."""
+    """Describe the built models in a line for people."""
     smallest, largest = min(sizes.values()), max(sizes.values())
     extent = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
     return f"models: {len(sizes)} built, {extent} trainable parameters"

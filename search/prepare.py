@@ -1,4 +1,4 @@
-"""Before the first trial: the data a study runs on, and its folder, new or continued."""
+"""The preparation of a study: its data, its folder, new or continued, its sampler and its ASHA."""
 
 import fcntl
 import os
@@ -20,6 +20,7 @@ from cellseg.errors import UserError
 from cellseg.files import sweep
 from search.space import Generate
 from search.storage.store import GENERATED, StudyStore
+from search.study.choose import make_asha, make_sampler
 from search.study.experiment import Experiment
 from search.study.study import Study
 
@@ -35,28 +36,30 @@ class StudyData:
     packed: PackedDataset
 
 
-def prepare_data(space: Experiment, data: Path | None, results: Path) -> StudyData:
-    """Find or generate the data set, pack it, and see that it can be split as the space says.
+def prepare_data(experiment: Experiment, data: Path | None, results: Path) -> StudyData:
+    """Find or generate the data set, pack it, and check that it can be split as the experiment says.
 
     Args:
-        data: folder given on the command line; it takes precedence over the space's.
+        data: folder given on the command line; it takes precedence over the experiment's.
 
     Raises:
         UserError: no data named, or all problems of the data set.
     """
     if data is not None:
         root = data
-    elif space.data is None:
+    elif experiment.data is None:
         raise UserError(
             "--data: a data set must be named, but neither the command nor the space does. Pass --data DIR."
         )
-    elif space.data.generate is not None:
-        root = generated(space.data.generate, results)
+    elif experiment.data.generate is not None:
+        root = generated(experiment.data.generate, results)
     else:
-        assert space.data.root is not None
-        root = Path(space.data.root)
+        assert experiment.data.root is not None
+        root = Path(experiment.data.root)
     root = root.expanduser().resolve()
-    reading = {key: value for key, value in space.fixed.items() if key.startswith("data.")} | {"data.root": str(root)}
+    reading = {key: value for key, value in experiment.fixed.items() if key.startswith("data.")} | {
+        "data.root": str(root)
+    }
     config = TrialConfig.from_flat(reading).data
     packed = open_packed(config)
     split(packed.label_counts, config)
@@ -64,7 +67,7 @@ def prepare_data(space: Experiment, data: Path | None, results: Path) -> StudyDa
 
 
 def generated(wanted: Generate, results: Path) -> Path:
-    """The folder of generated cells with these numbers, made if it is not there. Its name says what it holds."""
+    """Return the folder of generated cells with these numbers, made if it is not there. Its name says what it holds."""
     folder = results / GENERATED / "-".join(f"{name}{value}" for name, value in wanted.model_dump().items())
     if not folder.is_dir():
         generate_dataset(folder, **wanted.model_dump())
@@ -96,45 +99,52 @@ def study_lock(results: Path, name: str) -> Iterator[None]:
                 "Wait for it, or choose another --study NAME."
             ) from error
         except OSError:
-            pass  # a file system without locks: rather unprotected than not at all
+            pass  # a file system without locks: run unprotected rather than not at all
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
 
 
-def open_study(space: Experiment, name: str, results: Path, data: StudyData) -> Study:
-    """The study ``results/<name>``: continued where it is there, else new.
+def open_study(experiment: Experiment, name: str, results: Path, data: StudyData) -> Study:
+    """Open the study ``results/<name>``: continued where it is there, else new.
 
     Raises:
         UserError: it holds trials of another space or of other data, or cannot be written.
     """
     folder = results.resolve() / name
-    now = describe_study(space, name, data)
+    now = study_record(experiment, name, data)
     for place in (folder, folder / "epochs"):
         sweep(place)
     if (folder / "study.json").exists():
         store = StudyStore.open(folder)
         former = store.study
-        _check_same(name, former, space, data.packed.fingerprint)
+        _check_same(name, former, experiment, data.packed.fingerprint)
         # The targets, what is kept and where the data lie may change; writing makes it the latest study.
         store.write_study(former | {key: now[key] for key in ("space", "command", "data_root")})
     else:
         store = StudyStore.create(folder, now)
-    return Study(name, space, store, fixed={"data.root": str(data.root)})
+    return Study(
+        name,
+        experiment,
+        store,
+        sampler=make_sampler(experiment),
+        asha=make_asha(experiment),
+        fixed={"data.root": str(data.root)},
+    )
 
 
-def describe_study(space: Experiment, name: str, data: StudyData) -> dict[str, Any]:
-    """What ``study.json`` says: all that is needed to understand and repeat the study."""
+def study_record(experiment: Experiment, name: str, data: StudyData) -> dict[str, Any]:
+    """Return what ``study.json`` holds: all that is needed to understand and repeat the study."""
     return {
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "metric": space.metric,
-        "objective": space.objective.model_dump() if space.objective else None,
-        "seed": space.seed,
-        "space": space.to_json(),
-        "space_fingerprint": space.fingerprint,
+        "metric": experiment.metric,
+        "objective": experiment.objective.model_dump() if experiment.objective else None,
+        "seed": experiment.seed,
+        "space": experiment.to_json(),
+        "space_fingerprint": experiment.fingerprint,
         "data_root": str(data.root),
         "data_fingerprint": data.packed.fingerprint,
         "class_names": list(data.packed.class_names),
@@ -150,9 +160,9 @@ def _hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
-def _check_same(name: str, study: Mapping[str, Any], space: Experiment, data_fingerprint: str) -> None:
+def _check_same(name: str, study: Mapping[str, Any], experiment: Experiment, data_fingerprint: str) -> None:
     problems = []
-    if study.get("space_fingerprint") != space.fingerprint:
+    if study.get("space_fingerprint") != experiment.fingerprint:
         problems.append(
             f"study '{name}': must go on with the space it began with, but got other values, metric, objective, "
             "epochs or ASHA: its trials could not be compared. Choose another --study NAME, or go back to the former "

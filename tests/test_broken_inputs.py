@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellseg.cli import run_command
 from cellseg.data.synthetic import generate_dataset
 
 SPACE = """
@@ -123,15 +122,15 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def search(*arguments: str) -> int:
-    from search.run import _command, _parser
+    from search.run import main
 
-    return run_command(_parser(), _command, ["space.yaml", *arguments])
+    return main(["space.yaml", *arguments])
 
 
 def export(*arguments: str) -> int:
-    from search.export import _command, _parser
+    from search.export import main
 
-    return run_command(_parser(), _command, ["--device", "cpu", *arguments])
+    return main(["--device", "cpu", *arguments])
 
 
 def check(place: Place, capsys, status: int, *laws: str) -> None:
@@ -234,10 +233,10 @@ def test_a_bad_command_line(place, capsys, arguments, law):
 
 @pytest.mark.parametrize("space", ["nowhere.yaml", "data"])
 def test_a_space_that_is_no_file(place, capsys, space):
-    from search.run import _command, _parser
+    from search.run import main
 
     before = listing(place.folder)
-    check(place, capsys, run_command(_parser(), _command, [space, "--data", "data"]), rf"{space}: .*must")
+    check(place, capsys, main([space, "--data", "data"]), rf"{space}: .*must")
     assert listing(place.folder) == before
 
 

@@ -1,4 +1,4 @@
-"""From the content of a table file to a checked :class:`Ablation`: every problem is found, then reported at once."""
+"""From the content of a file to a checked :class:`Ablation`: every problem is found, then reported at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +11,8 @@ from cellseg.config import FIELDS, flatten, parse_overrides, problems_of, unknow
 from cellseg.errors import Problem, UserError, raise_all
 from cellseg.files import read_yaml
 from cellseg.names import unknown_name
+from search.ablation.ablation import Ablation, Row
 from search.ablation.rules import config_problems, override_problems, row_problems
-from search.ablation.table import Ablation, Row
 from search.space import DataSource, Generate, Limits, Resources
 from search.space.settings import inner_names, missing_settings, set_setting
 
@@ -30,22 +30,8 @@ _PARTS: dict[str, type[BaseModel]] = {"resources": Resources, "data": DataSource
 _EPOCHS = "train.epochs"
 
 
-def is_table(path: Path) -> bool:
-    """Whether a file describes a table (it has ``rows``) and not a space (which has ``space``).
-
-    Raises:
-        UserError: it cannot be read, or has both.
-    """
-    content = read_yaml(path)
-    if not isinstance(content, Mapping) or "rows" not in content:
-        return False
-    if "space" in content:
-        raise UserError(f"{path}: must have space (to be searched) or rows (a table), but got both. Remove one.")
-    return True
-
-
 def load_ablation(path: Path, overrides: Sequence[str] = (), rows: Sequence[str] = ()) -> Ablation:
-    """Read and check a table file.
+    """Read and check an ablation file.
 
     Args:
         overrides: ``key=value`` with a value in YAML. A config field gets this value in all rows; other keys are
@@ -53,7 +39,7 @@ def load_ablation(path: Path, overrides: Sequence[str] = (), rows: Sequence[str]
         rows: names of the rows that are to be trained; none means all.
 
     Raises:
-        UserError: every problem of the overrides and of the table with them.
+        UserError: every problem of the overrides and of the ablation with them.
     """
     content = read_yaml(path)
     if not isinstance(content, Mapping):
@@ -62,18 +48,18 @@ def load_ablation(path: Path, overrides: Sequence[str] = (), rows: Sequence[str]
         )
     content, overridden, problems = _apply_overrides(content, overrides)
     try:
-        table = parse_ablation(content, str(path))
+        ablation = parse_ablation(content, str(path))
     except UserError as error:
         raise UserError(*problems, *error.problems) from None
-    problems += [f"--rows: {unknown_name(name, table.rows, 'a row')}" for name in rows if name not in table.rows]
+    problems += [f"--rows: {unknown_name(name, ablation.rows, 'a row')}" for name in rows if name not in ablation.rows]
     raise_all(problems)
-    table = table.model_copy(update={"overridden": overridden, "selected": tuple(rows)})
-    raise_all(f"{path}: {problem}" for problem in override_problems(table))
-    return table
+    ablation = ablation.model_copy(update={"overridden": overridden, "selected": tuple(rows)})
+    raise_all(f"{path}: {problem}" for problem in override_problems(ablation))
+    return ablation
 
 
 def parse_ablation(content: Any, where: str) -> Ablation:
-    """The table that the content of a table file describes; every problem begins with ``where``.
+    """Parse the ablation that the content of a file describes; every problem begins with ``where``.
 
     Raises:
         UserError: every problem.
@@ -85,17 +71,17 @@ def parse_ablation(content: Any, where: str) -> Ablation:
     raw = _EXAMPLES | {name: value for name, value in content.items() if name in _SETTINGS}
     raw, found = _flat_configs(raw)
     problems += found
-    table = None
+    ablation = None
     try:
-        table = Ablation.model_validate(raw)
+        ablation = Ablation.model_validate(raw)
     except ValidationError as error:
         # Unknown names are reported above, with the nearest valid one.
         problems += problems_of(error.errors(include_url=False), skip={"extra_forbidden"})
-    if table is not None:
-        problems += row_problems(table) or config_problems(table)
+    if ablation is not None:
+        problems += row_problems(ablation) or config_problems(ablation)
     raise_all(f"{where}: {problem}" for problem in problems)
-    assert table is not None
-    return table
+    assert ablation is not None
+    return ablation
 
 
 def _apply_overrides(
@@ -114,7 +100,7 @@ def _apply_overrides(
             fields[_EPOCHS if key == "epochs" else key] = value
         elif key == "trials":
             problems.append(
-                f"--trials: a table trains each row `repeats` times, but got {value}. "
+                f"--trials: an ablation trains each row `repeats` times, but got {value}. "
                 "Say how often with --set repeats=N, and which rows with --rows."
             )
         elif not set_setting(content, key, value, _SETTINGS, _PARTS):

@@ -1,48 +1,63 @@
-"""What the runs of a table measured, row by row."""
+"""The results of an ablation, row by row."""
 
 import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from search.ablation.table import REPEAT, ROW, Ablation
+from search.ablation.ablation import REPEAT, ROW, Ablation
 from search.storage.tables import EpochRow, TrialRow
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A run that did not complete."""
+
+    repeat: int
+    ending: str
+    """Its kind, as in :data:`search.study.study.OUTCOMES`."""
+    detail: str
+    """The last line of what there is to say; empty for nothing."""
+
+    def __str__(self) -> str:
+        reason = f"{self.ending}: {self.detail}" if self.detail else self.ending
+        return f"repeat {self.repeat}: {reason}"
 
 
 @dataclass
 class Measurement:
-    """The runs of one row."""
+    """The results of one row's runs."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
     """By metric, its value at the best epoch of each complete run."""
     num_complete: int = 0
-    failures: list[tuple[int, str]] = field(default_factory=list)
-    """(repeat, reason) of the runs that ended otherwise: the ending, and the last line of what there is to say."""
+    failures: list[Failure] = field(default_factory=list)
+    """The runs that ended otherwise."""
     num_open: int = 0
     """Runs that have begun and not ended."""
 
     def describe(self, metric: str) -> str:
-        """Mean, standard deviation (of a sample, n - 1) and number of values of ``metric``; ``-`` for what is not
-        defined. Where all runs failed, how."""
+        """Describe mean, standard deviation (of a sample, n - 1) and number of values of ``metric``; ``-`` for what is
+        not defined. Where all runs failed, how."""
         values = self.values.get(metric, [])
         if values:
             digits = 1 if metric.startswith("count/") else 4
             deviation = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "-"
             return f"{statistics.fmean(values):.{digits}f} ± {deviation} ({len(values)})"
-        endings = dict.fromkeys(reason.split(":")[0] for _, reason in self.failures)
+        endings = dict.fromkeys(failure.ending for failure in self.failures)
         return ", ".join(endings) if endings and not self.num_open else "-"
 
 
 def measure(
-    table: Ablation, trials: Iterable[TrialRow], epochs: Mapping[int, Iterable[EpochRow]]
+    ablation: Ablation, trials: Iterable[TrialRow], epochs: Mapping[int, Iterable[EpochRow]]
 ) -> dict[str, Measurement]:
-    """What was measured for every row of the table, those that are the same as another included.
+    """Measure every row of the ablation, those that are the same as another included.
 
     Args:
         trials: the study's trials.
         epochs: the epochs of each, by trial number.
     """
-    trained = {name: Measurement() for name in table.rows if table.origin(name) == name}
+    trained = {name: Measurement() for name in ablation.rows if ablation.origin(name) == name}
     for trial in trials:
         params = json.loads(trial.params)
         row = trained[params[ROW]]
@@ -55,12 +70,10 @@ def measure(
                 if value is not None:
                     row.values.setdefault(name, []).append(value)
         else:
-            row.failures.append((params[REPEAT], _short(trial.reason)))
-    return {name: trained[table.origin(name)] for name in table.rows}
+            row.failures.append(Failure(params[REPEAT], trial.ending, _last_line(trial.detail)))
+    return {name: trained[ablation.origin(name)] for name in ablation.rows}
 
 
-def _short(reason: str) -> str:
-    """The ending, and of what follows (it can be a traceback) the last line."""
-    ending, _, detail = reason.strip().partition(":")
-    lines = detail.strip().splitlines()
-    return f"{ending}: {lines[-1]}" if lines else ending
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""

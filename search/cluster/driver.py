@@ -1,4 +1,4 @@
-"""Ray at work for a :class:`search.study.study.Study`: start it, run trials on it, stop it.
+"""Ray, working for a :class:`search.study.study.Study`: start it, run trials on it, stop it.
 
 Ray Tune decides where and when a process runs; which trial comes next and who goes on is the study's decision. Ray's
 own record of the experiment is written to a temporary folder and thrown away: the study's tables are the truth.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BUFFER_SECONDS = 1.0
-"""So long what happened may wait to be written while one slot after the other comes free; see :class:`Pauses`."""
+"""Events may wait this long to be written while one slot after the other comes free; see :class:`Pauses`."""
 
 
 @contextmanager
@@ -136,13 +136,13 @@ def run_study(
     if study.abort_reason is not None:
         raise UserError(
             f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "
-            "Mend the cause; the same command then goes on."
+            "Fix the cause; the same command then continues."
         )
     return study.is_over
 
 
 def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
-    """What one trial occupies: as wanted, or one GPU where the cluster has one, else one CPU.
+    """Decide what one trial occupies: as wanted, or one GPU where the cluster has one, else one CPU.
 
     Raises:
         UserError: more than any machine of the cluster has.
@@ -161,7 +161,7 @@ def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
 
 
 def num_slots(resources: Mapping[str, float]) -> int:
-    """How many trials run side by side on the cluster as it is now, at least 1."""
+    """Count the trials that fit on the cluster side by side as it is now, at least 1."""
     slots = 0
     for node in ray.nodes():
         if node["Alive"]:

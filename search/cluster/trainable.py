@@ -33,7 +33,7 @@ result."""
 
 
 def trial_name(study: str, number: int) -> str:
-    """What a trial is called in Ray's dashboard, in process lists and on the board."""
+    """Name a trial in Ray's dashboard, in process lists and on the board."""
     return f"{study}/t{number:04d}"
 
 
@@ -96,7 +96,7 @@ class CellTrainable(tune.Trainable):
         return getattr(self, "_name", type(self).__name__)
 
     def _prepare(self) -> "PackedDataset":
-        """What a process does once, before its first trial trains: seconds of imports, mostly."""
+        """Prepare the process once, before its first trial trains: seconds of imports, mostly."""
         from cellseg.data.packed import PackedDataset
 
         self._limit_threads()  # imports torch
@@ -140,7 +140,7 @@ class CellTrainable(tune.Trainable):
 
 
 def last_report(folder: Path) -> dict[str, Any] | None:
-    """The report of the epoch that a trial goes on from, as far as its checkpoints know it; None for a new trial.
+    """Return the report of the epoch that a trial continues from, as its checkpoints tell it; None for a new trial.
 
     A search that was stopped may have missed it, and with it a rung or the trial's best value.
     """

@@ -1,4 +1,4 @@
-"""What Tune asks for and what it tells, passed on to a :class:`search.study.study.Study`.
+"""Tune's questions and news, passed on to a :class:`search.study.study.Study`.
 
 Tune takes trials from a Searcher, shows results to a Scheduler, asks a Stopper whether all is over, and tells a
 Callback when its loop comes to a rest. None of them decides anything.
@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from cellseg.errors import UserError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, trial_name
-from search.study.study import PRUNED, Study
+from search.study.study import Study
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -27,17 +27,17 @@ MAX_MACHINE_LOSSES = 2
 
 # Tune pickles what makes names and folders with every trial: functions of a module, which hold nothing.
 def name_of(trial: "Trial") -> str:
-    """What Tune and Ray's dashboard call a trial."""
+    """Name a trial for Tune and Ray's dashboard."""
     return trial_name(trial.config["study"], trial.config["number"])
 
 
 def folder_name(trial: "Trial") -> str:
-    """The folder of Tune's own record of a trial."""
+    """Name the folder of Tune's own record of a trial."""
     return f"t{trial.config['number']:04d}"
 
 
 def first_line(error: BaseException | None) -> str:
-    """What is wrong, without Ray's advice and the worker's traceback."""
+    """Return the first line of an error, without Ray's advice and the worker's traceback."""
     if error is None:
         return "for no reason that Ray knows"
     error = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
@@ -45,7 +45,7 @@ def first_line(error: BaseException | None) -> str:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that one of our parts raised, which Tune wraps in errors of its own."""
+    """Find the UserError that one of our parts raised, which Tune wraps in errors of its own."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -102,10 +102,8 @@ class StudyScheduler(Disposable, FIFOScheduler):
         goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
         if ending is not None:
             self._study.end(number, ending, result[DETAIL])
-        elif not goes_on:
-            self._study.end(number, PRUNED, f"at epoch {report['epoch']}" if report else "")
         self._on_event()
-        return TrialScheduler.CONTINUE if goes_on and ending is None else TrialScheduler.STOP
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
         """The trial's process died, or can no longer be used."""
@@ -118,7 +116,7 @@ class StudyScheduler(Disposable, FIFOScheduler):
 
 
 def _last_error(trial: "Trial") -> Exception | None:
-    """What ended the trial's process. Tune's own getter reads a copy that is synchronised later, or too late."""
+    """The error that ended the trial's process. Tune's own getter reads a copy that comes later or too late."""
     if trial.pickled_error_file is None:
         return None
     with Path(trial.pickled_error_file).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Proposals made before they are asked for, so that a slot that comes free need not wait for one."""
+"""Proposals made before they are asked for, so that a free slot does not wait for one."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ class Ahead:
         self._made: dict[int, tuple[Params, int]] = {}  # number -> params, what was known then
 
     def prepare(self, numbers: Sequence[int]) -> bool:
-        """Make the first proposal for these trials that is missing or outdated; whether there was one.
+        """Make the first proposal for these trials that is missing or outdated; return whether there was one.
 
         Args:
             numbers: the next trials, in the order in which they will be asked for.
@@ -41,7 +41,7 @@ class Ahead:
         return False
 
     def take(self, number: int) -> Params:
-        """The proposal for a trial that begins now: the one made ahead, or a new one."""
+        """Return the proposal for a trial that begins now: the one made ahead, or a new one."""
         if number in self._made:
             params, _ = self._made.pop(number)
             if not self._proposer.was_tried(params):

@@ -8,34 +8,42 @@ Shape suffixes: N rows, K keys, D features.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from search.space import Choices, Domain, Params, Range, Space
+from search.space import Choices, Domain, Params, Range
 from search.space.conditions import DEFAULTS, is_among
+from search.space.space import fill, sample
 
 RESAMPLED = 0.2
 """How often a choice is drawn anew in a neighbour; numbers move by a Gaussian step every other time."""
 
 
 class Cube:
-    """The cube of a space."""
+    """The cube of a space.
 
-    def __init__(self, space: Space):
-        self.space = space
-        self.domains = dict(space.domains)
-        self._unsampled = {**DEFAULTS, **space.fixed}  # what a key has where it is not sampled
+    Args:
+        domains: the sampled keys, each after the keys that its condition names.
+        fixed: keys that have one value in all trials; conditions may look at them.
+    """
+
+    def __init__(self, domains: Mapping[str, Domain], fixed: Mapping[str, Any] = MappingProxyType({})):
+        self.domains = dict(domains)
+        self._unsampled = {**DEFAULTS, **fixed}  # what a key has where it is not sampled
         self._column = {key: index for index, key in enumerate(self.domains)}
         widths = [len(domain.choices) if isinstance(domain, Choices) else 1 for domain in self.domains.values()]
         self.key_of_feature = np.repeat(np.arange(len(widths)), widths)
         """(D,) index of the key that each feature belongs to."""
 
     def random(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """(count, K) uniform draws."""
+        """Draw ``count`` rows uniformly, (count, K)."""
         return rng.random((count, len(self.domains)))
 
     def neighbours(self, rng: np.random.Generator, row_K: np.ndarray, count: int, step: float) -> np.ndarray:
-        """(count, K) rows near ``row_K``: half of the numbers moved by about ``step``, some choices drawn anew."""
+        """Draw (count, K) rows near ``row_K``: half of the numbers moved by about ``step``, some choices redrawn."""
         shape = count, len(self.domains)
         moved_NK = np.clip(row_K + step * rng.standard_normal(shape) * (rng.random(shape) < 0.5), 0, 1)
         drawn_NK = np.where(rng.random(shape) < RESAMPLED, rng.random(shape), row_K)
@@ -43,19 +51,25 @@ class Cube:
         return np.where(is_list_K, drawn_NK, moved_NK)
 
     def decode(self, row_K: np.ndarray) -> Params:
-        """The params of a row."""
-        return self.space.suggest(lambda key: _value(self.domains[key], float(row_K[self._column[key]])))
+        """Return the params of a row."""
+        return fill(
+            self.domains, self._unsampled, lambda key: _value(self.domains[key], float(row_K[self._column[key]]))
+        )
 
-    def encode(self, params: Params, rng: np.random.Generator) -> np.ndarray:
-        """A row (K,) that decodes to ``params``; what is inactive there is drawn."""
+    def sample(self, rng: np.random.Generator, start: Mapping[str, Any] = MappingProxyType({})) -> Params:
+        """Draw values of all active keys; those in ``start`` are taken from there."""
+        return sample(self.domains, self._unsampled, rng, start)
+
+    def encode(self, params: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+        """Return a row (K,) that decodes to ``params``; what is inactive there is drawn."""
         row_K = rng.random(len(self.domains))
         for key, value in params.items():
             row_K[self._column[key]] = _place(self.domains[key], value)
         return row_K
 
     def features(self, rows_NK: np.ndarray) -> np.ndarray:
-        """(N, D) features in [0, 1]. An inactive number is 0.5, an inactive list 0 for each choice; two different
-        choices are as far from each other as the ends of a range."""
+        """Return the (N, D) features of rows, in [0, 1]. An inactive number is 0.5, an inactive list 0 for each choice;
+        two different choices are as far from each other as the ends of a range."""
         active = self._active(rows_NK)
         parts = []
         for key, domain in self.domains.items():
@@ -69,7 +83,7 @@ class Cube:
         return np.concatenate(parts, axis=1)
 
     def _active(self, rows_NK: np.ndarray) -> dict[str, np.ndarray]:
-        """For each key whether it is active in each row, (N,) bool: :meth:`Space.is_active` of all rows at once."""
+        """For each key whether it is active in each row, (N,) bool: as :meth:`decode` decides, all at once."""
         active: dict[str, np.ndarray] = {}
         for key, domain in self.domains.items():
             active_N = np.ones(len(rows_NK), dtype=bool)

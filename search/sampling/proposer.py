@@ -1,11 +1,11 @@
-"""What to try next: the policy of a search, in one place.
+"""The policy of a search: which params to try next.
 
 Expected improvement at full length under a model of the learning curves (:mod:`search.sampling.surrogate`), with a
 share of random proposals. docs/sampling.md says what else was tried, and what it scored.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from search.sampling.encoding import Cube
 from search.sampling.surrogate import CurveModel, expected_improvement
-from search.space import Params, Space
+from search.space import Params
+from search.space.settings import Direction
 
 NUM_RANDOM = 8
 """Proposals are random until there are so many observations."""
@@ -33,15 +34,21 @@ class Proposer:
     Call :meth:`begin` for every trial, also one that was not proposed here, :meth:`observe` after its epochs,
     :meth:`end` once. Proposals follow from what is known and the generator; the order in which it became known does not
     matter.
+
+    Args:
+        cube: the space.
+        direction: ``maximize`` or ``minimize``.
+        levels: epochs at which the model looks at trials; the last is the full length.
+        seed: of the coordinates that inactive keys get.
     """
 
-    def __init__(self, space: Space, seed: int):
-        self._space = space
+    def __init__(self, cube: Cube, *, direction: Direction, levels: Collection[int], seed: int):
+        self._cube = cube
         self._seed = seed
-        self._sign = 1.0 if space.direction == "maximize" else -1.0
-        self._levels = {*space.make_asha().rungs, space.epochs}
-        self._cube = Cube(space)
-        self._model = CurveModel(self._cube.key_of_feature, space.epochs)
+        self._sign = 1.0 if direction == "maximize" else -1.0
+        self._levels = frozenset(levels)
+        self._epochs = max(levels)
+        self._model = CurveModel(cube.key_of_feature, self._epochs)
         self._rows: dict[int, np.ndarray] = {}
         self._features: dict[int, np.ndarray] = {}
         self._pending: set[int] = set()
@@ -51,41 +58,41 @@ class Proposer:
         """Grows with every result that may change proposals."""
 
     def begin(self, number: int, params: Mapping[str, Any]) -> None:
-        """A trial runs with these params."""
+        """Take in that a trial runs with these params."""
         self._tried[_identity(params)] += 1
-        row_K = self._cube.encode(dict(params), np.random.default_rng([self._seed, number, 1]))
+        row_K = self._cube.encode(params, np.random.default_rng([self._seed, number, 1]))
         self._rows[number] = row_K
         self._features[number] = self._cube.features(row_K[None])[0]
         self._pending.add(number)
 
     def observe(self, number: int, epoch: int, value: float) -> None:
-        """A trial's metric after an epoch. The model sees it at rungs, where all trials are seen, and at the end."""
+        """Take in a trial's objective after an epoch. The model sees it at rungs, as of all trials, and at the end."""
         if epoch in self._levels:
             self.knowledge += 1
             self._model.observe(number, epoch, self._features[number], self._sign * value)
-            if epoch == self._space.epochs:
+            if epoch == self._epochs:
                 self._at_full.add(number)
 
     def end(self, number: int, value: float | None, *, infeasible: bool) -> None:
-        """A trial is over.
+        """Take in the end of a trial.
 
         Args:
-            value: the metric of one that ended by itself, perhaps before the full length: it would not have got better.
+            value: the objective of one that ended by itself, perhaps early: it would not have got better.
             infeasible: it did not fit into memory, and counts as the worst there is.
         """
         self.knowledge += 1
         self._pending.discard(number)
         if number not in self._at_full and (infeasible or value is not None):
             score = None if value is None else self._sign * value
-            self._model.observe(number, self._space.epochs, self._features[number], score)
+            self._model.observe(number, self._epochs, self._features[number], score)
 
     def was_tried(self, params: Mapping[str, Any]) -> bool:
-        """Whether a trial began with exactly these params."""
+        """Say whether a trial began with exactly these params."""
         return self._tried[_identity(params)] > 0
 
     @contextmanager
     def assuming(self, planned: Mapping[int, Params]) -> Iterator[None]:
-        """For the time of the block, as if these trials, by number, had begun."""
+        """Assume for the time of the block that these trials, by number, have begun."""
         for number, params in planned.items():
             self.begin(number, params)
         try:
@@ -97,7 +104,7 @@ class Proposer:
                 del self._rows[number], self._features[number]
 
     def propose(self, rng: np.random.Generator) -> Params:
-        """Params of a new trial, unlike those of all before it if that is possible."""
+        """Return params of a new trial, unlike those of all before it if that is possible."""
         if len(self._model) >= NUM_RANDOM and rng.random() >= RANDOM_SHARE:
             with _one_thread():
                 rows_NK = self._promising(rng)
@@ -105,7 +112,7 @@ class Proposer:
                 if not self.was_tried(params):
                     return params
         for _ in range(NUM_RANDOM_TRIES):
-            params = self._space.sample(rng)
+            params = self._cube.sample(rng)
             if not self.was_tried(params):
                 break
         return params

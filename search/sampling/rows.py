@@ -1,18 +1,16 @@
-"""Which row of a table is trained next."""
+"""The sampler of an ablation: every run once, in order."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from search.sampling.protocol import Outcome
 from search.space import Params
-
-if TYPE_CHECKING:
-    from search.sampling.sampler import Outcome
 
 
 class RowSampler:
-    """Asks for every run of a table once, in order; there is nothing to learn from how the others fared.
+    """Asks for every run of an ablation once, in order; there is nothing to learn from how the others fared.
 
-    It has the calls of :class:`search.sampling.sampler.StudySampler`.
+    A :class:`search.sampling.protocol.Sampler`.
 
     Args:
         runs: the params of every run, no two equal.
@@ -22,28 +20,28 @@ class RowSampler:
         self._open = list(runs)
 
     def ask(self, number: int) -> Params:
-        """The params of the first run that was neither asked for nor replayed. There must be one."""
+        """Return the params of the first run that was neither asked for nor replayed. There must be one."""
         return self._open.pop(0)
 
     def prepare(self, count: int) -> bool:
-        """Nothing: what is next stands in the table."""
+        """Do nothing: the ablation says what is next."""
         return False
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
-    def tell(self, number: int, outcome: "Outcome", value: float | None = None, reason: str | None = None) -> None:
-        """Nothing: a run that failed has failed."""
+    def tell(self, number: int, outcome: Outcome, value: float | None = None, reason: str | None = None) -> None:
+        """Do nothing: a run that failed has failed."""
 
     def replay(
         self,
         number: int,
         params: Mapping[str, Any],
-        outcome: "Outcome | None",
+        outcome: Outcome | None,
         *,
         value: float | None = None,
         epochs: Iterable[tuple[int, float]] = (),
         reason: str | None = None,
     ) -> None:
-        """A run of a former command: it is not asked for again."""
+        """Enter a run of an earlier command: it is not asked for again."""
         self._open = [run for run in self._open if run != params]

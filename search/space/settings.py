@@ -21,6 +21,16 @@ def direction_of(metric: str) -> Direction:
     return "minimize" if metric in MINIMIZED else "maximize"
 
 
+def rung_epochs(grace: int, reduction: int, epochs: int) -> tuple[int, ...]:
+    """Return ``grace * reduction ** k`` for every k that puts it below ``epochs``, the full length of a trial."""
+    rungs: list[int] = []
+    epoch = grace
+    while epoch < epochs:
+        rungs.append(epoch)
+        epoch *= reduction
+    return tuple(rungs)
+
+
 def inner_names(parts: Mapping[str, type[BaseModel]]) -> list[str]:
     """List the dotted names of the settings inside nested mappings."""
     return [f"{part}.{name}" for part, model in parts.items() for name in model.model_fields]
@@ -64,6 +74,10 @@ class AshaSettings(_Settings):
 
     grace: Count = 1
     reduction: Annotated[int, Field(ge=2)] = 3
+
+    def rungs(self, epochs: int) -> tuple[int, ...]:
+        """Return the epochs at which trials of this full length are stopped, in order."""
+        return rung_epochs(self.grace, self.reduction, epochs)
 
 
 class Resources(_Settings):

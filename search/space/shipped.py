@@ -5,6 +5,7 @@ data in ``search/spaces/`` (``pyproject.toml`` maps that package to the folder),
 only read: results go to ``--results``, caches to the user's cache.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from cellseg.errors import UserError
@@ -43,5 +44,7 @@ def find_space(path: Path) -> Path:
     if is_name:
         listed = f"These come with the package: {', '.join(shipped)}."
         problem = unknown_name(path.name, shipped, "a YAML file or the name of a shipped space", listed)
-        raise UserError(problem if problem.endswith(listed) else f"{problem} {listed}")
+        if listed not in problem.remedy:
+            problem = replace(problem, remedy=f"{problem.remedy} {listed}")
+        raise UserError(problem)
     return path

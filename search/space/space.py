@@ -1,10 +1,12 @@
-"""Search spaces: sampled keys, fixed keys, and how a study measures a trial."""
+"""A search space: sampled keys, fixed keys, and how a study measures them."""
 
 import hashlib
 import json
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +22,6 @@ from search.space.settings import (
     Resources,
     direction_of,
 )
-from search.study.asha import Asha
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
-    from search.sampling.sampler import StudySampler
 
 Params = dict[str, Any]
 """Values of the sampled keys that are active, by dotted key."""
@@ -52,11 +48,11 @@ class Space:
     asha: AshaSettings | None = field(default_factory=AshaSettings)
     """When to stop trials early. None: never."""
     resources: Resources | None = None
-    """Resources that one trial occupies. None: a GPU if there is one, else a CPU."""
+    """The CPUs and GPUs that one trial occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
     """The data, unless the command names it."""
     limits: Limits | None = None
-    """Limits that end the study before its trials are done."""
+    """The limits that end the study early."""
     objective: ObjectiveSettings | None = None
     """The cost that is weighed against the metric. None: the metric alone ranks."""
     domains: Mapping[str, Domain]
@@ -84,34 +80,26 @@ class Space:
             content.pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which ASHA stops trials; empty with ``asha: off``."""
+        return self.asha.rungs(self.epochs) if self.asha else ()
+
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of every key in a trial with these params: sampled, else fixed, else the default."""
+        """Return every key's value in a trial with these params: sampled, else fixed, else default."""
         return {**DEFAULTS, **self.fixed, **params}
 
     def is_active(self, key: str, params: Mapping[str, Any]) -> bool:
-        """Return whether the sampled key ``key`` has a value, given ``params`` of the keys it depends on."""
+        """Say whether the sampled key ``key`` has a value beside ``params``, the values of the keys it depends on."""
         when = self.domains[key].when
         return not when or holds(when, self.values(params))
 
-    def suggest(self, ask: Callable[[str], Any]) -> Params:
-        """Collect the values of all active keys: calls ``ask`` for each, conditions first, and for no inactive key."""
-        params: Params = {}
-        for key in self.domains:
-            if self.is_active(key, params):
-                params[key] = ask(key)
-        return params
-
-    def sample(self, rng: np.random.Generator, start: Mapping[str, Any] | None = None) -> Params:
+    def sample(self, rng: np.random.Generator, start: Mapping[str, Any] = MappingProxyType({})) -> Params:
         """Draw values of all active keys; those in ``start`` are taken from there."""
-        start = start or {}
-        return self.suggest(lambda key: start[key] if key in start else self.domains[key].sample(rng))
-
-    def distribution(self, key: str) -> "BaseDistribution":
-        """Return the Optuna distribution of a sampled key."""
-        return self.domains[key].distribution()
+        return sample(self.domains, self.values({}), rng, start)
 
     def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
-        """Build the config of a trial with these params; ``data.root`` is left to the caller.
+        """Return the config of a trial with these params; ``data.root`` is left to the caller.
 
         Raises:
             UserError: the values do not go together.
@@ -123,16 +111,15 @@ class Space:
         of_study = {"train.epochs": self.epochs, "train.metric": self.metric, "train.seed": seed}
         return {**self.fixed, **params, **of_study}
 
-    def make_asha(self) -> Asha:
-        """Create the scheduler of a new study. With ``asha: off`` it has no rungs and stops nothing."""
-        settings = self.asha or AshaSettings(grace=self.epochs)
-        return Asha(settings.grace, settings.reduction, self.epochs)
+    @property
+    def is_search(self) -> bool:
+        """Whether trials compete and the best one is wanted."""
+        return True
 
-    def make_sampler(self) -> "StudySampler":
-        """Create the sampler of a new study."""
-        from search.sampling.sampler import StudySampler  # it imports optuna, and this module
-
-        return StudySampler(self, self.seed)
+    @property
+    def more_trials(self) -> str:
+        """The option that asks for more trials."""
+        return "--trials N"
 
     @property
     def failures_count(self) -> bool:
@@ -140,7 +127,7 @@ class Space:
         return False
 
     def includes(self, params: Mapping[str, Any]) -> bool:
-        """Return whether a trial of the study is one of those to run now: all are."""
+        """Say whether a trial of the study is to be run now: all are."""
         return True
 
     def seed_index(self, params: Mapping[str, Any], number: int) -> int:
@@ -148,9 +135,9 @@ class Space:
         return number
 
     def describe(self) -> list[str]:
-        """Write the space as lines for people."""
+        """Describe the space in lines for people."""
         width = max(map(len, self.domains), default=0)
-        rungs = ", ".join(map(str, self.make_asha().rungs))
+        rungs = ", ".join(map(str, self.rungs))
         lines = [
             f"{self.direction} {self.metric}: {self.trials} trials of {self.epochs} epochs, seed {self.seed}",
             f"ASHA: about 1 trial in {self.asha.reduction} goes on from each of the epochs {rungs}"
@@ -163,17 +150,15 @@ class Space:
             lines.append(f"limits: {self.limits.describe(self.metric)}")
         for key, domain in self.domains.items():
             conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in domain.when.items()]
-            line = f"{key:<{width}}  {domain}"
-            if conditions:
-                line += f"   when {' and '.join(conditions)}"
-            lines.append(line)
+            when = f"   when {' and '.join(conditions)}" if conditions else ""
+            lines.append(f"{key:<{width}}  {domain}{when}")
         if self.fixed:
             lines.append("fixed: " + ", ".join(f"{key}={value}" for key, value in self.fixed.items()))
         lines += ["first: " + ", ".join(f"{key}={value}" for key, value in start.items()) for start in self.start_from]
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of a space file for this space, with every default written out.
+        """Return the content of a space file that makes this space, every default written out.
 
         :func:`search.space.parse_space` reads it back.
         """
@@ -188,3 +173,29 @@ class Space:
         if self.start_from:
             content["start_from"] = [dict(start) for start in self.start_from]
         return content
+
+
+def fill(domains: Mapping[str, Domain], unsampled: Mapping[str, Any], value_of: Callable[[str], Any], /) -> Params:
+    """Choose the values of all active keys.
+
+    Args:
+        domains: the sampled keys, each after the keys that its condition names.
+        unsampled: what a key has where it is not sampled, for the conditions.
+        value_of: called for every active key in order, and for no inactive one.
+    """
+    params: Params = {}
+    known: Mapping[str, Any] = ChainMap(params, unsampled)  # type: ignore[arg-type]  # it is only read
+    for key, domain in domains.items():
+        if not domain.when or holds(domain.when, known):
+            params[key] = value_of(key)
+    return params
+
+
+def sample(
+    domains: Mapping[str, Domain],
+    unsampled: Mapping[str, Any],
+    rng: np.random.Generator,
+    start: Mapping[str, Any] = MappingProxyType({}),
+) -> Params:
+    """Draw values of all active keys as :func:`fill` does; those in ``start`` are taken from there."""
+    return fill(domains, unsampled, lambda key: start[key] if key in start else domains[key].sample(rng))

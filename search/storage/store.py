@@ -10,7 +10,7 @@ One process writes; any number read while it does, for every file is replaced as
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,11 +24,11 @@ from cellseg.config import gain
 from cellseg.errors import UserError
 from cellseg.files import read_json, write_json
 from search.cost import Objective
+from search.storage.checkpoints import Checkpoints
 from search.storage.tables import (
     EPOCH_SCHEMA,
     FORMAT,
     FORMAT_VERSION,
-    STATES,
     TRIAL_SCHEMA,
     EpochRow,
     TrialRow,
@@ -40,8 +40,6 @@ from search.storage.tables import (
     split_rows,
     write_table,
 )
-
-__all__ = ["STATES", "EpochRow", "StudyStore", "TrialRow", "latest_study", "list_studies"]
 
 PART_ROWS = 1024
 """Rows of a full part of the epoch table."""
@@ -60,10 +58,11 @@ class StudyStore:
 
     def __init__(self, folder: Path, buffer_seconds: float = 0.0):
         self.folder = Path(folder)
+        self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._buffer_seconds = buffer_seconds
         self._written = time.monotonic()
         self.objective = Objective("")
-        """What ranks the trials, by the study's description; an unknown metric is better when larger."""
+        """The value that ranks trials, by the study's description; an unknown metric is better when larger."""
         self._wall_clock: Callable[[], float] = lambda: 0.0
         self._trials: dict[int, TrialRow] = {}
         self._trials_changed = self._tail_changed = False
@@ -122,7 +121,7 @@ class StudyStore:
 
     @property
     def study(self) -> dict[str, Any]:
-        """What :meth:`write_study` was given, with ``format``, ``format_version`` and ``written`` (UTC)."""
+        """The mapping that :meth:`write_study` was given, with ``format``, ``format_version`` and ``written`` (UTC)."""
         return self._require_study()
 
     def write_study(self, study: Mapping[str, Any]) -> None:
@@ -215,8 +214,12 @@ class StudyStore:
         return table.sort_by([("trial", "ascending"), ("epoch", "ascending")])
 
     def checkpoint_folder(self, number: int) -> Path:
-        """Where the checkpoints of a trial are, if it has any. The folder need not exist."""
-        return self.folder / "checkpoints" / f"t{number:04d}"
+        """Return where the checkpoints of a trial are, if it has any. The folder need not exist."""
+        return self._checkpoints.folder(number)
+
+    def keep_checkpoints(self, best: Collection[int]) -> None:
+        """Keep the weights of the ``best`` trials and the resumable state of unfinished ones; delete all else."""
+        self._checkpoints.keep(best, self.trials())
 
     @contextmanager
     def buffered(self, seconds: float) -> Iterator[None]:

@@ -19,7 +19,7 @@ STATES: tuple[str, ...] = ("RUNNING", "COMPLETE", "PRUNED", "FAILED", "INFEASIBL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRow:
-    """A trial as the tables know it."""
+    """A trial, as a row of the trial table."""
 
     number: int
     state: str
@@ -53,6 +53,16 @@ class TrialRow:
 
     def __post_init__(self) -> None:
         assert self.state in STATES, self.state
+
+    @property
+    def ending(self) -> str:
+        """The kind of its end (:data:`search.study.study.OUTCOMES`), which ``reason`` opens with."""
+        return self.reason.partition(":")[0].strip()
+
+    @property
+    def detail(self) -> str:
+        """The rest of ``reason``, after the kind of its end; may be empty."""
+        return self.reason.partition(":")[2].strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What a search knows and decides, without Ray and without a clock of its own."""
+"""The state of a study and its decisions, without Ray and without a clock of its own."""

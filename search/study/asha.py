@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from search.space.settings import rung_epochs
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -19,6 +21,23 @@ class Arrival:
     tie_breaker: float
     """Decides between equal values; smaller is better."""
     went_on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to a report: whether the trial goes on, and at a rung why."""
+
+    goes_on: bool
+    epoch: int
+    value: float
+    """The trial's value; larger is better."""
+    rank: int | None = None
+    """The trial's place among those seen at the rung so far, 1 for the best; None where there is no rung."""
+    num_seen: int = 0
+    """Trials seen at the rung so far, this one included."""
+    needed: float | None = None
+    """The value that it had to beat, by the tie-breaker if it equals it; None for the first at a rung, and where there
+    is none."""
 
 
 class Asha:
@@ -41,11 +60,9 @@ class Asha:
     def __init__(self, grace: int, reduction: int, max_epochs: int):
         assert grace >= 1 and reduction >= 2 and max_epochs >= 1
         self.reduction = reduction
-        self._arrivals: dict[int, dict[int, Arrival]] = {}
-        epoch = grace
-        while epoch < max_epochs:
-            self._arrivals[epoch] = {}
-            epoch *= reduction
+        self._arrivals: dict[int, dict[int, Arrival]] = {
+            epoch: {} for epoch in rung_epochs(grace, reduction, max_epochs)
+        }
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -56,8 +73,8 @@ class Asha:
         """The trials seen at the rung of ``epoch``, by number, in the order in which they first came."""
         return MappingProxyType(self._arrivals[epoch])
 
-    def report(self, trial: int, epoch: int, value: float, tie_breaker: float = 0.0) -> bool:
-        """Whether ``trial`` goes on after ``epoch`` epochs.
+    def report(self, trial: int, epoch: int, value: float, tie_breaker: float = 0.0) -> Decision:
+        """Decide whether ``trial`` goes on after ``epoch`` epochs.
 
         Only a report at a rung's very epoch enters that rung: a trial that was not measured there is never compared by
         a later, better-trained value. All other epochs, the last included, go on: a trial ends there by itself. A
@@ -69,16 +86,28 @@ class Asha:
             tie_breaker: decides between equal values, smaller is better, finite. Give it always or never.
         """
         assert math.isfinite(value) and math.isfinite(tie_breaker), (trial, epoch, value, tie_breaker)
+        value = float(value)
         if epoch not in self._arrivals:
-            return True
-        rung, value, tie_breaker = self._arrivals[epoch], float(value), float(tie_breaker)
+            return Decision(goes_on=True, epoch=epoch, value=value)
+        rung, tie_breaker = self._arrivals[epoch], float(tie_breaker)
         others = [arrival for number, arrival in rung.items() if number != trial]
-        went_on = _num_ahead(others, value, tie_breaker) < (len(others) + 1) / self.reduction
-        rung[trial] = Arrival(value, tie_breaker, went_on)
-        return went_on
+        num_seen = len(others) + 1
+        num_ahead = _num_ahead(others, value, tie_breaker)
+        goes_on = num_ahead < num_seen / self.reduction
+        rung[trial] = Arrival(value, tie_breaker, goes_on)
+        num_places = math.ceil(num_seen / self.reduction)  # so many best trials go on
+        best = sorted((other.value for other in others), reverse=True)
+        return Decision(
+            goes_on=goes_on,
+            epoch=epoch,
+            value=value,
+            rank=num_ahead + 1,
+            num_seen=num_seen,
+            needed=best[num_places - 1] if len(best) >= num_places else None,
+        )
 
     def replay(self, trial: int, history: Iterable[tuple[int, float] | tuple[int, float, float]]) -> None:
-        """Enter a trial of a former run into the rungs it reached, without deciding anew.
+        """Enter a trial of an earlier run into the rungs it reached, without deciding anew.
 
         Args:
             history: the arguments of its reports, ``(epoch, value)`` or ``(epoch, value, tie_breaker)``, in any order.
@@ -94,7 +123,7 @@ class Asha:
 
 
 def _num_ahead(others: Iterable[Arrival], value: float, tie_breaker: float) -> int:
-    """How many are better, or equal and went on."""
+    """Count those that are better, or equal and went on."""
     mine = (value, -tie_breaker)
     count = 0
     for other in others:

@@ -1,59 +1,31 @@
-"""What a study carries out: a search space, or a table of given configs. Both answer the same questions.
+"""The experiment that a study carries out: a search space, or an ablation. Both answer the same questions.
 
-:class:`search.space.Space` and :class:`search.ablation.Ablation` are the two; Ray, tables, board and resuming know
-only what stands here.
+:class:`search.space.Space` and :class:`search.ablation.Ablation` are the two; Ray, study tables, board and resuming
+know only what stands here.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from cellseg.config import TrialConfig
 from search.space.domain import Domain
-from search.space.settings import DataSource, Limits, ObjectiveSettings, Resources
-from search.space.space import Params
-from search.study.asha import Asha
-
-if TYPE_CHECKING:
-    from search.sampling.sampler import Outcome  # it imports optuna
-
-
-class Sampler(Protocol):
-    """Decides which trial is next. See :class:`search.sampling.sampler.StudySampler` for what each call promises."""
-
-    def ask(self, number: int) -> Params: ...
-
-    def prepare(self, count: int) -> bool: ...
-
-    def report(self, number: int, epoch: int, value: float) -> None: ...
-
-    def tell(self, number: int, outcome: "Outcome", value: float | None = None, reason: str | None = None) -> None: ...
-
-    def replay(
-        self,
-        number: int,
-        params: Mapping[str, Any],
-        outcome: "Outcome | None",
-        *,
-        value: float | None = None,
-        epochs: Iterable[tuple[int, float]] = (),
-        reason: str | None = None,
-    ) -> None: ...
+from search.space.settings import AshaSettings, DataSource, Direction, Limits, ObjectiveSettings, Resources
 
 
 class Experiment(Protocol):
-    """What a study carries out."""
+    """A space or an ablation, as a study sees it."""
 
     @property
     def metric(self) -> str:
         """Name of the validation metric that ranks."""
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Direction:
         """``maximize`` or ``minimize``."""
 
     @property
     def trials(self) -> int:
-        """How many trials are to end, those of former runs included."""
+        """How many trials are to end, those of earlier runs included."""
 
     @property
     def epochs(self) -> int:
@@ -69,7 +41,7 @@ class Experiment(Protocol):
 
     @property
     def resources(self) -> Resources | None:
-        """What one trial occupies. None: a GPU where there is one, else a CPU."""
+        """The CPUs and GPUs that one trial occupies. None: a GPU where there is one, else a CPU."""
 
     @property
     def data(self) -> DataSource | None:
@@ -77,11 +49,15 @@ class Experiment(Protocol):
 
     @property
     def limits(self) -> Limits | None:
-        """What ends the study before its trials are done."""
+        """The limits that end the study early."""
 
     @property
     def objective(self) -> ObjectiveSettings | None:
         """The cost that ranks beside the metric. None: the metric alone ranks."""
+
+    @property
+    def asha(self) -> AshaSettings | None:
+        """When trials are stopped. None: never."""
 
     @property
     def domains(self) -> Mapping[str, Domain]:
@@ -96,6 +72,14 @@ class Experiment(Protocol):
         """16 hex digits; two experiments that share them may stand in one study."""
 
     @property
+    def is_search(self) -> bool:
+        """Whether trials compete and the best one is wanted. If not, every trial is a result, shown beside others."""
+
+    @property
+    def more_trials(self) -> str:
+        """The option of ``search.run`` that asks for more trials."""
+
+    @property
     def failures_count(self) -> bool:
         """Whether a failed trial counts as one of ``trials``. If not, another takes its place, and a search whose
         trials all fail gives up."""
@@ -107,16 +91,10 @@ class Experiment(Protocol):
         """Trials with equal indices share their seed."""
 
     def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
-        """The config of a trial; raises UserError if its values do not go together."""
-
-    def make_asha(self) -> Asha:
-        """The scheduler of a new study."""
-
-    def make_sampler(self) -> Sampler:
-        """The sampler of a new study."""
+        """Return the config of a trial; raise UserError if its values do not go together."""
 
     def describe(self) -> list[str]:
-        """The experiment in lines for people."""
+        """Describe the experiment in lines for people."""
 
     def to_json(self) -> dict[str, Any]:
-        """What it is, as JSON values."""
+        """Return the experiment as JSON values; :func:`search.study.load.experiment_from_json` reads them back."""

@@ -1,4 +1,4 @@
-"""What ends a study before its trials are done: time, GPU time, a value that is good enough, a best that stays.
+"""Limits that end a study early: time, GPU time, a value that is good enough, a best that stays.
 
 At a limit no trial starts, and those that run are stopped as by Ctrl-C: their best checkpoints count, and they go on
 when the study is continued with a higher one.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a study has used, over all its searches, of what :class:`Limits` bound."""
+    """The amounts that a study has used, over all its searches, of what :class:`Limits` bound."""
 
     hours: float
     gpu_hours: float
@@ -31,7 +31,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ReachedLimit:
-    """Why a study ended early. That is no error."""
+    """The limit that ended a study early. That is no error."""
 
     setting: str
     """Dotted name of the limit, as for ``--set``."""
@@ -42,11 +42,11 @@ class ReachedLimit:
 
 
 class Stopwatch:
-    """Wall-clock time of a study: of its former searches, and of this one from :meth:`start` to :meth:`stop`.
+    """Wall-clock time of a study: of earlier searches, and of this one from :meth:`start` to :meth:`stop`.
 
     Args:
         clock: seconds since any moment; a simulation gives its own.
-        before: seconds of the former searches.
+        before: seconds of earlier searches.
     """
 
     def __init__(self, clock: Callable[[], float], before: float = 0.0):
@@ -60,24 +60,24 @@ class Stopwatch:
         return self._before + (0.0 if self._since is None else self._clock() - self._since)
 
     def start(self) -> None:
-        """Begin to count, unless it does already."""
+        """Start counting, unless it is running."""
         if self._since is None:
             self._since = self._clock()
 
     def stop(self) -> None:
-        """Cease to count."""
+        """Stop counting."""
         self._before, self._since = self.seconds, None
 
 
 def wall_clock_limit(limits: Limits, hours: float) -> ReachedLimit | None:
-    """The limit on wall-clock time, if it is reached. The only one that is reached without an event."""
+    """Return the limit on wall-clock time, if it is reached. The only one that is reached without an event."""
     if limits.hours is None or hours < limits.hours:
         return None
     return ReachedLimit("limits.hours", f"{limits.hours:g} h of wall-clock spent")
 
 
 def first_reached(limits: Limits, metric: str, usage: Usage) -> ReachedLimit | None:
-    """A limit that is reached, if any is."""
+    """Return a limit that is reached, if any is."""
     if reached := wall_clock_limit(limits, usage.hours):
         return reached
     if limits.gpu_hours is not None and usage.gpu_hours >= limits.gpu_hours:
@@ -93,14 +93,14 @@ class LimitWatch:
     """Watches the limits of a study.
 
     Args:
-        space: has the limits.
+        experiment: has the limits.
         store: the study's tables, which keep the time that is spent.
         clock: seconds since any moment; a simulation gives its own.
     """
 
-    def __init__(self, space: "Experiment", store: "StudyStore", clock: Callable[[], float]):
-        self._limits = space.limits or Limits()
-        self._space, self._store = space, store
+    def __init__(self, experiment: "Experiment", store: "StudyStore", clock: Callable[[], float]):
+        self._limits = experiment.limits or Limits()
+        self._experiment, self._store = experiment, store
         self._stopwatch = Stopwatch(clock, store.wall_seconds)
         store.count_time(lambda: self._stopwatch.seconds)
         ends = sorted((row.ended, row.number) for row in store.trials() if row.ended is not None)
@@ -117,36 +117,36 @@ class LimitWatch:
 
     @property
     def usage(self) -> Usage:
-        """What was used so far."""
-        rows, resources = self._store.trials(), self._space.resources
+        """The amounts used so far."""
+        rows, resources = self._store.trials(), self._experiment.resources
         values = [row.metric for row in rows if row.metric is not None]
         return Usage(
             hours=self._stopwatch.seconds / 3600,
             gpu_hours=sum(row.seconds for row in rows) * (resources.gpu if resources else 0) / 3600,
-            best=max(values, key=lambda value: gain(self._space.metric, value), default=None),
+            best=max(values, key=lambda value: gain(self._experiment.metric, value), default=None),
             stale_trials=self._stale_trials(),
         )
 
     def start(self) -> None:
-        """The search has begun, or goes on."""
+        """Start the clock: the search begins or continues."""
         self._stopwatch.start()
 
     def look(self) -> None:
-        """See whether what a trial did reaches a limit. Time runs by itself."""
+        """Check whether the latest event reaches a limit. Time needs no event."""
         if self._reached is None and self._limits != Limits():
-            self._reached = first_reached(self._limits, self._space.metric, self.usage)
+            self._reached = first_reached(self._limits, self._experiment.metric, self.usage)
 
     def end(self, number: int) -> None:
-        """A trial has ended."""
+        """Take in the end of a trial."""
         self._ended.append(number)
         self.look()
 
     def stop(self) -> None:
-        """The search has stopped."""
+        """Stop the clock: the search has stopped."""
         self._stopwatch.stop()
 
     def describe(self) -> str:
-        """What was used and, if so, which limit is reached, in words; empty without limits."""
+        """Describe what was used and which limit is reached, if one is; empty without limits."""
         used = describe_usage(self._limits, self.usage) if self._limits != Limits() else ""
         return ", ".join(text for text in (used, f"ended by {self.reached}" if self.reached else "") if text)
 
@@ -155,16 +155,16 @@ class LimitWatch:
         if leader is not None and leader not in self._ended:
             return 0
         since = self._ended[self._ended.index(leader) + 1 :] if leader is not None else self._ended
-        return sum(counts(self._space, self._store.trial(number)) for number in since)
+        return sum(counts(self._experiment, self._store.trial(number)) for number in since)
 
 
-def counts(space: "Experiment", row: "TrialRow") -> bool:
-    """Whether a trial has ended in a way that makes it one of ``trials``: in a search not by a failure."""
-    return row.state in {"COMPLETE", "PRUNED", "INFEASIBLE"} or (row.state == "FAILED" and space.failures_count)
+def counts(experiment: "Experiment", row: "TrialRow") -> bool:
+    """Say whether a trial has ended in a way that makes it one of ``trials``: in a search not by a failure."""
+    return row.state in {"COMPLETE", "PRUNED", "INFEASIBLE"} or (row.state == "FAILED" and experiment.failures_count)
 
 
 def describe_usage(limits: Limits, usage: Usage) -> str:
-    """How much of each limit is used, in words; that of the metric is seen on the board."""
+    """Describe how much of each limit is used; the board shows that of the metric."""
     parts = []
     if limits.hours is not None:
         parts.append(f"{usage.hours:.2f} of {limits.hours:g} h")

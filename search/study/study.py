@@ -1,4 +1,4 @@
-"""What a search knows and decides, without Ray: which trials there are, what to try next, who goes on.
+"""The state of a search and its decisions, without Ray: which trials there are, what to try next, who goes on.
 
 A :class:`Study` is driven by events (propose, report, end) and writes every one of them into its tables. It needs no
 cluster, and only the clock that it is given, so a simulation drives the very same object as Ray does.
@@ -6,7 +6,6 @@ cluster, and only the clock that it is given, so a simulation drives the very sa
 
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +17,15 @@ from typing import Any
 from cellseg.config import gain
 from cellseg.errors import UserError
 from search.cost import Objective, seconds_per_epoch
-from search.sampling.sampler import Outcome
+from search.sampling.protocol import Outcome, Sampler
 from search.space import Params
-from search.storage.store import EpochRow, StudyStore, TrialRow
-from search.study.experiment import Experiment, Sampler
+from search.storage.store import StudyStore
+from search.storage.tables import EpochRow, TrialRow
+from search.study.asha import Asha, Decision
+from search.study.experiment import Experiment
+from search.study.failures import NON_FINITE
 from search.study.limits import LimitWatch, counts
+from search.study.stops import Stops
 
 PRUNED = "pruned"
 """The ending of a trial that ASHA stopped."""
@@ -32,16 +35,12 @@ OUTCOMES: dict[str, Outcome] = {
     "patience": Outcome.COMPLETE,
     PRUNED: Outcome.PRUNED,
     "out-of-memory": Outcome.INFEASIBLE,
-    "non-finite": Outcome.FAILED,
+    NON_FINITE: Outcome.FAILED,
     "invalid": Outcome.FAILED,
     "bug": Outcome.FAILED,
     "lost": Outcome.FAILED,
 }
 """How a trial can end, and what that means to the sampler. ``lost``: its process or machine died too often."""
-
-FAILURES_IN_A_ROW, ANY_FAILURES_IN_A_ROW = 3, 10
-"""So many trials failing for the same reason, or for any, with none that did not in between, end the search: more would
-fail too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,40 +59,52 @@ class Study:
 
     Args:
         name: the study's name.
-        space: what is searched, or the table that is measured. Its trial target may be larger than in an earlier run.
+        experiment: a space or an ablation. Its trial target may be larger than in an earlier run.
         store: its tables, empty or with what earlier runs left. Trials that had ended are given to the sampler and to
             ASHA again; those that had not are proposed first, under their old numbers.
-        fixed: flat settings over the space's in every trial (where the data lie, for one).
+        sampler: proposes trials; new, see :func:`search.study.choose.make_sampler`.
+        asha: decides who goes on; new, see :func:`search.study.choose.make_asha`.
+        fixed: flat settings over the experiment's in every trial (where the data lie, for one).
         clock: seconds since any moment, for the limit on wall-clock time.
     """
 
     def __init__(
         self,
         name: str,
-        space: Experiment,
+        experiment: Experiment,
         store: StudyStore,
+        *,
+        sampler: Sampler,
+        asha: Asha,
         fixed: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.objective = Objective.of(space.metric, space.objective)
-        assert store.objective == self.objective, "or the table would rank by something else than the study"
+        self.objective = Objective.of(experiment.metric, experiment.objective)
+        assert store.objective == self.objective, "or the tables would rank by something else than the study"
         self.name = name
-        self.space = space
+        self.experiment = experiment
         self.store = store
-        self.asha = space.make_asha()
-        self.sampler: Sampler = space.make_sampler()
-        self.abort_reason: str | None = None
+        self.asha = asha
+        self.sampler = sampler
         self._fixed = dict(fixed or {})
         self._running: set[int] = set()
         self._waiting: list[int] = []
-        self._left_out: set[int] = set()  # trials of former runs that are not wanted now
-        self._failures: list[str] = []
-        self._without_checkpoints: set[int] = set()  # for good: ended trials whose folders were deleted
+        self._left_out: set[int] = set()  # trials of earlier runs that are not wanted now
         self._epoch_seconds: dict[int, list[float]] = {}
         self._replay()
-        self.limits = LimitWatch(space, store, clock)
+        self._stops = Stops(experiment, store, clock)
 
     # What is known
+
+    @property
+    def limits(self) -> LimitWatch:
+        """The limits, how much of each is used, and which is reached."""
+        return self._stops.limits
+
+    @property
+    def abort_reason(self) -> str | None:
+        """Why the search gave up, if it did: its trials keep failing."""
+        return self._stops.failures.reason
 
     @property
     def rows(self) -> list[TrialRow]:
@@ -108,23 +119,23 @@ class Study:
     @property
     def num_finished(self) -> int:
         """Trials that count towards the target: all that ended, in a search but those that failed."""
-        return sum(counts(self.space, row) and row.number not in self._left_out for row in self.rows)
+        return sum(counts(self.experiment, row) and row.number not in self._left_out for row in self.rows)
 
     @property
     def must_stop(self) -> bool:
         """Whether trials that run are to be stopped at once: a limit is reached, or the search gave up. Cheap."""
-        return self.abort_reason is not None or self.limits.reached is not None
+        return self._stops.must_stop
 
     @property
     def is_over(self) -> bool:
         """Whether all trials are done, a limit is reached, or the search gave up."""
-        return self.must_stop or self.num_finished >= self.space.trials
+        return self.must_stop or self.num_finished >= self.experiment.trials
 
     # What happens
 
     def propose(self) -> Proposal | None:
-        """The next trial, or None if those that run (or have ended) make up the target, or the search is to stop."""
-        if self.must_stop or self.num_finished + len(self._running) >= self.space.trials:
+        """Return the next trial, or None if those that run or ended make up the target, or the search must stop."""
+        if self.must_stop or self.num_finished + len(self._running) >= self.experiment.trials:
             return None
         self.limits.start()
         if self._waiting:
@@ -143,7 +154,10 @@ class Study:
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
 
     def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
-        """Take in an epoch; whether the trial goes on, as ASHA says (:attr:`must_stop` is another matter).
+        """Take in an epoch of a running trial; return whether the trial goes on.
+
+        A trial that ASHA stops is ended here, as pruned. One whose report says that training is over is not: the caller
+        ends it. (:attr:`must_stop` is another matter.)
 
         Args:
             node: name of the machine.
@@ -157,9 +171,13 @@ class Study:
         self.limits.look()
         value = self.objective.value(report["best_value"], self.store.trial(number))
         if value is None:  # a checkpoint does not tell the cost; the next epoch does
-            return True
+            return report["ending"] is None
         self.sampler.report(number, epoch, value)
-        return self.asha.report(number, epoch, gain(self.space.metric, value), tie_breaker(report["metrics"]))
+        decision = self.asha.report(number, epoch, self._gain(value), tie_breaker(report["metrics"]))
+        if report["ending"] is None and not decision.goes_on:
+            self.end(number, PRUNED, self._describe_decision(decision))
+            return False
+        return report["ending"] is None
 
     def _add_epoch(self, number: int, report: Mapping[str, Any], node: str) -> None:
         row = self.store.trial(number)
@@ -191,7 +209,7 @@ class Study:
         )
 
     def end(self, number: int, ending: str, detail: str = "") -> None:
-        """A trial is over, for one of the reasons in :data:`OUTCOMES`."""
+        """End a trial, for one of the reasons in :data:`OUTCOMES`."""
         outcome = OUTCOMES[ending]
         row = self.store.trial(number)
         reason = f"{ending}: {detail}" if detail else ending
@@ -199,12 +217,11 @@ class Study:
         row = replace(row, state=outcome.name, reason=reason, ended=_now())
         self.store.put_trial(row)
         self.sampler.tell(number, *self._learned(row), reason)
-        self.limits.end(number)
-        self._clean_checkpoints()
-        self._watch_failures(outcome, ending, detail)
+        self.store.keep_checkpoints({best.number for best in self.leaderboard[: self.experiment.keep]})
+        self._stops.end(number, ending, detail, failed=outcome is Outcome.FAILED)
 
     def interrupt(self) -> list[int]:
-        """The search stops before its end: trials that run are kept for the next time. Returns their numbers."""
+        """Stop before the end: trials that run are kept for the next time. Return their numbers."""
         numbers = sorted(self._running)
         self.limits.stop()
         reason = f"the search was stopped by {limit}" if (limit := self.limits.reached) else "the search was stopped"
@@ -220,7 +237,7 @@ class Study:
         epochs = self.store.epochs_by_trial()
         for row in self.rows:
             params = json.loads(row.params)
-            if not self.space.includes(params):
+            if not self.experiment.includes(params):
                 self._left_out.add(row.number)
             history = epochs.get(row.number, [])
             values = self.objective.values_by_epoch(row, history)
@@ -236,17 +253,15 @@ class Study:
                 reason=row.reason,
             )
             losses = {epoch.epoch: tie_breaker(epoch.metrics) for epoch in history}
-            self.asha.replay(
-                row.number, [(epoch, gain(self.space.metric, value), losses[epoch]) for epoch, value in values.items()]
-            )
+            self.asha.replay(row.number, [(epoch, self._gain(value), losses[epoch]) for epoch, value in values.items()])
             if goes_on and row.number not in self._left_out:
                 self._waiting.append(row.number)
             if row.state == "RUNNING":
                 self.store.put_trial(replace(row, state="INTERRUPTED", reason="the search was killed"))
 
     def _learned(self, row: TrialRow) -> tuple[Outcome, float | None]:
-        """What a trial that ended tells the sampler: outcome and, of a complete one, objective. One whose cost is not
-        known says nothing about its config."""
+        """The lesson of a trial that ended, for the sampler: its outcome and, of a complete one, its objective. A trial
+        whose cost is not known says nothing about its config."""
         outcome = Outcome(row.state)
         value = self.objective.trial_value(row)
         if outcome is not Outcome.COMPLETE:
@@ -255,7 +270,7 @@ class Study:
 
     def _new_row(self, number: int, params: Params) -> TrialRow:
         seed = self._seed(number, params)
-        config = self.space.config(params, seed=seed).to_flat() | self._fixed
+        config = self.experiment.config(params, seed=seed).to_flat() | self._fixed
         return TrialRow(
             number=number,
             state="RUNNING",
@@ -275,42 +290,29 @@ class Study:
         self.end(number, "invalid", str(error))
 
     def _seed(self, number: int, params: Params) -> int:
-        return trial_seed(self.space.seed, self.space.seed_index(params, number))
+        return trial_seed(self.experiment.seed, self.experiment.seed_index(params, number))
 
-    def _clean_checkpoints(self) -> None:
-        """Keep weights of the best trials, resumable state of unfinished ones, and nothing else."""
-        best = {row.number for row in self.leaderboard[: self.space.keep]}
-        for row in self.rows:
-            if row.state in {"RUNNING", "INTERRUPTED"} or row.number in self._without_checkpoints:
-                continue
-            folder = self.store.checkpoint_folder(row.number)
-            if row.number in best:
-                shutil.rmtree(folder / "last", ignore_errors=True)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-                self._without_checkpoints.add(row.number)
+    def _gain(self, value: float) -> float:
+        """The objective with the sign that ASHA expects, larger is better; applied twice, the objective again."""
+        return gain(self.experiment.metric, value)
 
-    def _watch_failures(self, outcome: Outcome, ending: str, detail: str) -> None:
-        if outcome is not Outcome.FAILED or self.space.failures_count:
-            self._failures.clear()
-            return
-        cause = detail.strip().splitlines()[-1] if detail.strip() else ending
-        self._failures.append(cause)
-        last = self._failures[-FAILURES_IN_A_ROW:]
-        # A loss that explodes is a trial's own: neighbours with a smaller learning rate may train well.
-        if ending != "non-finite" and len(last) == FAILURES_IN_A_ROW and len(set(last)) == 1:
-            self.abort_reason = f"{FAILURES_IN_A_ROW} trials in a row ended as '{ending}': {cause}"
-        elif len(self._failures) >= ANY_FAILURES_IN_A_ROW:
-            self.abort_reason = f"{ANY_FAILURES_IN_A_ROW} trials in a row failed, the last as '{ending}': {cause}"
+    def _describe_decision(self, decision: Decision) -> str:
+        """Why ASHA stops a trial, in words."""
+        place = f"rank {decision.rank} of {decision.num_seen} at epoch {decision.epoch}"
+        assert decision.needed is not None, "the first at a rung goes on"
+        had = self._gain(decision.value)
+        if decision.value == decision.needed:
+            return f"{place}, tied at {had:.4f}"
+        return f"{place}, needed {self._gain(decision.needed):.4f}, had {had:.4f}"
 
 
 def trial_seed(study_seed: int, index: int) -> int:
-    """The seed of a trial: different for every index, the same whenever the study is run again."""
+    """Return the seed of a trial: different for every index, the same whenever the study is run again."""
     return (study_seed * 100_003 + index) % 2**32
 
 
 def tie_breaker(metrics: Mapping[str, float | None]) -> float:
-    """The validation loss of an epoch, by which ASHA tells equal values apart; an unknown one is worse than any."""
+    """Return the validation loss of an epoch, by which ASHA tells equal values apart; an unknown one is the worst."""
     loss = metrics.get("loss/validation")
     return loss if loss is not None and math.isfinite(loss) else sys.float_info.max
 

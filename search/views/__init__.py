@@ -1,1 +1,1 @@
-"""What people look at: the live board and pictures of predictions."""
+"""Views for people: the live board, reports, pictures of predictions, and Optuna's tools."""

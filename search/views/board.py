@@ -16,7 +16,7 @@ from cellseg.cli import spell
 from cellseg.config import gain
 from search.cost import COSTS, Objective, pareto_trials, trial_cost
 from search.space.settings import COST_UNITS, Cost
-from search.storage.store import TrialRow
+from search.storage.tables import TrialRow
 from search.study.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ STYLES = {
 
 
 class Standings(Protocol):
-    """What a leaderboard shows: a :class:`search.study.study.Study`, or its tables read again."""
+    """A study for a leaderboard: a :class:`search.study.study.Study`, or its tables read again."""
 
     @property
-    def space(self) -> Experiment: ...
+    def experiment(self) -> Experiment: ...
 
     @property
     def rows(self) -> list[TrialRow]: ...
@@ -49,7 +49,7 @@ class Standings(Protocol):
 
 
 def make_console() -> Console:
-    """The terminal, or standard output as wide as a log may be."""
+    """Make the terminal's console, or one for standard output as wide as a log may be."""
     console = Console()
     return console if console.is_terminal else Console(width=LOG_WIDTH)
 
@@ -75,7 +75,7 @@ class Board:
             yield
 
     def update(self) -> None:
-        """Without a screen, a line for each trial that moved since the last call."""
+        """Print, without a screen, a line for each trial that moved since the last call."""
         if self._console.is_terminal:
             return
         for row in self._study.rows:
@@ -84,11 +84,11 @@ class Board:
                 self._console.print(self._line(row), soft_wrap=True, highlight=False, markup=False)
 
     def render(self) -> Group:
-        """Header, table of running and best trials."""
+        """Make the header and the table of running and best trials."""
         rows = self._study.rows
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         header = Text(
-            f"{self._study.name}: {self._study.num_finished} of {self._study.space.trials} trials "
+            f"{self._study.name}: {self._study.num_finished} of {self._study.experiment.trials} trials "
             f"({state_counts(rows) or 'starting'}), {minutes}:{seconds:02d}",
             style="bold",
         )
@@ -97,22 +97,21 @@ class Board:
         return Group(header, leaderboard_table(self._study))
 
     def _line(self, row: TrialRow) -> str:
-        value = "" if row.metric is None else f"  best {self._study.space.metric} {row.metric:.4f}"
+        value = "" if row.metric is None else f"  best {self._study.experiment.metric} {row.metric:.4f}"
         reason = f"  ({row.reason.strip().splitlines()[-1]})" if row.reason else ""
-        return (
-            f"t{row.number:04d}  {row.state.lower():<11}  epoch {row.epochs}/{self._study.space.epochs}{value}{reason}"
-        )
+        epochs = f"{row.epochs}/{self._study.experiment.epochs}"
+        return f"t{row.number:04d}  {row.state.lower():<11}  epoch {epochs}{value}{reason}"
 
 
 def state_counts(rows: Iterable[TrialRow]) -> str:
-    """How many trials are in which state, in words; empty for none."""
+    """Count the trials in each state, in words; empty for none."""
     counts = Counter(row.state for row in rows)
     return ", ".join(f"{counts[state]} {state.lower()}" for state in STYLES if counts[state])
 
 
 def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
-    """The running trials and the best ended ones, best first, with the values that tell them apart."""
-    objective = Objective.of(study.space.metric, study.space.objective)
+    """Make a table of the running trials and the best ended ones, best first, with the values that tell them apart."""
+    objective = Objective.of(study.experiment.metric, study.experiment.objective)
     ranked = study.leaderboard
     num_ranked, with_rank = len(ranked), {row.number for row in ranked}
     ranked += [row for row in study.rows if row.number not in with_rank and row.state != "FAILED"]
@@ -120,10 +119,18 @@ def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
     running = [row for row in ranked if row.state == "RUNNING"]
     best = [row for row in ranked if row.state != "RUNNING"][: max(0, max_rows - len(running))]
     shown = [row for row in ranked if row in running or row in best]
-    keys = list(study.space.domains)
+    keys = list(study.experiment.domains)
     table = Table(box=None, pad_edge=False, header_style="bold")
     weighed = ["objective", COST_UNITS[objective.per]] if objective.per else []
-    for name in ("", "trial", "state", "epochs", study.space.metric, *weighed, *(key.split(".")[-1] for key in keys)):
+    for name in (
+        "",
+        "trial",
+        "state",
+        "epochs",
+        study.experiment.metric,
+        *weighed,
+        *(key.split(".")[-1] for key in keys),
+    ):
         table.add_column(name, no_wrap=True)
     for rank, row in enumerate(ranked, start=1):
         if row not in shown:
@@ -133,7 +140,7 @@ def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
             str(rank) if rank <= num_ranked else "",
             f"t{row.number:04d}",
             Text(row.state.lower(), style=STYLES[row.state]),
-            f"{row.epochs}/{study.space.epochs}",
+            f"{row.epochs}/{study.experiment.epochs}",
             "" if row.metric is None else f"{row.metric:.4f} @{row.best_epoch}",
             *([_number(objective.trial_value(row)), _cost(row, objective.per)] if objective.per else []),
             *(Text(format_value(params[key])) if key in params else "-" for key in keys),
@@ -144,7 +151,7 @@ def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
 
 
 def pareto_heading(metric: str) -> str:
-    """What :func:`pareto_table` shows, in words."""
+    """Say what :func:`pareto_table` shows."""
     return (
         f"Trained to the end, and no other is at least as good in {metric} and a cost and better in one "
         "(* in which cost)"
@@ -152,9 +159,9 @@ def pareto_heading(metric: str) -> str:
 
 
 def pareto_table(study: Standings, costs: Sequence[Cost] = COSTS) -> Table:
-    """The trials on the front of metric and a cost, for each of the costs, best metric first; a star marks a cost on
-    whose front the trial is. See :func:`search.cost.pareto_trials`."""
-    metric = study.space.metric
+    """Make a table of the trials on the front of metric and a cost, for each of the costs, best metric first; a star
+    marks a cost on whose front the trial is. See :func:`search.cost.pareto_trials`."""
+    metric = study.experiment.metric
     fronts = {cost: {row.number for row in pareto_trials(study.rows, metric, cost)} for cost in costs}
     shown = [row for row in study.rows if any(row.number in front for front in fronts.values())]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -169,10 +176,10 @@ def pareto_table(study: Standings, costs: Sequence[Cost] = COSTS) -> Table:
 
 def show_front(study: Standings, console: Console) -> None:
     """Print the front of metric and one cost, the objective's or else the time of an epoch, if any trial is on it."""
-    cost = study.space.objective.per if study.space.objective else "seconds"
+    cost = study.experiment.objective.per if study.experiment.objective else "seconds"
     table = pareto_table(study, [cost])
     if table.row_count:
-        console.print(Text(spell(f"{pareto_heading(study.space.metric)}; all costs: python -m search.report")))
+        console.print(Text(spell(f"{pareto_heading(study.experiment.metric)}; all costs: python -m search.report")))
         console.print(table)
 
 
@@ -186,5 +193,5 @@ def _number(value: float | None) -> str:
 
 
 def format_value(value: object) -> str:
-    """A setting's value, short enough for a column."""
+    """Format a setting's value, short enough for a column."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -15,6 +15,8 @@ from cellseg.training.epoch_report import TrainingError
 from search.cluster.trainable import CellTrainable
 from search.space import Space, parse_space
 from search.storage.store import StudyStore
+from search.study.choose import make_asha, make_sampler
+from search.study.experiment import Experiment
 from search.study.study import Study
 
 METRIC = "segm/AP50"
@@ -46,7 +48,25 @@ def make_study(
     space = make_space(**settings)
     new = {"name": name, "metric": space.metric, "objective": settings.get("objective")}
     store = StudyStore.open(place) if StudyStore.exists(place) else StudyStore.create(place, new)
-    return Study(name, space, store, clock=clock)
+    return study_of(name, space, store, clock)
+
+
+def study_of(
+    name: str, experiment: Experiment, store: StudyStore, clock: Callable[[], float] = time.monotonic
+) -> Study:
+    """A study with the sampler and the ASHA that the product chooses."""
+    return Study(name, experiment, store, sampler=make_sampler(experiment), asha=make_asha(experiment), clock=clock)
+
+
+def finish(study: Study, number: int, ending: str, detail: str = "") -> None:
+    """End a trial, unless ASHA has ended it."""
+    if study.store.trial(number).ended is None:
+        study.end(number, ending, detail)
+
+
+def told(ending: str | None) -> str | None:
+    """The ending that the last report of a trial tells: that of training, which is none where others end the trial."""
+    return ending if ending in {"epochs", "patience"} else None
 
 
 def make_report(

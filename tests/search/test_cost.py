@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from fakes import METRIC, make_report, make_study
+from fakes import METRIC, finish, make_report, make_study, told
 from spacefiles import HEAD, LR, parse, problems_of
 
 from search.cost import Objective, pareto_front, pareto_trials, seconds_per_epoch, trial_cost
-from search.export import choose_trial
 from search.space import ObjectiveSettings
-from search.storage.store import StudyStore, TrialRow
+from search.storage.kept import choose_trial
+from search.storage.store import StudyStore
+from search.storage.tables import TrialRow
 
 LOSS = "loss/validation"
 PER_SECOND = {"per": "seconds", "doubling": 0.05}
@@ -26,10 +27,20 @@ def train(study, values, *, seconds=(1.0,), ending: str | None = "epochs", **rep
     for epoch, value in enumerate(values, start=1):
         duration = seconds[min(epoch, len(seconds)) - 1]
         answers.append(
-            study.report(number, make_report(epoch, value, metric=study.space.metric) | {"seconds": duration} | report)
+            study.report(
+                number,
+                make_report(
+                    epoch,
+                    value,
+                    metric=study.experiment.metric,
+                    ending=told(ending) if epoch == len(values) else None,
+                )
+                | {"seconds": duration}
+                | report,
+            )
         )
     if ending is not None:
-        study.end(number, ending)
+        finish(study, number, ending)
     return number, answers
 
 

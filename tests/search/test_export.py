@@ -7,20 +7,20 @@ import shutil
 import zipfile
 
 import pytest
-from fakes import make_report, make_study
+from fakes import finish, make_report, make_study, told
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cellseg.cli import run_command
 from cellseg.errors import UserError
-from search.export import _command, _parser, choose_trial, write_archive
+from search.export import main
+from search.storage.kept import choose_trial
 from search.storage.store import StudyStore
 
 pytestmark = pytest.mark.timeout(500)
 
 
 def export(*arguments) -> int:
-    return run_command(_parser(), _command, [str(argument) for argument in arguments])
+    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def test_the_best_trial_is_the_one_with_the_highest_value_however_it_ended(tmp_p
     study = make_study(tmp_path)
     for value, ending in ((0.2, "epochs"), (0.6, "pruned"), (0.4, "non-finite")):
         number = study.propose().number
-        study.report(number, make_report(1, value))
+        study.report(number, make_report(1, value, ending=told(ending)))
         best = study.store.checkpoint_folder(number) / "best"
         best.mkdir(parents=True)
         (best / "checkpoint.json").write_text("{}")
-        study.end(number, ending)
+        finish(study, number, ending)
     assert choose_trial(study.store, None).number == 1
     assert choose_trial(study.store, 2).number == 2
     with pytest.raises(UserError, match=r"--trial 0: its checkpoint must have been kept, but got those of \[1, 2\]"):
@@ -102,10 +102,3 @@ def test_the_best_trial_is_the_one_with_the_highest_value_however_it_ended(tmp_p
 def test_a_study_without_values_has_no_best_trial(tmp_path):
     with pytest.raises(UserError, match="must hold a trial with a value, but got none"):
         choose_trial(make_study(tmp_path).store, None)
-
-
-def test_the_archive_lies_beside_the_results(tmp_path):
-    (tmp_path / "mine.json").write_text("[]")
-    assert write_archive(tmp_path / "mine.json") == tmp_path / "mine.zip"
-    with zipfile.ZipFile(tmp_path / "mine.zip") as archive:
-        assert archive.read("test-results.json") == b"[]"

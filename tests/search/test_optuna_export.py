@@ -1,25 +1,28 @@
 """A study's tables in Optuna's own tools."""
 
 import json
+from pathlib import Path
 
 import optuna
 import pytest
-from fakes import make_report, make_study
+from fakes import finish, make_report, make_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from cellseg.errors import UserError
-from search.optuna_export import main, optuna_study
+from search.ablation import load_ablation
+from search.optuna_export import main
 from search.space import parse_space
 from search.storage.store import StudyStore
+from search.views.optuna_study import optuna_study
 
 
 @pytest.fixture
 def store(tmp_path) -> StudyStore:
     """A search with every kind of trial: COMPLETE, PRUNED, INFEASIBLE, FAILED, and one that runs."""
     study = make_study(tmp_path, "cells", trials=10, epochs=3)
-    study.store.write_study(study.store.study | {"space": study.space.to_json()})
+    study.store.write_study(study.store.study | {"space": study.experiment.to_json()})
     for number in range(5):
         assert study.propose().number == number
         if number != 2:
@@ -27,7 +30,7 @@ def store(tmp_path) -> StudyStore:
     study.report(0, make_report(2, 0.5))
     study.report(0, make_report(3, 0.6, ending="epochs"))
     study.end(0, "epochs")
-    study.end(1, "pruned", "at epoch 1")
+    finish(study, 1, "pruned", "at epoch 1")
     study.end(2, "out-of-memory", "80 GiB")
     study.end(3, "non-finite", "loss_mask in epoch 2")
     return StudyStore.open(study.store.folder)
@@ -74,10 +77,11 @@ def test_a_study_that_runs_is_exported_again_and_not_added_to(store, tmp_path):
 def test_every_parameter_has_the_range_of_the_space(store):
     space = parse_space(store.study["space"], "space")
     for trial in optuna_study(store).trials:
-        assert trial.distributions == {key: space.distribution(key) for key in trial.params}
+        assert trial.distributions == {key: space.domains[key].distribution() for key in trial.params}
 
 
-def test_a_table_of_given_configs_is_refused(store):
-    store.write_study(store.study | {"space": {"rows": {}}})
-    with pytest.raises(UserError, match="study 'cells': must be a search, but got a table of given configs"):
+def test_an_ablation_is_refused(store):
+    ablation = load_ablation(Path(__file__).parents[2] / "spaces/reports/schedulers_anchors.yaml")
+    store.write_study(store.study | {"space": ablation.to_json()})
+    with pytest.raises(UserError, match="study 'cells': must be a search, but got an ablation"):
         optuna_study(store)

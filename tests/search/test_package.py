@@ -15,8 +15,6 @@ import cellseg
 import search
 
 REPOSITORY = Path(__file__).parents[2]
-FLOORS = {"search": 20, "cellseg": 18}
-"""Package -> how many files and folders a reader may have to look through."""
 
 HEAVY = {"torch", "ray", "optuna", "pyarrow", "numpy", "pydantic"}
 
@@ -61,11 +59,9 @@ def test_the_version_is_known_without_a_source_tree(monkeypatch, tmp_path):
     assert cellseg.__version__ == "7"
 
 
-@pytest.mark.parametrize("name", FLOORS)
-def test_packages_are_typed_and_their_floors_stay_small(name):
-    entries = {path.name for path in (REPOSITORY / name).iterdir()} - {"__pycache__"}
-    assert "py.typed" in entries
-    assert len(entries) <= FLOORS[name]
+@pytest.mark.parametrize("name", ["cellseg", "search"])
+def test_packages_are_typed(name):
+    assert (REPOSITORY / name / "py.typed").is_file()
 
 
 @pytest.fixture(scope="module")

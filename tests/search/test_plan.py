@@ -7,7 +7,6 @@ import torch
 from spacefiles import HEAD
 
 import cellseg.model.build
-from cellseg.cli import run_command
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.errors import UserError
 from search.plan import (
@@ -23,7 +22,7 @@ from search.plan import (
     sample_params,
     without_data,
 )
-from search.run import _command, _parser
+from search.run import main
 from search.space import AshaSettings, Choices, Range, Space
 
 TINY = {
@@ -221,7 +220,7 @@ def test_a_space_that_samples_nothing_of_the_model_builds_one():
 def dry_run(tmp_path, text: str, *arguments: str) -> int:
     path = tmp_path / "cells.yaml"
     path.write_text(text)
-    return run_command(_parser(), _command, [str(path), "--dry-run", *arguments])
+    return main([str(path), "--dry-run", *arguments])
 
 
 SPACE = (

@@ -4,14 +4,14 @@ import subprocess
 import sys
 
 import pytest
-from fakes import make_report, make_space
+from fakes import make_report, make_space, study_of
 
-from cellseg.cli import run_command
 from search.ablation import Ablation, parse_ablation
 from search.ablation.results import Measurement, measure
-from search.report import _command, _parser, study_report
+from search.report import main
 from search.storage.store import StudyStore
 from search.study.study import Study
+from search.views.study_report import study_report
 
 TABLE = {
     "title": "learning rates",
@@ -33,7 +33,7 @@ TABLE = {
 
 def open_study(folder, experiment) -> Study:
     described = {"metric": experiment.metric, "space": experiment.to_json(), "data_root": "/cells", "created": "today"}
-    return Study(folder.name, experiment, StudyStore.create(folder, described))
+    return study_of(folder.name, experiment, StudyStore.create(folder, described))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_run_that_has_not_ended_is_not_measured(measured):
 
 
 def test_the_command_prints_table_notes_and_what_had_no_effect(measured, capsys):
-    assert run_command(_parser(), _command, ["--results", str(measured)]) == 0
+    assert main(["--results", str(measured)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("rates: learning rates\nMade up for a test.\nMeasured on the validation images of /cells")
@@ -105,13 +105,13 @@ def test_the_command_prints_table_notes_and_what_had_no_effect(measured, capsys)
     notes, without_effect = out.split("could not have had an effect")
     assert "- Of all rows.\n- base: One run.\n" in notes
     assert "- slow: It was swallowed." in without_effect
-    assert "Not the table as reported" not in out
+    assert "Not as reported" not in out
 
 
 def test_settings_of_the_command_line_are_told(tmp_path):
     table = parse_ablation(TABLE, "x").model_copy(update={"overridden": {"train.epochs": 1}})
     report = study_report(open_study(tmp_path / "toy", table).store)
-    assert "Not the table as reported: all rows have train.epochs=1." in report.introduction
+    assert "Not as reported: all rows have train.epochs=1." in report.introduction
     assert cells(report)["base"][2:] == ["-", "-", "0 of 3"]
 
 
@@ -123,7 +123,7 @@ def test_reading_a_study_does_not_change_it(measured):
 
 def test_markdown_holds_the_same(measured, capsys):
     target = measured / "new" / "rates.md"
-    assert run_command(_parser(), _command, ["--results", str(measured), "--markdown", str(target)]) == 0
+    assert main(["--results", str(measured), "--markdown", str(target)]) == 0
     lines = target.read_text().splitlines()
     assert lines[0] == "## rates: learning rates"
     assert "| row | reported val AP50 | reported instances | segm/AP50 | count/detections | runs |" in lines
@@ -136,16 +136,16 @@ def test_a_search_has_its_leaderboard(tmp_path, capsys):
     study = open_study(tmp_path / "search", make_space())
     for value in (0.2, 0.6):
         number = study.propose().number
-        study.report(number, make_report(1, value))
+        study.report(number, make_report(1, value, ending="epochs"))
         study.end(number, "epochs")
     target = tmp_path / "search.md"
-    assert run_command(_parser(), _command, ["--study", "search", "--results", str(tmp_path)]) == 0
+    assert main(["--study", "search", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "maximize segm/AP50: 2 trials of up to 4 epochs (2 complete)" in out
     assert "Best: trial t0001, segm/AP50 0.6000 in epoch 1" in out
     assert out.index("t0001 ") < out.index("t0000 ")
     arguments = ["--study", "search", "--results", str(tmp_path), "--markdown", str(target)]
-    assert run_command(_parser(), _command, arguments) == 0
+    assert main(arguments) == 0
     assert "| 1 | t0001 | complete | 1/4 | 0.6000 @1 |" in target.read_text()
 
 
@@ -156,7 +156,7 @@ def test_a_search_has_its_front_of_metric_and_cost(tmp_path, capsys):
         study.report(number, make_report(1, value) | {"seconds": seconds}, node)
         study.end(number, "epochs")
     target = tmp_path / "search.md"
-    assert run_command(_parser(), _command, ["--results", str(tmp_path), "--markdown", str(target)]) == 0
+    assert main(["--results", str(tmp_path), "--markdown", str(target)]) == 0
     out, text = capsys.readouterr().out, target.read_text()
     for shown in (out, text):
         assert "no other is at least as good in segm/AP50 and a cost and better in one" in shown
@@ -185,7 +185,7 @@ def test_a_search_that_weighs_a_cost_says_so(tmp_path):
     ],
 )
 def test_without_a_study_there_is_a_line(tmp_path, capsys, arguments, problem):
-    assert run_command(_parser(), _command, [*arguments, "--results", str(tmp_path / "none")]) == 2
+    assert main([*arguments, "--results", str(tmp_path / "none")]) == 2
     assert problem in capsys.readouterr().err
 
 
@@ -203,8 +203,8 @@ def test_values_that_are_missing_in_an_epoch_are_left_out(measured):
 
 def test_the_report_loads_neither_torch_nor_ray_nor_optuna(measured):
     script = (
-        "import sys; from search.report import _command, _parser; from cellseg.cli import run_command;"
-        "assert run_command(_parser(), _command) == 0;"
+        "import sys; from search.report import main;"
+        "assert main() == 0;"
         "assert not {'torch', 'ray', 'optuna', 'cv2', 'albumentations'} & set(sys.modules)"
     )
     done = subprocess.run(

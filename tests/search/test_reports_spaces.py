@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from cellseg.cli import run_command
 from search.ablation import load_ablation
-from search.report import study_report
-from search.run import _command, _parser
+from search.run import main
 from search.storage.store import StudyStore
+from search.views.study_report import study_report
 
 FOLDER = Path(__file__).parents[2] / "spaces" / "reports"
 
@@ -118,7 +117,7 @@ def test_settings_without_effect_are_told_where_the_original_code_had_them():
 @pytest.mark.parametrize("name", REPORTED)
 def test_a_dry_run_says_what_sets_the_rows_apart_and_builds_their_models(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_command(_parser(), _command, [str(FOLDER / f"{name}.yaml"), "--dry-run"]) == 0
+    assert main([str(FOLDER / f"{name}.yaml"), "--dry-run"]) == 0
     out, err = capsys.readouterr()
     table = load_ablation(FOLDER / f"{name}.yaml")
     assert err == ""

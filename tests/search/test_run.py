@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cellseg.checkpoint import open_checkpoint
-from cellseg.cli import EXIT_INTERRUPTED, run_command
-from search.run import _command, _parser
+from cellseg.cli import EXIT_INTERRUPTED
+from search.run import main
 from search.storage.store import StudyStore
 
 pytestmark = pytest.mark.timeout(500)
@@ -69,7 +69,7 @@ def test_overlays_show_the_validation_images(searched):
 def test_the_same_command_again_trains_nothing(searched, capsys, monkeypatch):
     monkeypatch.chdir(searched.folder)
     before = store_of(searched).trials()
-    assert run_command(_parser(), _command, ["tiny cells.yaml"]) == 0
+    assert main(["tiny cells.yaml"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("study 'tiny cells' has its 3 trials; more with --trials N\n")
     assert "dashboard" not in out
@@ -82,11 +82,11 @@ def test_a_study_that_reached_a_limit_says_which_and_how_to_go_on(searched, tmp_
     monkeypatch.chdir(tmp_path / "copy")
     arguments = ["tiny cells.yaml", "--set", "limits.target=0"]
     ended = "study 'tiny cells' ended by limits.target: segm/AP50 of "
-    assert run_command(_parser(), _command, [*arguments, "--trials", "9"]) == 0
+    assert main([*arguments, "--trials", "9"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(ended)
     assert first.endswith(", 0 was wanted; it goes on with --set limits.target=N")
-    assert run_command(_parser(), _command, arguments) == 0
+    assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "study 'tiny cells' has its 3 trials; more with --trials N"
     assert lines[1].startswith(ended)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cellseg.cli import run_command
-from search.run import _command, _parser
+from search.run import main
 
 SPACES = sorted((Path(__file__).parents[2] / "spaces").glob("**/*.yaml"))
 
@@ -20,7 +19,7 @@ def test_there_are_spaces():
 def test_a_dry_run_prints_the_plan_and_starts_nothing(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "search.cluster.driver", None)  # importing it fails
-    assert run_command(_parser(), _command, [str(path), "--dry-run"]) == 0
+    assert main([str(path), "--dry-run"]) == 0
     out, err = capsys.readouterr()
     assert re.match(rf"study {re.escape(path.stem)}\n(maximize segm/AP|minimize loss/validation)", out)
     assert "ASHA" in out

@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes import make_report
+from fakes import make_report, study_of
 
-from cellseg.cli import run_command
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from cellseg.files import parse_yaml
-from search.ablation import Ablation, is_table, load_ablation, parse_ablation
-from search.run import _command, _parser
+from search.ablation import Ablation, load_ablation, parse_ablation
+from search.run import main
+from search.space import Space
 from search.storage.store import StudyStore
+from search.study.load import experiment_from_json, load_experiment
 from search.study.study import Study, trial_seed
 
 CONTENT = {
@@ -57,7 +58,7 @@ def make_table(**settings) -> Ablation:
 
 def make_study(folder, table: Ablation | None = None) -> Study:
     store = StudyStore.open(folder) if StudyStore.exists(folder) else StudyStore.create(folder, {"metric": "segm/AP50"})
-    return Study("table", table or make_table(), store)
+    return study_of("table", table or make_table(), store)
 
 
 def params_of(study, proposal) -> dict:
@@ -75,14 +76,17 @@ def runs_left(study) -> list[tuple[str, int]]:
 # Files
 
 
-def test_a_file_with_rows_is_a_table_and_one_with_a_space_is_not(path, tmp_path):
-    assert is_table(path)
-    space = tmp_path / "space.yaml"
-    space.write_text("space: {}")
-    assert not is_table(space)
-    space.write_text("space: {}\nrows: {}")
+def test_a_file_with_rows_is_an_ablation_and_one_with_a_space_is_not(path, tmp_path):
+    ablation = load_experiment(path)
+    assert isinstance(ablation, Ablation)
+    assert experiment_from_json(ablation.to_json(), "study.json") == ablation
+    space = load_experiment(Path(__file__).parents[3] / "spaces/quickstart.yaml")
+    assert isinstance(space, Space)
+    assert experiment_from_json(space.to_json(), "study.json") == space
+    both = tmp_path / "both.yaml"
+    both.write_text("space: {}\nrows: {}")
     with pytest.raises(UserError, match=r"must have space .* or rows .*, but got both"):
-        is_table(space)
+        load_experiment(both)
 
 
 def test_nested_and_dotted_fields_are_one():
@@ -110,7 +114,7 @@ def test_a_row_without_anything_is_the_common_config(path):
         ({"rows": {"a": {"config": {"optim.rate": 1}}}}, "rows.a: optim.rate: must be a config field"),
         ({"rows": {"a": {"config": {"optim.lr": -1}}}}, "rows.a: optim.lr: must be greater than 0, but got -1"),
         ({"rows": {"a": {"config": {"optim.lr": float("inf")}}}}, "rows.a: optim.lr: must be a finite number"),
-        ({"rows": {"a": {"config": {"train.seed": 1}}}}, "rows.a: train.seed: is set by the table"),
+        ({"rows": {"a": {"config": {"train.seed": 1}}}}, "rows.a: train.seed: is set by the ablation"),
         ({"rows": {"a": {"config": {"data.fold": 1}}}}, "rows.a: data.fold: must be the same in all rows"),
         ({"rows": {"a": {"config": {"optim.momentum": 0.5}}}}, "rows.a: optim.momentum: must have an effect, but got"),
         ({"common": {"optim.gamma": 0.5}}, "common: optim.gamma: must have an effect in some row, but got"),
@@ -173,7 +177,7 @@ def test_the_command_line_may_make_rows_alike(path):
 @pytest.mark.parametrize(
     ("overrides", "rows", "problem"),
     [
-        (["trials=3"], (), "--trials: a table trains each row `repeats` times, but got 3"),
+        (["trials=3"], (), "--trials: an ablation trains each row `repeats` times, but got 3"),
         (["train.epoch=3"], (), r"--set train.epoch: must be a config field or a setting, .* 'train.epochs'\?"),
         (["data.fold=9"], (), "rows.base, slow: data.fold: fold < num_folds must hold"),
         ((), ["bas"], r"--rows: bas: must be a row, but got an unknown name. Did you mean 'base'\?"),
@@ -187,12 +191,12 @@ def test_a_command_line_that_does_not_fit_is_told(path, overrides, rows, problem
 def test_rows_are_chosen_in_tables_only(tmp_path, capsys):
     space = tmp_path / "space.yaml"
     space.write_text("space: {}")
-    assert run_command(_parser(), _command, [str(space), "--rows", "a"]) == 2
-    assert f"--rows: is for tables, but got {space}, which has no rows" in capsys.readouterr().err
+    assert main([str(space), "--rows", "a"]) == 2
+    assert f"--rows: is for ablations, but got {space}, which has no rows" in capsys.readouterr().err
 
 
 def test_a_dry_run_tells_of_the_chosen_rows_alone(path, capsys):
-    assert run_command(_parser(), _command, [str(path), "--dry-run", "--rows", "slow", "--epochs", "1"]) == 0
+    assert main([str(path), "--dry-run", "--rows", "slow", "--epochs", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 rows x 2 repeats, 2 trials, 2 epochs in all" in out
     assert "\nslow " in out
@@ -305,8 +309,11 @@ def test_a_description_names_what_sets_a_row_apart():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"limits": {"target": 0.9}}, r"limits\.target: a table trains every row, whatever its value, but got 0\.9"),
-        ({"limits": {"plateau_trials": 5}}, r"limits\.plateau_trials: a table trains every row.*but got 5"),
+        (
+            {"limits": {"target": 0.9}},
+            r"limits\.target: an ablation trains every row, whatever its value, but got 0\.9",
+        ),
+        ({"limits": {"plateau_trials": 5}}, r"limits\.plateau_trials: an ablation trains every row.*but got 5"),
         ({"limits": {"gpu_hours": 5}}, r"limits\.gpu_hours: needs resources\.gpu > 0.*but got no resources"),
         ({"limits": {"hour": 5}}, r"limits\.hour: must be a setting.*Did you mean 'hours'"),
         ({"objective": {"per": "seconds"}}, r"objective: must be a setting"),
@@ -323,11 +330,11 @@ def test_a_table_can_be_limited_in_time_and_goes_on_later(tmp_path, path):
     assert Ablation.from_json(json.loads(json.dumps(table.to_json()))) == table
     now = [0.0]
     store = StudyStore.create(tmp_path / "s", {"metric": "segm/AP50"})
-    study = Study("table", table, store, clock=lambda: now[0])
+    study = study_of("table", table, store, clock=lambda: now[0])
     running = study.propose()
     now[0] = 7200.0
     assert study.must_stop and study.propose() is None
     study.interrupt()
     raised = load_ablation(path, ["limits.hours=3"])
     assert raised.fingerprint == table.fingerprint
-    assert Study("table", raised, StudyStore.open(tmp_path / "s")).propose() == running
+    assert study_of("table", raised, StudyStore.open(tmp_path / "s")).propose() == running

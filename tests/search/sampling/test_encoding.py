@@ -14,16 +14,19 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
+SPACE = Space(metric="m", trials=1, epochs=9, domains=DOMAINS)
+
+
 @pytest.fixture
 def cube() -> Cube:
-    return Cube(Space(metric="m", trials=1, epochs=9, domains=DOMAINS))
+    return Cube(DOMAINS)
 
 
 def test_every_row_decodes_to_params_that_the_space_could_have_sampled(cube):
     rng = np.random.default_rng(0)
     for row_K in cube.random(rng, 300):
         params = cube.decode(row_K)
-        assert list(params) == [key for key in DOMAINS if cube.space.is_active(key, params)]
+        assert list(params) == [key for key in DOMAINS if SPACE.is_active(key, params)]
         assert all(DOMAINS[key].contains(value) for key, value in params.items())
 
 
@@ -38,7 +41,7 @@ def test_random_rows_reach_both_ends_and_every_choice_about_equally_often(cube):
 def test_params_survive_a_round_trip(cube):
     rng = np.random.default_rng(1)
     for _ in range(200):
-        params = cube.space.sample(rng)
+        params = SPACE.sample(rng)
         back = cube.decode(cube.encode(params, rng))
         assert back.keys() == params.keys()
         assert all(
@@ -49,7 +52,7 @@ def test_params_survive_a_round_trip(cube):
 def test_features_see_what_is_active_and_nothing_else(cube):
     rng = np.random.default_rng(2)
     for _ in range(50):
-        params = cube.space.sample(rng)
+        params = SPACE.sample(rng)
         rows_NK = np.stack([cube.encode(params, rng) for _ in range(3)])  # inactive keys differ
         features_ND = cube.features(rows_NK)
         assert features_ND.shape == (3, len(cube.key_of_feature)) == (3, 3 + 5)
@@ -84,7 +87,7 @@ def test_a_condition_on_a_key_that_is_not_sampled_looks_at_its_default():
         "optim.momentum": Range(low=0.1, high=0.9, when={"optim.optimizer": ("sgd",)}),
         "optim.gamma": Range(low=0.1, high=0.9, when={"optim.schedule": ("warmup-cosine",)}),
     }
-    cube = Cube(Space(metric="m", trials=1, epochs=9, domains=domains))
+    cube = Cube(domains)
     row_K = np.array([0.25, 0.25])
     assert list(cube.decode(row_K)) == ["optim.gamma"]
     assert cube.features(row_K[None]).tolist() == [[0.5, 0.25]]

@@ -1,22 +1,21 @@
 import numpy as np
 import pytest
 
+from search.sampling.encoding import Cube
 from search.sampling.proposer import NUM_RANDOM, Proposer
-from search.space import AshaSettings, Choices, Range, Space
+from search.space import Choices, Range
+from search.space.settings import direction_of
 
 EPOCHS = 9
 
 
-def make(**settings) -> Proposer:
-    domains = {
+def make(metric: str = "m", domains=None) -> Proposer:
+    domains = domains or {
         "x": Range(low=0.0, high=1.0),
         "kind": Choices(choices=("good", "bad")),
         "y": Range(low=0.0, high=1.0, when={"kind": ("good",)}),
     }
-    asha = AshaSettings(grace=1, reduction=3)
-    return Proposer(
-        Space(**{"metric": "m", "trials": 1, "epochs": EPOCHS, "asha": asha, "domains": domains} | settings), 0
-    )
+    return Proposer(Cube(domains), direction=direction_of(metric), levels=(1, 3, EPOCHS), seed=0)
 
 
 def score(params) -> float:
@@ -51,7 +50,7 @@ def test_proposals_close_in_on_the_best_config(metric):
 def test_the_first_proposals_are_random_draws():
     proposer = make()
     rng = np.random.default_rng(5)
-    assert proposer.propose(rng) == proposer._space.sample(np.random.default_rng(5))
+    assert proposer.propose(rng) == proposer._cube.sample(np.random.default_rng(5))
     assert NUM_RANDOM > 1
 
 

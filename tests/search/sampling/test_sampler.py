@@ -8,10 +8,12 @@ import pytest
 from optuna.trial import TrialState
 
 from search.sampling.proposer import NUM_RANDOM
-from search.sampling.sampler import Outcome, StudySampler
-from search.space import Choices, Range, Space
+from search.sampling.protocol import Outcome
+from search.sampling.sampler import StudySampler
+from search.space import Choices, Domain, Range, Space
+from search.study.choose import make_sampler
 
-DOMAINS = {
+DOMAINS: dict[str, Domain] = {
     "optimizer": Choices(choices=("sgd", "adamw")),
     "lr": Range(low=1e-5, high=1.0, log=True),
     "momentum": Range(low=0.0, high=1.0, when={"optimizer": ("sgd",)}),
@@ -30,8 +32,10 @@ def _warnings_are_errors():
 
 
 def make(domains=None, start_from=(), seed=0) -> StudySampler:
-    space = Space(metric="m", trials=20, epochs=9, domains=domains or DOMAINS, start_from=start_from)
-    return StudySampler(space, seed)
+    space = Space(metric="m", trials=20, epochs=9, seed=seed, domains=domains or DOMAINS, start_from=start_from)
+    sampler = make_sampler(space)
+    assert isinstance(sampler, StudySampler)
+    return sampler
 
 
 def score(params) -> float:
@@ -58,7 +62,7 @@ def test_proposals_are_complete_legal_and_without_inactive_keys():
         assert set(params) == {"lr", "optimizer", "width", "only"} | (
             {"momentum"} if params["optimizer"] == "sgd" else {"beta"}
         )
-        assert all(sampler.space.domains[key].contains(value) for key, value in params.items())
+        assert all(DOMAINS[key].contains(value) for key, value in params.items())
     assert [trial.params for trial in sampler.study.trials] == run(make(), 30)
 
 
@@ -73,8 +77,9 @@ def test_proposals_get_better_than_random():
 
 
 def test_proposals_for_a_minimised_metric_get_lower_than_random():
-    space = Space(metric="loss/validation", trials=60, epochs=9, domains=DOMAINS)
-    sampler, losses = StudySampler(space, seed=1), []
+    sampler = make_sampler(Space(metric="loss/validation", trials=60, epochs=9, seed=1, domains=DOMAINS))
+    assert isinstance(sampler, StudySampler)
+    losses: list[float] = []
     for number in range(60):
         losses.append(-score(sampler.ask(number)))
         sampler.report(number, 1, losses[-1])
@@ -266,7 +271,8 @@ def test_an_unfinished_trial_of_a_former_run_is_running_until_told():
 def test_random_proposals_end_when_enough_trials_have_ended():
     sampler = make(seed=2)
     asked = [sampler.ask(number) for number in range(NUM_RANDOM + 5)]
-    assert asked == [sampler.space.sample(np.random.default_rng([2, number])) for number in range(len(asked))]
+    space = Space(metric="m", trials=20, epochs=9, domains=DOMAINS)
+    assert asked == [space.sample(np.random.default_rng([2, number])) for number in range(len(asked))]
 
 
 def started(seed: int = 0, running: int = 3, **settings) -> StudySampler:
@@ -299,7 +305,7 @@ def test_who_finds_a_proposal_ready_does_not_wait_for_the_model(monkeypatch):
     sampler = started()
     prepare_all(sampler, 1)
     sampler.tell(12, Outcome.FAILED)  # the slot that came free
-    monkeypatch.setattr(sampler._sampler.proposer, "propose", lambda rng: pytest.fail("made anew"))
+    monkeypatch.setattr(sampler._proposer, "propose", lambda rng: pytest.fail("made anew"))
     assert "lr" in sampler.ask(15)
 
 

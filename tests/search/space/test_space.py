@@ -44,14 +44,14 @@ def test_a_full_space_is_read(full):
 def test_a_small_space_gets_the_defaults():
     space = parse(HEAD + "space:\n" + LR)
     assert (space.seed, space.keep, space.resources, space.data, space.start_from) == (0, 3, None, None, ())
-    assert space.make_asha().rungs == (1, 3)
+    assert space.rungs == (1, 3)
 
 
 @pytest.mark.parametrize("off", ["off", "false", "'off'"])
 def test_asha_off_means_no_rungs(off):
     space = parse(HEAD + f"asha: {off}\nspace:\n" + LR)
     assert space.asha is None
-    assert space.make_asha().rungs == ()
+    assert space.rungs == ()
 
 
 def test_random_params_lie_in_their_domains_and_make_configs(full):

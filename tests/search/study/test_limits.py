@@ -1,7 +1,7 @@
 """What ends a study before its trials are done, told by a clock of the test's own."""
 
 import pytest
-from fakes import make_report, make_study
+from fakes import finish, make_report, make_study, told
 from spacefiles import HEAD, LR, parse, problems_of
 
 from search.space import Limits, load_space
@@ -33,9 +33,10 @@ def train(study, *values: float, ending: str | None = "epochs", seconds: float =
     """A trial that reports these values, and ends if it is given an ending; its number."""
     number = study.propose().number
     for epoch, value in enumerate(values, start=1):
-        study.report(number, make_report(epoch, value) | {"seconds": seconds})
+        last = told(ending) if epoch == len(values) else None
+        study.report(number, make_report(epoch, value, ending=last) | {"seconds": seconds})
     if ending is not None:
-        study.end(number, ending)
+        finish(study, number, ending)
     return number
 
 

@@ -4,12 +4,13 @@ import json
 from collections import Counter
 
 import pytest
-from fakes import METRIC, make_report, make_space, make_study
+from fakes import METRIC, finish, make_report, make_space, make_study, study_of, told
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from search.storage.store import StudyStore
-from search.study.study import ANY_FAILURES_IN_A_ROW, OUTCOMES, Study, trial_seed
+from search.study.failures import ANY_FAILURES_IN_A_ROW
+from search.study.study import OUTCOMES, trial_seed
 
 
 @pytest.fixture
@@ -18,10 +19,13 @@ def study(tmp_path):
 
 
 def train(study, number: int, values, ending: str | None = "epochs") -> list[bool]:
-    """Report ``values`` from epoch 1 and end the trial; what the study answered."""
-    answers = [study.report(number, make_report(epoch, value)) for epoch, value in enumerate(values, start=1)]
+    """Report ``values`` from epoch 1 and end the trial, unless ASHA ended it; what the study answered."""
+    answers = []
+    for epoch, value in enumerate(values, start=1):
+        last = told(ending) if epoch == len(values) else None
+        answers.append(study.report(number, make_report(epoch, value, ending=last)))
     if ending is not None:
-        study.end(number, ending)
+        finish(study, number, ending)
     return answers
 
 
@@ -101,7 +105,7 @@ def test_the_target_counts_every_trial_that_did_not_fail(tmp_path):
     endings = ["epochs", "non-finite", "pruned", "out-of-memory"]
     for ending in endings:
         number = study.propose().number
-        train(study, number, [0.1], ending)
+        train(study, number, [0.0 if ending == "pruned" else 0.1 + number], ending)
     assert (study.num_finished, study.is_over) == (3, True)
     assert study.propose() is None
     assert [row.state for row in study.rows] == ["COMPLETE", "FAILED", "PRUNED", "INFEASIBLE"]
@@ -118,11 +122,45 @@ def test_an_epoch_is_written_and_asha_decides(study):
     assert [(epoch.epoch, epoch.metrics[METRIC]) for epoch in again.epochs(0)] == [(1, 0.5), (2, 0.6)]
 
 
+def test_a_trial_that_asha_stops_is_ended_with_rank_and_what_it_needed(study):
+    for value in (0.5, 0.4, 0.0074):
+        study.report(study.propose().number, make_report(1, value))
+    first, second, third = StudyStore.open(study.store.folder).trials()
+    assert (first.state, second.state, third.state) == ("RUNNING", "PRUNED", "PRUNED")
+    assert second.reason == "pruned: rank 2 of 2 at epoch 1, needed 0.5000, had 0.4000"
+    assert third.reason == "pruned: rank 3 of 3 at epoch 1, needed 0.5000, had 0.0074"
+    assert (third.ending, third.detail) == ("pruned", "rank 3 of 3 at epoch 1, needed 0.5000, had 0.0074")
+    assert third.ended is not None
+    number = study.propose().number
+    study.report(number, make_report(1, 0.5))
+    assert study.rows[number].reason == "", "two of four go on, and it is no worse than the best"
+    number = study.propose().number
+    study.report(number, make_report(1, 0.5))
+    assert study.rows[number].reason == "pruned: rank 3 of 5 at epoch 1, tied at 0.5000"
+
+
+def test_the_reason_of_a_pruned_loss_shows_losses_as_they_are(tmp_path):
+    study = make_study(tmp_path, metric=LOSS, direction="minimize")
+    for value in (0.5, 0.75):
+        study.report(study.propose().number, make_report(1, value, metric=LOSS))
+    assert study.rows[1].reason == "pruned: rank 2 of 2 at epoch 1, needed 0.5000, had 0.7500"
+
+
+def test_a_trial_whose_training_is_over_is_not_pruned_by_its_last_report(study):
+    first, second = study.propose().number, study.propose().number
+    assert study.report(first, make_report(1, 0.5))
+    assert not study.report(second, make_report(1, 0.1, ending="patience"))
+    assert study.rows[second].state == "RUNNING", "the caller ends it"
+    study.end(second, "patience")
+    assert study.rows[second].state == "COMPLETE"
+
+
 def test_without_asha_every_trial_goes_on(tmp_path):
     study = make_study(tmp_path, asha=False)
     for value in (0.5, 0.4, 0.3, 0.2):
         number = study.propose().number
-        assert all(train(study, number, [value] * 4))
+        assert all(train(study, number, [value] * 4, ending=None))
+        study.end(number, "epochs")
 
 
 def test_a_repeated_epoch_is_not_counted_twice(study):
@@ -178,7 +216,7 @@ def test_only_the_best_checkpoints_and_unfinished_trials_stay_on_disk(study):
         keep_checkpoints(study, number)
         study.report(number, make_report(1, value))
     for number in (0, 1, 2):
-        study.end(number, "pruned")
+        finish(study, number, "pruned")
     assert kept(study) == {"t0001", "t0001/best", "t0003", "t0003/best", "t0003/last"}, "3 still runs"
     study.end(3, "epochs")
     assert kept(study) == {"t0001", "t0001/best", "t0003", "t0003/best"}
@@ -307,10 +345,11 @@ def losses_of(study, number: int, values, ending: str | None = "epochs") -> list
     """As :func:`train`, of a trial whose best loss so far is reported, and beside it that of the epoch."""
     answers = []
     for epoch, value in enumerate(values, start=1):
-        report = make_report(epoch, value, metric=LOSS) | {"best_value": min(values[:epoch])}
+        last = told(ending) if epoch == len(values) else None
+        report = make_report(epoch, value, metric=LOSS, ending=last) | {"best_value": min(values[:epoch])}
         answers.append(study.report(number, report))
     if ending is not None:
-        study.end(number, ending)
+        finish(study, number, ending)
     return answers
 
 
@@ -346,7 +385,8 @@ def test_replay_of_a_minimised_metric_knows_the_best_value_so_far(minimizing):
 
 def test_a_table_that_ranks_by_another_metric_is_a_bug_of_the_caller(study):
     with pytest.raises(AssertionError):
-        Study("study", make_space(metric=LOSS, direction="minimize"), study.store)
+        space = make_space(metric=LOSS, direction="minimize")
+        study_of("study", space, study.store)
 
 
 @pytest.mark.parametrize(
@@ -372,8 +412,9 @@ def test_replay_knows_the_tie_breakers(study):
     for number, losses in enumerate([(2.0, 1.0, 0.7), (1.5, 2.5, float("nan")), (1.0,)]):
         study.propose()
         for epoch, loss in enumerate(losses, start=1):
-            study.report(number, make_report(epoch, 0.0, **{LOSS: loss}))
-        study.end(number, "patience" if len(losses) > 1 else "pruned")
+            last = "patience" if epoch == len(losses) > 1 else None
+            study.report(number, make_report(epoch, 0.0, ending=last, **{LOSS: loss}))
+        finish(study, number, "patience" if len(losses) > 1 else "pruned")
     again = reopened(study)
     for epoch in study.asha.rungs:
         live, replayed = study.asha.rung(epoch), again.asha.rung(epoch)
@@ -409,7 +450,7 @@ def test_starts_of_the_space_are_proposed_first_and_once(tmp_path):
 
 
 def test_values_that_break_a_rule_together_fail_and_the_next_ones_are_proposed(study, monkeypatch):
-    config = type(study.space).config
+    config = type(study.experiment).config
     attempts = []
 
     def first_is_refused(space, params, *, seed):
@@ -418,7 +459,7 @@ def test_values_that_break_a_rule_together_fail_and_the_next_ones_are_proposed(s
             raise UserError("model.norm: coco weights need batch statistics, but got norm=group.")
         return config(space, params, seed=seed)
 
-    monkeypatch.setattr(type(study.space), "config", first_is_refused)
+    monkeypatch.setattr(type(study.experiment), "config", first_is_refused)
     assert study.propose().number == 1
     refused = study.rows[0]
     assert (refused.state, refused.metric) == ("FAILED", None)

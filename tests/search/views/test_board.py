@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from fakes import make_report, make_study
+from fakes import finish, make_report, make_study, told
 from rich.console import Console
 
 from search.views.board import Board, format_value, leaderboard_table, pareto_table, show_front
@@ -29,9 +29,9 @@ def shown(renderable) -> str:
 def run(study, values, ending: str | None = "epochs", detail: str = "") -> None:
     for value in values:
         number = study.propose().number
-        study.report(number, make_report(1, value))
+        study.report(number, make_report(1, value, ending=told(ending)))
         if ending:
-            study.end(number, ending, detail)
+            finish(study, number, ending, detail)
 
 
 def test_a_log_gets_a_line_for_each_trial_that_moved(study):

@@ -8,26 +8,24 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
-from search.sampling.rows import RowSampler
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
 from search.space.settings import AshaSettings, Direction
-from search.study.asha import Asha
 
 ROW, REPEAT = "row", "repeat"
 """The params of a run: the row's name, and which of its repeats it is, from 0."""
 
 
 class Row(BaseModel):
-    """One row of the table."""
+    """A row of the ablation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     config: dict[str, Any] = {}
     """Config fields over the table's ``common`` ones, by dotted key."""
     reported: dict[str, int | float | str] = {}
-    """What was reported for it, by column: a figure, or words where there is none."""
+    """The reported result, by column: a figure, or words where there is none."""
     note: str | None = None
-    """What a reader of its figures must know."""
+    """A note for readers of its figures."""
     without_effect: str | None = None
     """Why a setting of the row could not have had an effect in the code that the figure comes from."""
     same_as: str | None = None
@@ -35,7 +33,7 @@ class Row(BaseModel):
 
 
 class Ablation(BaseModel):
-    """A table to be measured. :func:`search.ablation.load_ablation` makes checked ones.
+    """Given configs to be measured. :func:`search.ablation.load_ablation` makes checked ones.
 
     Its runs are the repeats of its rows. None is stopped early, and one that fails is a result.
     """
@@ -56,19 +54,19 @@ class Ablation(BaseModel):
     keep: Count = 3
     """Checkpoints of this many best runs stay on disk."""
     resources: Resources | None = None
-    """What one run occupies. None: a GPU where there is one, else a CPU."""
+    """The CPUs and GPUs that one run occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
     """Where the data is, unless the command says so."""
     limits: Limits | None = None
-    """What ends the study before all runs are done: time alone, for every run is wanted whatever its value."""
+    """The limits that end the study early: on time alone, for every run is wanted whatever its value."""
     common: dict[str, Any] = {}
     """Config fields of all rows, by dotted key."""
     measured: Annotated[tuple[str, ...], Strict(False)]
-    """Names of the validation metrics that the table shows, at least one."""
+    """Names of the validation metrics that its report shows, at least one."""
     rows: dict[str, Row]
-    """By name, in the table's order; at least one."""
+    """By name, in the file's order; at least one."""
     notes: Annotated[tuple[str, ...], Strict(False)] = ()
-    """What a reader of the whole table must know."""
+    """Notes for readers of the whole ablation."""
     overridden: dict[str, Any] = {}
     """Config fields that the command line set in all rows, over everything else."""
     selected: Annotated[tuple[str, ...], Strict(False), Field(exclude=True)] = ()
@@ -76,7 +74,7 @@ class Ablation(BaseModel):
 
     @property
     def runs(self) -> list[Params]:
-        """The params of every run, the first repeat of all rows first: a table that is cut short has all its rows."""
+        """The params of every run, the first repeat of all rows first: if cut short, the ablation has all its rows."""
         return [{ROW: name, REPEAT: repeat} for repeat in range(self.repeats) for name in self.trained_rows]
 
     @property
@@ -86,15 +84,15 @@ class Ablation(BaseModel):
         return [name for name in self.rows if name in wanted]
 
     def origin(self, name: str) -> str:
-        """The row whose runs measure this one: itself, or the one that it is the same as."""
+        """Return the row whose runs measure this one: itself, or the one that it is the same as."""
         return self.rows[name].same_as or name
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Every config field that the table sets for a row, by dotted key."""
+        """Return every config field that the ablation sets for a row, by dotted key."""
         return {**self.common, **self.rows[self.origin(name)].config, **self.overridden}
 
     def config(self, params: Mapping[str, Any], *, seed: int) -> TrialConfig:
-        """The config of a run; ``data.root`` is left to the caller.
+        """Return the config of a run; ``data.root`` is left to the caller.
 
         Raises:
             UserError: its values do not go together.
@@ -102,23 +100,28 @@ class Ablation(BaseModel):
         return self.row_config(params[ROW], seed=seed)
 
     def row_config(self, name: str, *, seed: int = 0) -> TrialConfig:
-        """The config of a row with some seed; see :meth:`config`."""
+        """Return the config of a row with some seed; see :meth:`config`."""
         return TrialConfig.from_flat(self.flat_config(name, seed=seed), where=f"rows.{name}")
 
     def flat_config(self, name: str, *, seed: int = 0) -> dict[str, Any]:
         """Return the values of :meth:`row_config` that differ from the defaults, by dotted key, unchecked."""
         return self.settings(name) | {"train.metric": self.metric, "train.seed": seed}
 
-    # What a study asks, beside the fields above
+    # The questions of a study, beside the fields above
 
     @property
     def trials(self) -> int:
-        """Runs to end, those of former commands included."""
+        """Runs to end, those of earlier commands included."""
         return len(self.runs)
 
     @property
     def objective(self) -> None:
         """Nothing ranks beside the metric."""
+
+    @property
+    def asha(self) -> AshaSettings | None:
+        """Nothing is stopped early."""
+        return None
 
     @property
     def epochs(self) -> int:
@@ -142,7 +145,7 @@ class Ablation(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that two tables share exactly if their runs may stand in one study.
+        """16 hex digits that two ablations share exactly if their runs may stand in one study.
 
         It covers what the runs' results depend on: metric, seed, and every row's name and settings. It leaves out the
         number of repeats, what was reported and what is shown.
@@ -152,28 +155,30 @@ class Ablation(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def is_search(self) -> bool:
+        """Whether trials compete: no, every run is a result."""
+        return False
+
+    @property
+    def more_trials(self) -> str:
+        """The option that asks for more runs."""
+        return "--set repeats=N"
+
+    @property
     def failures_count(self) -> bool:
         """A run that fails is a result: it is not tried anew, and the other rows go on."""
         return True
 
     def includes(self, params: Mapping[str, Any]) -> bool:
-        """Whether a run of the study is one of those that are wanted now."""
+        """Say whether a run of the study is wanted now."""
         return params[ROW] in self.trained_rows and params[REPEAT] < self.repeats
 
     def seed_index(self, params: Mapping[str, Any], number: int) -> int:
-        """The repeat: in each, all rows start from the same random numbers."""
+        """Return the repeat: in each, all rows start from the same random numbers."""
         return params[REPEAT]
 
-    def make_asha(self) -> Asha:
-        """A scheduler without rungs, which stops nothing."""
-        return Asha(grace=self.epochs, reduction=AshaSettings().reduction, max_epochs=self.epochs)
-
-    def make_sampler(self) -> RowSampler:
-        """The sampler of a new study."""
-        return RowSampler(self.runs)
-
     def describe(self) -> list[str]:
-        """The table in lines for people: what all rows share, and what sets each apart."""
+        """Describe the ablation in lines for people: what all rows share, and what sets each apart."""
         names = self.trained_rows
         total = self.repeats * sum(self._epochs_by_row)
         width = max(map(len, self.rows))
@@ -196,12 +201,12 @@ class Ablation(BaseModel):
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """The table as JSON values; :meth:`from_json` reads it back."""
+        """Return the ablation as JSON values; :meth:`from_json` reads it back."""
         return self.model_dump(mode="json")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Ablation":
-        """A table that :meth:`to_json` wrote. It is taken as it is, unlike a user's file."""
+        """Make the ablation that :meth:`to_json` wrote. It is taken as it is, unlike a user's file."""
         return cls.model_validate(content)
 
 
