@@ -456,3 +456,7 @@ def test_a_continued_trial_still_knows_how_long_its_earlier_epochs_took(study):
     row = again.store.trial(number)
     assert row.seconds_per_epoch == 2.0, "the median of 1, 2 and 9 s; the first epoch does not count"
     assert row.seconds == 102.0
+
+
+def test_the_seed_of_a_trial_is_the_same_in_every_release():
+    assert [trial_seed(2, 3), trial_seed(0, 0), trial_seed(2**31, 1)] == [200_009, 0, 2_147_483_649]
