@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from cellseg.config import METRICS, MINIMIZED
 from cellseg.data.detections import Detections
 from cellseg.data.rle import encode_window
-from cellseg.evaluate import evaluate
+from cellseg.evaluate import evaluate, match
 
 DISC = np.hypot(*(np.mgrid[:13, :13] - 6)) < 6.5
 SIZE = (340, 400)
@@ -150,3 +150,46 @@ def test_the_figures_are_finite_plain_floats_and_every_metric_of_the_config_is_a
 def test_predictions_of_another_size_are_refused():
     with pytest.raises(AssertionError, match="sizes must agree"):
         evaluate([Detections.empty((3, 4))], [Detections.empty((4, 3))], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("ious", "matched"),
+    [
+        ([[0.5]], [True]),  # the threshold itself is enough
+        ([[0.4999]], [False]),
+        ([[0.7, 0.7], [0.0, 0.7]], [True, False]),  # the first detection takes the last of equals
+        ([[0.7, 0.7], [0.7, 0.0]], [True, True]),
+        ([[0.6, 0.7], [0.6, 0.8]], [True, True]),  # the second takes what is free
+        ([[0.7], [0.9]], [True, False]),  # who has the higher score chooses first
+    ],
+)
+def test_a_detection_takes_the_free_cell_it_overlaps_most_the_last_of_equals(ious, matched):
+    assert match(np.array(ious), np.array([0.5])).tolist() == [matched]
+
+
+def rectangles(*windows: tuple[int, int, int, int], scores=None) -> Detections:
+    """Filled rectangles of (top, left, height, width)."""
+    corners = [(left, top, left + width, top + height) for top, left, height, width in windows]
+    return Detections(
+        size=SIZE,
+        boxes_N4=np.array(corners, np.float32),
+        scores_N=np.array(scores or [1.0] * len(windows), np.float32),
+        labels_N=np.ones(len(windows), np.int64),
+        rles=tuple(encode_window(np.ones((h, w), bool), top, left, *SIZE) for top, left, h, w in windows),
+    )
+
+
+def test_an_overlap_of_exactly_a_threshold_and_ties_count_as_in_pycocotools():
+    truth = rectangles((10, 10, 20, 20), (10, 100, 10, 10), (10, 110, 10, 10), (100, 10, 20, 20))
+    prediction = rectangles(
+        (10, 10, 10, 20),  # half of the first cell
+        (10, 100, 10, 20),  # the second and the third, each by half
+        (10, 110, 10, 10),  # the third: taken already, if ties go to the last
+        (100, 10, 15, 20),  # three quarters of the fourth
+        scores=[0.9, 0.8, 0.7, 0.6],
+    )
+    metrics = evaluate([prediction], [truth], ["a"])
+    stats = reference_stats([prediction], [truth], num_classes=1)
+    assert [metrics[f"segm/{name}"] for name in ("AP", "AP50", "AP75")] == pytest.approx(stats[:3], abs=1e-12)
+    # at 0.5: right, right, wrong, right
+    assert metrics["segm/AP50"] == pytest.approx((51 * 1.0 + 25 * 0.75) / 101)

@@ -9,7 +9,7 @@ from search.cost import Objective, pareto_front, pareto_trials, seconds_per_epoc
 from search.space import ObjectiveSettings
 from search.storage.kept import choose_trial
 from search.storage.store import StudyStore
-from search.storage.tables import TrialRow
+from search.storage.tables import EpochRow, TrialRow
 
 LOSS = "loss/validation"
 PER_SECOND = {"per": "seconds", "doubling": 0.05}
@@ -180,8 +180,9 @@ def test_replay_knows_the_cost_that_a_trial_had_at_each_epoch(tmp_path):
             replayed.value,
             replayed.intermediate_values,
         )
-    again.report(running, make_report(2, 0.4) | {"seconds": 7.0})
-    assert again.rows[running].seconds_per_epoch == 7.0, "the first epoch is left out, also of a continued trial"
+    for epoch, seconds in ((2, 7.0), (3, 9.0)):
+        again.report(running, make_report(epoch, 0.4) | {"seconds": seconds})
+    assert again.rows[running].seconds_per_epoch == 8.0, "the first epoch is left out, and it was before the pause"
 
 
 def test_an_epoch_of_unknown_cost_is_not_compared_and_the_next_one_is(tmp_path):
@@ -234,3 +235,19 @@ def test_another_objective_is_another_study(tmp_path):
 def test_an_objective_that_cannot_be_is_refused(text, problem):
     (found,) = problems_of(f"{HEAD}{text}\nspace:\n{LR}")
     assert problem in found
+
+
+def test_the_cost_at_an_epoch_is_the_highest_memory_and_the_typical_duration_until_then():
+    peaks, seconds, metrics = (2, 4, None, 1), (9.0, 2.0, 6.0, 1.0), (0.4, 0.3, 0.6, 0.5)
+    epochs = [
+        EpochRow(
+            trial=0, epoch=epoch, metrics={METRIC: metric}, seconds=duration, peak_memory_bytes=peak and peak * 2**30
+        )
+        for epoch, (peak, duration, metric) in enumerate(zip(peaks, seconds, metrics, strict=True), start=1)
+    ]
+    at_end = row(peak_memory_bytes=99 * 2**30, seconds_per_epoch=99.0)
+    best_so_far = (0.4, 0.4, 0.6, 0.6)
+    for per, costs in (("memory", (2, 4, 4, 4)), ("seconds", (9.0, 2.0, 4.0, 2.0))):
+        objective = Objective(METRIC, per, doubling=1.0)  # metric / cost
+        expected = {epoch: best_so_far[epoch - 1] / cost for epoch, cost in enumerate(costs, start=1)}
+        assert objective.values_by_epoch(at_end, epochs) == pytest.approx(expected), per

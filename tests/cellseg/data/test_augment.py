@@ -310,3 +310,14 @@ def test_a_crop_of_a_smaller_image_is_padded_with_its_background_at_bottom_and_r
     assert (crop_HWC[10:] == (210, 190, 200)).all() and (crop_PHW[:, 10:] == 0).all()
     assert crop_HWC.shape == (32, 32, 3) and crop_HWC.dtype == np.uint8
     assert crop_PHW.shape == (2, 32, 32) and crop_PHW.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 40), (40, 12), (12, 12), (13, 12), (12, 13)])
+def test_a_crop_reaches_every_place_of_the_image_along_both_sides(height, width):
+    size, rng = 10, np.random.default_rng(0)
+    planes_PHW = np.arange(height * width, dtype=np.uint16).reshape(1, height, width)
+    image_HWC = np.zeros((height, width, 3), np.uint8)
+    corners = [random_crop(image_HWC, planes_PHW, size, rng)[1][0, 0, 0] for _ in range(600)]
+    tops, lefts = np.divmod(corners, width)
+    assert set(tops) == set(range(height - size + 1))
+    assert set(lefts) == set(range(width - size + 1))

@@ -59,9 +59,9 @@ def test_nothing_is_copied_at_the_own_size():
 
 
 def test_shrinking_an_image_averages_it():
-    stripes = np.zeros((8, 8, 3), np.uint8)
-    stripes[:, ::2] = 200
-    assert (resize_image(stripes, (4, 4)) == 100).all()
+    stripes = np.zeros((8, 12, 3), np.uint8)
+    stripes[:, ::4] = 200  # linear interpolation between the middle ones of four pixels would give 0
+    assert (resize_image(stripes, (2, 3)) == 50).all()
 
 
 def test_growing_an_image_interpolates_linearly():
@@ -109,3 +109,11 @@ def test_grey_is_luminance_in_three_channels_and_rgb_is_left_alone():
     assert np.abs(grey_HWC - luminance_HW[..., None]).max() <= 1
     assert to_color(image_HWC, "rgb") is image_HWC
     assert cv2.cvtColor(grey_HWC, cv2.COLOR_RGB2GRAY).tolist() == grey_HWC[..., 0].tolist()
+
+
+def test_shrinking_weighs_each_pixel_by_the_area_that_it_covers():
+    image_HWC = np.random.default_rng(0).integers(0, 256, (10, 25, 3), dtype=np.uint8)
+    # Each new pixel covers 5/3 x 5/2 old ones: repeat pixels until both grids are whole, then average.
+    fine_HWC = image_HWC.repeat(3, axis=0).repeat(2, axis=1).astype(float)
+    expected_HWC = fine_HWC.reshape(6, 5, 10, 5, 3).mean(axis=(1, 3))
+    assert np.abs(resize_image(image_HWC, (6, 10)) - expected_HWC).max() <= 0.51

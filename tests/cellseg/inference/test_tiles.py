@@ -8,7 +8,14 @@ from torch import nn
 from cellseg.data.detections import Detections
 from cellseg.data.rle import decode, encode_window
 from cellseg.inference.image import predict_image
-from cellseg.inference.tiles import TileDetections, merge_tiles, near_inner_edge, tile_windows
+from cellseg.inference.tiles import (
+    CUT_MARGIN,
+    CUT_SHARE,
+    TileDetections,
+    merge_tiles,
+    near_inner_edge,
+    tile_windows,
+)
 from cellseg.model.build import build_model
 
 # Where tiles lie
@@ -360,3 +367,33 @@ def test_three_thousand_cells_of_a_large_image_take_the_memory_of_a_tile(tiny_co
     run = alternate({"tiled": lambda: predict_image(Crowd(), image_HWC, config)}, 1, memory="cpu")
     assert len(run.results["tiled"]) > 2500
     assert run.peak_extra_bytes["tiled"] < 200e6  # a tile is 40 MB with its masks; those of all would be 600 MB
+
+
+@pytest.mark.parametrize(
+    ("side", "distance", "near"),
+    [
+        (12, CUT_MARGIN, True),  # of a small box the margin in pixels decides
+        (12, CUT_MARGIN + 1, False),
+        (80, CUT_SHARE * 80, True),  # of a large one its share
+        (80, CUT_SHARE * 80 + 1, False),
+    ],
+)
+def test_the_larger_of_both_margins_says_what_a_border_may_cut(side, distance, near):
+    window = (100, 200, 300, 400)  # all borders inside an image of 600 x 700
+    for axis in (0, 1):
+        box = np.full(4, 250.0)
+        box[axis] = window[axis] + distance
+        box[axis + 2] = box[axis] + side
+        box[1 - axis], box[3 - axis] = window[1 - axis] + 60, window[1 - axis] + 60 + side
+        mirrored = box[[2, 3, 0, 1]] * -1 + [400, 600, 400, 600]
+        boxes_N4 = np.array([box, mirrored], np.float32)
+        assert near_inner_edge(boxes_N4, window, (600, 700)).tolist() == [near, near], axis
+
+
+def test_only_the_best_match_is_the_same_cell():
+    """The left tile found a cell twice, as the network kept both. The right tile replaces only the better match."""
+    left = rectangles((70, 10, 90, 30, 0.8), (70, 10, 90, 26, 0.7))
+    right = rectangles((70, 10, 90, 30, 0.9))
+    expected = [(70, 10, 90, 26, 0.7), (70, 10, 90, 30, 0.9)]
+    assert boxes(merged((LEFT, left), (RIGHT, right))) == expected
+    assert boxes(merged((RIGHT, right), (LEFT, left))) == expected

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from cellseg.model import heads
 from cellseg.model.build import build_model
@@ -188,3 +188,32 @@ def test_hard_suppression_is_torchvisions_bit_for_bit(build, threshold, limit):
     assert len(theirs[0][0]) > 2
     for ours, expected in zip(own, theirs, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_the_mask_of_a_region_is_trained_on_the_cell_that_its_box_was_matched_to(build, monkeypatch):
+    cells = [(4, 4, 20, 24), (30, 30, 50, 50), (36, 4, 60, 20), (4, 40, 24, 60)]
+    images = [torch.rand(3, 64, 64) for _ in range(2)]
+    targets = [target(cells, [1, 2, 1, 2]), target(cells[::-1], [2, 1, 2, 1])]
+    seen = {"loss_mask": [], "loss_point": []}
+    mask_targets, point_loss = heads.roi_mask_targets, heads.point_loss
+
+    def watch_masks(planes, plane, number, rois_R4, matched_R, resolution):
+        seen["loss_mask"].append((rois_R4, number[matched_R]))
+        return mask_targets(planes, plane, number, rois_R4, matched_R, resolution)
+
+    def watch_points(head, features, logits, labels_R, rois, matched, targets):
+        numbers = [t["number"][index] for t, index in zip(targets, matched, strict=True)]
+        seen["loss_point"] += zip(rois, numbers, strict=True)
+        truth = [t["labels"][index] for t, index in zip(targets, matched, strict=True)]
+        assert torch.equal(labels_R, torch.cat(truth))
+        return point_loss(head, features, logits, labels_R, rois, matched, targets)
+
+    monkeypatch.setattr(heads, "roi_mask_targets", watch_masks)
+    monkeypatch.setattr(heads, "point_loss", watch_points)
+    build(model__mask_head="pointrend").train()(images, targets)
+    for name, regions in seen.items():
+        assert len(regions) == 2, name
+        for (rois_R4, number_R), truth in zip(regions, targets, strict=True):
+            best_R = box_iou(rois_R4, truth["boxes"]).argmax(dim=1)
+            assert len(best_R.unique()) > 1, "or any rule would do"
+            assert torch.equal(number_R, truth["number"][best_R]), name

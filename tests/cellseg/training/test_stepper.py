@@ -115,3 +115,16 @@ def test_a_machine_that_cannot_compile_is_told_so(detector, monkeypatch):
     with pytest.raises(UserError, match=r"train\.compile: .*no compiler here.*set train\.compile=false") as raised:
         stepper.add_gradients(batch)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("clip_norm", "gradient"), [(10.0, 1.0), (0.25, 0.25)])
+def test_gradients_are_clipped_by_their_own_size_not_by_that_of_the_scaled_loss(tiny_config, clip_norm, gradient):
+    """In float16 the loss is multiplied by a large number, and so are the gradients until the step."""
+    model = Brightness()
+    plain = {"optim__optimizer": "sgd", "optim__momentum": 0.0, "optim__weight_decay": 0.0}
+    stepper = Stepper(model, tiny_config(**plain, optim__clip_norm=clip_norm), CPU)
+    stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    stepper.add_gradients(items(255))
+    assert model.weight.grad.item() == pytest.approx(1024.0)
+    stepper.step(learning_rate=0.5)
+    assert model.weight.item() == pytest.approx(1 - 0.5 * gradient, rel=1e-4)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from search.sampling import proposer as proposer_module
 from search.sampling.encoding import Cube
-from search.sampling.proposer import NUM_RANDOM, Proposer
+from search.sampling.proposer import NUM_BEST, NUM_RANDOM, STEPS, Proposer
+from search.sampling.surrogate import expected_improvement
 from search.space import Choices, Range
 from search.space.settings import direction_of
 
@@ -113,3 +115,72 @@ def test_planned_trials_are_reckoned_with_and_leave_no_trace():
     for number, params in planned.items():
         other.begin(number, params)
     assert with_them == other.propose(np.random.default_rng(3))
+
+
+class Watched:
+    """What a proposer asks of its parts while it proposes once; they answer as ever."""
+
+    def __init__(self, proposer: Proposer, monkeypatch):
+        self.starting_points, self.believed, self.incumbents, self.means = [], [], [], []
+        cube, model = proposer._cube, proposer._model
+        neighbours, believe, predict = cube.neighbours, model.believe, model.predict
+
+        def watch_neighbours(rng, row_K, count, step):
+            self.starting_points.append(tuple(row_K))
+            return neighbours(rng, row_K, count, step)
+
+        def watch_believe(features_ND):
+            self.believed += features_ND.tolist()
+            believe(features_ND)
+
+        def watch_predict(features_ND):
+            mean_N, deviation_N = predict(features_ND)
+            self.means.append(mean_N)
+            return mean_N, deviation_N
+
+        def watch_improvement(mean_N, deviation_N, best):
+            self.incumbents.append(best)
+            return expected_improvement(mean_N, deviation_N, best)
+
+        monkeypatch.setattr(cube, "neighbours", watch_neighbours)
+        monkeypatch.setattr(model, "believe", watch_believe)
+        monkeypatch.setattr(model, "predict", watch_predict)
+        monkeypatch.setattr(proposer_module, "expected_improvement", watch_improvement)
+        monkeypatch.setattr(proposer_module, "RANDOM_SHARE", 0.0)
+        proposer.propose(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("metric", ["m", "loss/validation"])
+def test_the_model_looks_near_the_best_trials_and_for_more_than_the_best(metric, monkeypatch):
+    proposer = make(metric=metric)
+    done = run(proposer, 30, sign=-1.0 if metric == "loss/validation" else 1.0)
+    watched = Watched(proposer, monkeypatch)
+    near = {number for number in range(30) if tuple(proposer._rows[number]) in watched.starting_points}
+    expected_of_known = watched.means[0]
+    assert near == set(np.argsort(-expected_of_known)[:NUM_BEST].tolist())
+    scores = [score(params) for params in done]
+    assert np.mean([scores[number] for number in near]) > np.quantile(scores, 0.6)
+    assert len(watched.starting_points) == NUM_BEST * len(STEPS)
+    assert watched.incumbents == [expected_of_known.max()], "the best that the model expects of a known trial"
+
+
+def test_trials_that_run_are_taken_as_the_model_expects_them_and_ended_ones_are_not(monkeypatch):
+    proposer = make()
+    run(proposer, 12)
+    proposer.begin(12, {"x": 0.9, "kind": "bad"})
+    proposer.begin(13, {"x": 0.1, "kind": "good", "y": 0.2})
+    watched = Watched(proposer, monkeypatch)
+    assert watched.believed == [proposer._features[number].tolist() for number in (12, 13)]
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("m", 1.0), ("loss/validation", -1.0)])
+def test_an_early_end_counts_with_the_sign_of_its_metric(metric, sign, monkeypatch):
+    proposer = make(metric=metric)
+    observed = []
+    monkeypatch.setattr(proposer._model, "observe", lambda *row: observed.append((row[0], row[1], row[3])))
+    proposer.begin(0, {"x": 0.5, "kind": "bad"})
+    proposer.observe(0, 1, 0.5)
+    proposer.end(0, 0.6, infeasible=False)
+    proposer.begin(1, {"x": 0.6, "kind": "bad"})
+    proposer.end(1, None, infeasible=True)
+    assert observed == [(0, 1, sign * 0.5), (0, EPOCHS, sign * 0.6), (1, EPOCHS, None)]

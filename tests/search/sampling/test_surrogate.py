@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
 from search.sampling.surrogate import CurveModel, expected_improvement
@@ -120,3 +121,18 @@ def test_the_fit_is_kept_until_the_next_observation_and_forgets_what_was_believe
     model.observe(9, EPOCHS, np.array([0.7]), 1.0)
     assert model.condition() == list(range(10))
     assert len(fits) == 1
+
+
+def test_the_deviation_is_that_of_the_curve_without_the_noise_of_an_observation(monkeypatch):
+    """Many noisy observations of one config tell its mean well, although each of them alone tells little."""
+    model = CurveModel(np.array([0]), EPOCHS)
+    noise = 1.0
+    # length scales of the config and the epoch, variance of the common part and of the epochs' part, noise
+    theta = torch.tensor([0.0, 0.0, 0.0, -1.0, np.log(noise)], dtype=torch.double)
+    monkeypatch.setattr(model, "_most_probable", lambda *data: theta)
+    for number, score in enumerate(np.random.default_rng(0).normal(size=100)):
+        model.observe(number, EPOCHS, np.array([0.5]), score)
+    model.condition()
+    _, (deviation,) = model.predict(np.array([[0.5]]))
+    prior = 1 + np.exp(-1)
+    assert deviation == pytest.approx((prior * noise / (100 * prior + noise)) ** 0.5, rel=0.01)

@@ -357,3 +357,33 @@ def test_in_a_buffered_block_rows_wait_for_a_flush_and_are_written_at_its_end(tm
     assert on_disk() == [0, 1]
     store.put_trial(trial(2))
     assert on_disk() == [0, 1, 2], "the buffer was for the block"
+
+
+def test_epochs_are_on_disk_before_the_trial_that_tells_of_them(tmp_path, monkeypatch):
+    """Whatever moment a search is killed at, a trial never claims epochs that the tables lack."""
+    store = StudyStore.create(tmp_path / "s", {}, buffer_seconds=1000)
+    store.put_trial(trial(0, epochs=1))
+    store.add_epoch(epoch(0, 1))
+    written, write = [], store_module.write_table
+
+    def watch(path, table):
+        written.append(path.name)
+        write(path, table)
+
+    monkeypatch.setattr(store_module, "write_table", watch)
+    store.flush()
+    assert written == ["part-00000.parquet", "trials.parquet"]
+
+
+@pytest.mark.parametrize("rows_before", [4, 8])
+def test_a_part_that_was_full_when_the_study_was_opened_is_not_written_again(store, small_parts, rows_before):
+    for number in range(1, rows_before + 1):
+        store.add_epoch(epoch(0, number))
+    full = sorted((store.folder / "epochs").iterdir())
+    before = [path.stat().st_ino for path in full]
+    again = StudyStore.open(store.folder)
+    again.add_epoch(epoch(1, 1))
+    assert [path.stat().st_ino for path in full] == before
+    names = [path.name for path in sorted((store.folder / "epochs").iterdir())]
+    assert names == [*(path.name for path in full), f"part-{len(full):05d}.parquet"]
+    assert len(StudyStore.open(store.folder).epochs()) == rows_before + 1

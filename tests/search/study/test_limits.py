@@ -1,5 +1,7 @@
 """What ends a study before its trials are done, told by a clock of the test's own."""
 
+from dataclasses import replace
+
 import pytest
 from fakes import finish, make_report, make_study, told
 from spacefiles import HEAD, LR, parse, problems_of
@@ -289,3 +291,15 @@ def test_limits_stand_in_the_plan_and_can_be_set_on_the_command_line(tmp_path):
 def test_limits_may_change_when_a_study_is_continued():
     text = HEAD + "space:\n" + LR
     assert parse("limits: {hours: 8}\n" + text).fingerprint == parse(text).fingerprint
+
+
+def test_a_plateau_is_counted_in_the_order_in_which_trials_ended(tmp_path):
+    """Trial 0, the best one, ended last: after a restart, no trial is stale."""
+    settings = {"trials": 40, "asha": False, "limits": {"plateau_trials": 9}}
+    study = make_study(tmp_path, **settings)
+    for value in (0.9, 0.1, 0.2, 0.3):
+        train(study, value)
+    for number, minute in ((1, 1), (3, 2), (0, 3), (2, 4)):
+        ended = f"2026-01-01T00:{minute:02d}:00+00:00"
+        study.store.put_trial(replace(study.store.trial(number), ended=ended))
+    assert make_study(tmp_path, **settings).limits.usage.stale_trials == 1, "only trial 2 ended after trial 0"

@@ -466,3 +466,38 @@ def test_values_that_break_a_rule_together_fail_and_the_next_ones_are_proposed(s
     assert refused.reason == "invalid: model.norm: coco weights need batch statistics, but got norm=group."
     assert json.loads(refused.params) == attempts[0]
     assert reopened(study).rows[0].state == "FAILED"
+
+
+@pytest.mark.parametrize("ending", ["pruned", "out-of-memory", "patience"])
+def test_only_failures_in_a_row_end_the_search(tmp_path, ending):
+    study = make_study(tmp_path, trials=40)
+    for _ in range(ANY_FAILURES_IN_A_ROW + 2):
+        fail(study, ["KeyError: 'x'", "KeyError: 'x'"])
+        study.end(study.propose().number, ending)
+    for _ in range(ANY_FAILURES_IN_A_ROW + 2):
+        study.end(study.propose().number, ending)
+    assert study.abort_reason is None
+
+
+def test_peak_memory_is_the_highest_of_all_epochs(study):
+    number = study.propose().number
+    for epoch, peak in enumerate((5, 9, None, 3), start=1):
+        study.report(number, make_report(epoch, 0.5) | {"peak_memory_bytes": peak})
+    assert StudyStore.open(study.store.folder).trial(number).peak_memory_bytes == 9
+
+
+def test_a_continued_trial_still_knows_how_long_its_earlier_epochs_took(study):
+    number = study.propose().number
+    for epoch, seconds in enumerate((90.0, 1.0, 2.0), start=1):
+        study.report(number, make_report(epoch, 0.5) | {"seconds": seconds})
+    study.interrupt()
+    again = reopened(study)
+    assert again.propose().number == number
+    again.report(number, make_report(4, 0.5) | {"seconds": 9.0})
+    row = again.store.trial(number)
+    assert row.seconds_per_epoch == 2.0, "the median of 1, 2 and 9 s; the first epoch does not count"
+    assert row.seconds == 102.0
+
+
+def test_the_seed_of_a_trial_is_the_same_in_every_release():
+    assert [trial_seed(2, 3), trial_seed(0, 0), trial_seed(2**31, 1)] == [200_009, 0, 2_147_483_649]
