@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -85,7 +86,7 @@ def _accepts(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         return  # often only a mention: `cellseg-search run`
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_only(parser, args=None, namespace=None):
+    def parse_only(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> NoReturn:
         parse(parser, args, namespace)
         raise _Parsed
 
@@ -101,7 +102,7 @@ def _unique(commands: Iterator[list[str]]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *COMMENTED], ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_exists_and_takes_its_options(page, monkeypatch):
+def test_every_command_exists_and_takes_its_options(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in _unique(_commands(page)):
         if command[1].startswith("benchmarks."):
             _assert_benchmark_knows(command[1], command[2:])
@@ -119,12 +120,14 @@ def _assert_benchmark_knows(module: str, words: list[str]) -> None:
     assert not unknown, f"{module} does not take {unknown}"
 
 
-def test_the_commands_of_the_pages_are_found():
+def test_the_commands_of_the_pages_are_found() -> None:
     found = {tuple(command[:2]) for page in PAGES for command in _commands(page)}
     assert {("-m", "search.run"), ("-m", "benchmarks.all"), ("cellseg-search", "export")} <= found
 
 
-def test_an_option_that_a_command_lacks_is_noticed(monkeypatch, capsys):
+def test_an_option_that_a_command_lacks_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         _accepts(["-m", "search.export", "--best", "--no-such-option"], monkeypatch)
     assert "--no-such-option" in capsys.readouterr().err
@@ -133,13 +136,13 @@ def test_an_option_that_a_command_lacks_is_noticed(monkeypatch, capsys):
 
 
 @pages
-def test_every_yaml_block_is_what_it_says(page):
+def test_every_yaml_block_is_what_it_says(page: Path) -> None:
     for block in _fenced(page, "yaml"):
         where = f"{page.name}: yaml block"
         _check_yaml(parse_yaml(block), where)
 
 
-def _check_yaml(content, where: str) -> None:
+def _check_yaml(content: Any, where: str) -> None:
     if not isinstance(content, dict):
         return
     if "rows" in content:
@@ -150,7 +153,7 @@ def _check_yaml(content, where: str) -> None:
         TrialConfig.from_flat(content, where)
 
 
-def test_a_wrong_yaml_block_is_noticed():
+def test_a_wrong_yaml_block_is_noticed() -> None:
     with pytest.raises(UserError, match="unknown name"):
         _check_yaml({"metric": "segm/AP", "direction": "maximize", "trials": 1, "epochs": 1, "space": {"lr": 1}}, "x")
     with pytest.raises(UserError, match="lr"):
@@ -158,7 +161,7 @@ def test_a_wrong_yaml_block_is_noticed():
 
 
 @pages
-def test_every_link_leads_to_a_file_and_a_heading(page):
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if target.startswith("https://"):
             continue
@@ -182,7 +185,7 @@ def _code(page: Path) -> list[str]:
 
 
 @pages
-def test_every_named_file_exists(page):
+def test_every_named_file_exists(page: Path) -> None:
     files = [
         path.relative_to(ROOT).as_posix()
         for name in (*PACKAGES, "docs", "spaces", "tests", "results")
@@ -197,7 +200,7 @@ def test_every_named_file_exists(page):
 
 
 @pages
-def test_every_named_config_key_exists(page):
+def test_every_named_config_key_exists(page: Path) -> None:
     for code in _code(page):
         for part, name in re.findall(r"(?<![\w./])([a-z]+)\.([a-z_]+)(?![\w./(])", code):
             if part in TrialConfig.model_fields and name not in ("py", "yaml"):
@@ -206,7 +209,7 @@ def test_every_named_config_key_exists(page):
                 assert name in SETTINGS[part].model_fields, f"{page.name} names {part}.{name}, which is no setting"
 
 
-def test_the_map_of_the_design_names_every_file_where_it_is():
+def test_the_map_of_the_design_names_every_file_where_it_is() -> None:
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     block = text.split("## Where things are")[1].split("## ")[0]
     named: set[str] = set()
