@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from pydantic import BaseModel
 
 from cellseg.config import FIELDS, TrialConfig
 from cellseg.errors import UserError
@@ -23,7 +24,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md"])
 COMMENTED = sorted(ROOT.glob("spaces/**/*.yaml"))
 PACKAGES = ("cellseg", "search", "benchmarks")
-SETTINGS = {"asha": AshaSettings, "limits": Limits, "objective": ObjectiveSettings, "resources": Resources}
+SETTINGS: dict[str, type[BaseModel]] = {
+    "asha": AshaSettings,
+    "limits": Limits,
+    "objective": ObjectiveSettings,
+    "resources": Resources,
+}
 """Settings of a space that have settings of their own."""
 STAND_INS = {"N": "7", "[PART]": ""}
 """Words of a documented command that a user replaces, and something that fits."""
