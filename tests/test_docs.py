@@ -192,11 +192,8 @@ def _code(page: Path) -> list[str]:
 
 @pages
 def test_every_named_file_exists(page: Path) -> None:
-    files = [
-        path.relative_to(ROOT).as_posix()
-        for name in (*PACKAGES, "docs", "spaces", "tests", "results")
-        for path in (ROOT / name).rglob("*")
-    ]
+    tops = (*PACKAGES, "docs", "spaces", "tests", "results")
+    files = [path.relative_to(ROOT).as_posix() for name in tops for path in (ROOT / name, *(ROOT / name).rglob("*"))]
     for code in _code(page):
         is_ours = code.split("/")[0] in (*PACKAGES, "docs", "spaces", "tests") and "/" in code and " " not in code
         if is_ours or re.fullmatch(r"[\w/]+\.py", code):
