@@ -150,7 +150,7 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
     from cellseg.data.split import split
 
     trial = resolve_auto(trial, data)
-    parts = split(data.label_counts, trial.data)
+    parts = split(data.label_counts, trial.data, data.groups)
     model = torchvision_model(
         trial.model.backbone,
         parse_anchor_range(trial.model.anchors),

@@ -59,7 +59,7 @@ def prepare_data(space: Experiment, data: Path | None, results: Path) -> StudyDa
     reading = {key: value for key, value in space.fixed.items() if key.startswith("data.")} | {"data.root": str(root)}
     config = TrialConfig.from_flat(reading).data
     packed = open_packed(config)
-    split(packed.label_counts, config)
+    split(packed.label_counts, config, packed.groups)
     return StudyData(root, packed)
 
 

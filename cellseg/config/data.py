@@ -1,10 +1,15 @@
 """Where the images are, how they are read, split and brought to the network's scale."""
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cellseg.config.base import Part, Pixels, Seed
+
+GROUP_FILES = (".csv", ".json", ".yaml", ".yml")
+"""Suffixes of the files that ``data.groups`` may name."""
 
 
 class DataConfig(Part):
@@ -39,6 +44,11 @@ class DataConfig(Part):
     """The fold that validates; the others train."""
     split_seed: Seed = 0
     """Seed of the split. Trials that are to be compared must share it."""
+    groups: str | None = None
+    """Images of one group, such as a patient or a slide, share a fold, so that near copies never sit on both sides.
+    Either a file that names the group of each image, relative to ``root`` (``.csv``: lines of image and group;
+    ``.json``, ``.yaml``: a mapping), or a regular expression with one group, searched in an image's name, such as
+    ``^([^_]+)_``. None: each image may fall into any fold."""
     train_on: Literal["folds", "all"] = "folds"
     """``all`` trains on the validation fold as well: for a last training with all images. Validation figures are
     then those of images the model has seen."""
@@ -50,6 +60,8 @@ class DataConfig(Part):
                 f"data.fold: fold < num_folds must hold, but got fold={self.fold}, "
                 f"num_folds={self.num_folds}. Folds count from 0."
             )
+        if self.groups is not None and not is_group_file(self.groups) and (problem := _pattern_problem(self.groups)):
+            raise ValueError(problem)
         if self.resize == "square":
             if self.shorter_side is None:
                 raise ValueError(
@@ -61,3 +73,17 @@ class DataConfig(Part):
                 f"shorter_side={self.shorter_side}, longer_side={self.longer_side}. Swap them?"
             )
         return self
+
+
+def is_group_file(groups: str) -> bool:
+    """Whether ``data.groups`` names a file, rather than being a pattern."""
+    return PurePath(groups).suffix.lower() in GROUP_FILES
+
+
+def _pattern_problem(pattern: str) -> str | None:
+    law = f"data.groups: must be a file ({', '.join(GROUP_FILES)}) or a regular expression with one group"
+    try:
+        count = re.compile(pattern).groups
+    except re.error as error:
+        return f"{law}, but got '{pattern}' ({error}). Example: '^([^_]+)_'."
+    return None if count == 1 else f"{law}, but got '{pattern}' with {count} groups. Example: '^([^_]+)_'."
