@@ -42,7 +42,8 @@ class TrainConfig(Part):
     compile: bool = False
     """Have torch compile the backbone and its pyramid (``torch.compile``): minutes at the start and at each new image
     size, for less time per step. Needs a C++ compiler, and Triton for a GPU."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Loader processes. The samples are the same for any number."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Loader processes. The samples are the same for any number. ``auto``: none where a CPU trains; for a GPU the CPUs
+    that the trial was given less one, at least 1, or as many as shared memory has room for."""
     seed: Seed = 0
     """Seed of weights, order, augmentation and sampling."""

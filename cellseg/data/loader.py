@@ -19,6 +19,7 @@ from cellseg.data.resize import resize_image, resize_planes, scaled_size, to_col
 from cellseg.data.sample import Sample
 from cellseg.data.targets import make_target
 from cellseg.data.visits import plan_visit
+from cellseg.data.workers import num_workers
 from cellseg.device import pick_device
 
 
@@ -122,15 +123,20 @@ def training_loader(
 ) -> tuple[DataLoader, EpochBatches]:
     """A loader of lists of :data:`Item`, and its sampler, whose ``epoch`` is to be set before each epoch.
 
-    With ``train.workers`` above 0 as many processes start with the first epoch. They read the pages of ``data`` that
-    this process has mapped, stay from epoch to epoch, and end with the loader: when nothing refers to it any more.
+    Loader processes (:func:`cellseg.data.workers.num_workers`) start with the first epoch. They read the pages of
+    ``data`` that this process has mapped, stay from epoch to epoch, and end with the loader: when nothing refers to it
+    any more.
 
     Args:
         device: where the batches will go; None is the device that :func:`cellseg.device.pick_device` picks.
+
+    Raises:
+        UserError: too little shared memory for ``train.workers``.
     """
     images = TrainingImages(data, indices, config)
     batches = epoch_batches(images)
-    workers = config.train.workers
+    device = device or pick_device()
+    workers = num_workers(data, indices, config, device, len(batches))
     # A forked worker shares what its parent has mapped. A spawned one gets a copy of the table through a pipe.
     fork = workers > 0 and sys.platform == "linux"
     loader = EpochLoader(
@@ -142,7 +148,7 @@ def training_loader(
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if fork else None,
         worker_init_fn=_use_one_thread,
-        pin_memory=(device or pick_device()).type == "cuda",
+        pin_memory=device.type == "cuda",
     )
     return loader, batches
 

@@ -91,6 +91,13 @@ class PackedDataset:
         """(I, 2) int64: height and width of each image, px."""
         return np.stack([self.table["height"].to_numpy(), self.table["width"].to_numpy()], axis=1).astype(np.int64)
 
+    @cached_property
+    def plane_pixels(self) -> np.ndarray:
+        """(I,) int64: pixels of all planes of each image."""
+        import pyarrow.compute as pc
+
+        return pc.list_value_length(self.table["planes"]).to_numpy()
+
     def boxes(self, index: int) -> np.ndarray:
         """(N, 4) float32: x1, y1, x2, y2 with exclusive right and bottom edge, px; cell ``i + 1`` in row i."""
         return self._values("boxes", index).reshape(-1, 4)

@@ -157,7 +157,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, Any], Probe]] = {
     "data.num_folds": ({}, (2, 4), images),
     "data.fold": ({}, (0, 1), images),
     "data.split_seed": ({}, (0, 1), images),
-    "data.groups": ({}, (None, "0(0[12]|.)"), images),
+    "data.groups": ({"data.num_folds": 2}, (None, "(0|[5-8])(?=[1-4]?$)"), images),  # 1 to 4 belong together
     "data.train_on": ({}, ("folds", "all"), images),
     "augment.preset": ({}, ("none", "flips"), item),
     "augment.strength": ({"augment.preset": "geometric"}, (0.1, 0.9), item),
