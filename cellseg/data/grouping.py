@@ -90,27 +90,38 @@ def _take_last(order: list[int], first: int, count: int, shapes_N2: np.ndarray) 
 
 
 def _sort_block(block: list[int], shapes_N2: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Batches of a block, whose number of images is a multiple of ``batch_size``.
+    """Batches of a block, whose number of images is a multiple of ``batch_size``: it is cut in two until batches are
+    left."""
+    batches, parts = [], [block]
+    while parts:
+        part = parts.pop()
+        if len(part) <= batch_size:
+            batches.append(part)
+        else:
+            parts += _cut(part, shapes_N2, batch_size)
+    return batches
 
-    The block is halved again and again: sorted by height or by width, and cut between two batches where the two parts,
-    each padded to its own largest sides, have fewest pixels. Among equals the order of the block decides.
+
+def _cut(part: list[int], shapes_N2: np.ndarray, batch_size: int) -> tuple[list[int], list[int]]:
+    """Two parts, of whole batches each.
+
+    The images are sorted by height or by width, and cut where both parts together, each padded to its own largest
+    sides, have fewest pixels. Among equals their order decides.
     """
-    if len(block) <= batch_size:
-        return [block]
-    shapes_B2 = padded(shapes_N2[block])
-    best: tuple[float, int, list[int]] | None = None
+    shapes_B2 = padded(shapes_N2[part])
+    cuts = np.arange(batch_size, len(part), batch_size)
+    best: tuple[float, int, np.ndarray] | None = None
     for axis in (0, 1):
         order = np.argsort(shapes_B2[:, axis], kind="stable")
         sides_B2 = shapes_B2[order]
         before_B = np.maximum.accumulate(sides_B2, axis=0).prod(axis=1)  # area of the first i + 1, padded together
         after_B = np.maximum.accumulate(sides_B2[::-1], axis=0).prod(axis=1)[::-1]  # of those from i on
-        cuts = np.arange(batch_size, len(block), batch_size)
-        pixels = before_B[cuts - 1] * cuts + after_B[cuts] * (len(block) - cuts)
-        # Of equally good cuts the middle one: the depth stays that of a balanced tree.
+        pixels = before_B[cuts - 1] * cuts + after_B[cuts] * (len(part) - cuts)
+        # Of equally good cuts the middle one: that keeps parts large, and their number of cuts small.
         least = np.flatnonzero(pixels == pixels.min())
-        cut = int(cuts[least[len(least) // 2]])
         if best is None or pixels.min() < best[0]:
-            best = float(pixels.min()), cut, [block[position] for position in order]
+            best = float(pixels.min()), int(cuts[least[len(least) // 2]]), order
     assert best is not None
-    _, cut, images = best
-    return [*_sort_block(images[:cut], shapes_N2, batch_size), *_sort_block(images[cut:], shapes_N2, batch_size)]
+    _, cut, order = best
+    images = [part[position] for position in order]
+    return images[:cut], images[cut:]
