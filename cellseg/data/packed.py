@@ -47,8 +47,9 @@ class PackedDataset:
         self.fingerprint: str = metadata["fingerprint"]
         """Hash of all input files and reading settings, 32 hexadecimal digits."""
         self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
-        self.category_ids: tuple[int, ...] = tuple(json.loads(metadata["category_ids"]))
-        """The number that the annotations give class ``i + 1``."""
+        ids = json.loads(metadata["category_ids"]) if "category_ids" in metadata else range(1, self.num_classes + 1)
+        self.category_ids: tuple[int, ...] = tuple(ids)
+        """The number that the annotations give class ``i + 1``; ``i + 1`` itself where the table names none."""
         self.groups: tuple[str, ...] | None = tuple(json.loads(metadata["groups"])) if "groups" in metadata else None
         """The group of each image, which shares a fold; None: there are no groups."""
         self.settings: dict[str, str] = json.loads(metadata["settings"])
