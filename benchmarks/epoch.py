@@ -150,8 +150,9 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
     from cellseg.data.auto import resolve_auto
     from cellseg.data.split import split
 
-    trial = resolve_auto(trial, data)
-    parts = split(data.label_counts, trial.data)
+    trial, workers = resolve_auto(trial, data), trial.train.workers
+    assert isinstance(workers, int), "both sides get the same"
+    parts = split(data.label_counts, trial.data, data.groups)
     model = torchvision_model(
         trial.model.backbone,
         parse_anchor_range(trial.model.anchors),
@@ -165,9 +166,9 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
         batch_size=trial.train.batch_size,
         shuffle=True,
         collate_fn=list,
-        num_workers=trial.train.workers,
+        num_workers=workers,
         pin_memory=device.type == "cuda",
-        persistent_workers=trial.train.workers > 0,
+        persistent_workers=workers > 0,
     )
 
     def epoch() -> dict:

@@ -237,7 +237,7 @@ def _make_study(folder: Path, trials: int) -> "Study":
 def _empty_table() -> Any:
     import pyarrow as pa
 
-    metadata = {"fingerprint": "0" * 32, "class_names": '["cell"]', "category_ids": "[1]", "settings": "{}"}
+    metadata = {"fingerprint": "0" * 32, "class_names": '["cell"]', "settings": "{}"}
     return pa.schema([("name", pa.string())]).with_metadata(metadata).empty_table()
 
 

@@ -62,7 +62,7 @@ def prepare_data(experiment: Experiment, data: Path | None, results: Path) -> St
     }
     config = TrialConfig.from_flat(reading).data
     packed = open_packed(config)
-    split(packed.label_counts, config)
+    split(packed.label_counts, config, packed.groups)
     return StudyData(root, packed)
 
 

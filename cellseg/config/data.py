@@ -1,11 +1,16 @@
 """The data set: location, reading, split, and scaling to the network's input."""
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cellseg.config.base import Part, Pixels, Seed
 from cellseg.errors import Problem, RuleError
+
+GROUP_FILES = (".csv", ".json", ".yaml", ".yml")
+"""Suffixes of the files that ``data.groups`` may name."""
 
 
 class DataConfig(Part):
@@ -39,6 +44,11 @@ class DataConfig(Part):
     """Index of the fold used for validation, from 0; the others train."""
     split_seed: Seed = 0
     """Seed of the split. Trials are comparable only if they share it."""
+    groups: str | None = None
+    """Images of one group, such as a patient or a slide, share a fold, so that near copies never sit on both sides.
+    Either a file that names the group of each image, relative to ``root`` (``.csv``: lines of image and group;
+    ``.json``, ``.yaml``: a mapping), or a regular expression with one group, searched in an image's name, such as
+    ``^([^_]+)_``. None: each image may fall into any fold."""
     train_on: Literal["folds", "all"] = "folds"
     """``all`` trains on the validation fold as well: for a final training with all images. Validation figures then
     come from images the model has seen."""
@@ -55,6 +65,8 @@ class DataConfig(Part):
                     "Folds count from 0.",
                 )
             )
+        if self.groups is not None and not is_group_file(self.groups) and (found := _pattern_problem(self.groups)):
+            problems.append(found)
         if self.resize == "square" and self.shorter_side is None:
             problems.append(
                 Problem(
@@ -76,3 +88,18 @@ class DataConfig(Part):
         if problems:
             raise RuleError(*problems)
         return self
+
+
+def is_group_file(groups: str) -> bool:
+    """Whether ``data.groups`` names a file, rather than being a pattern."""
+    return PurePath(groups).suffix.lower() in GROUP_FILES
+
+
+def _pattern_problem(pattern: str) -> Problem | None:
+    law = f"must be a file ({', '.join(GROUP_FILES)}) or a regular expression with one group"
+    example = "Example: '^([^_]+)_'."
+    try:
+        count = re.compile(pattern).groups
+    except re.error as error:
+        return Problem("data.groups", law, f"'{pattern}' ({error})", example)
+    return None if count == 1 else Problem("data.groups", law, f"'{pattern}' with {count} groups", example)

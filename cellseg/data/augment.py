@@ -7,13 +7,16 @@ or in part; what moves in from outside has no cell and the colour of the image's
 Shape suffixes: P planes, H height, W width, C colour channels.
 """
 
+import math
 import random
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from cellseg.config import AugmentConfig
 from cellseg.data.transforms import FULL_STRENGTH, REPORTED, STEPS, Reach, albumentations_module
+from cellseg.data.warp import draw_affine, magnification, place_crop, warp
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -27,6 +30,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "elastic": ("flips", "elastic"),
     "grid": ("flips", "grid"),
     "full": ("flips", "affine", "elastic", "color", "focus"),
+    "stain-full": ("flips", "affine", "elastic", "stain", "focus"),
     "reported-aug": ("mirror", "affine", "color", "focus"),
     "reported-elastic": ("mirror", "affine", "elastic", "color", "focus"),
 }
@@ -34,7 +38,21 @@ PRESETS: dict[str, tuple[str, ...]] = {
 left and right or not; the others stand in STEPS. Warps come first, while the colour they fill in is still that of the
 background. The reported presets are those of a report that names the steps, but neither their order nor ranges."""
 
+WARPS = frozenset({"affine", "elastic", "grid"})
+"""The steps that can move a part of a cell out of the image."""
+
 QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What an augmentation made of an image."""
+
+    image_HWC: np.ndarray
+    planes_PHW: np.ndarray
+    magnification: float
+    """How many times as large the area of a cell became that lies inside as a whole. A deformation or a grid, which
+    make some cells larger and others smaller, do not count."""
 
 
 def build_augmentation(augment: AugmentConfig) -> "Augmentation":
@@ -51,10 +69,12 @@ class Augmentation:
     def __init__(self, augment: AugmentConfig):
         self.augment = augment
         self._steps = PRESETS[augment.preset]
-        made = [step for step in self._steps if step in STEPS]
-        transforms = [STEPS[step](albumentations_module(), ranges(augment)) for step in made]
-        self._compose = albumentations_module().Compose(transforms) if transforms else None
-        self._warps = [transform for transform in transforms if hasattr(transform, "border_mode")]
+        made = {step: STEPS[step](albumentations_module(), ranges(augment)) for step in self._steps if step in STEPS}
+        self._affine = made.pop("affine", None)
+        self._compose = albumentations_module().Compose([*made.values()]) if made else None
+        self._deformations = [made[step] for step in made if step in WARPS]
+        # Pixels around a crop that a deformation may move in; cubic interpolation overshoots by up to a quarter.
+        self._margin = math.ceil(1.25 * ranges(augment)["displacement"]) if "elastic" in made else 0
 
     def __reduce__(self) -> tuple:
         return build_augmentation, (self.augment,)
@@ -71,23 +91,60 @@ class Augmentation:
             Arrays like the arguments; height and width may have changed places. Numbers of planes are those that came
             in, less the cells that left the image.
         """
+        changed = self.change(image_HWC, planes_PHW, seed)
+        return changed.image_HWC, changed.planes_PHW
+
+    def change(self, image_HWC: np.ndarray, planes_PHW: np.ndarray, seed: int, crop: int | None = None) -> Changed:
+        """What a call returns, and how much larger areas became.
+
+        Args:
+            crop: the result is a square of so many pixels, anywhere in the image. What a warp moves into it from
+                outside comes from the image, as far as that reaches. None: the whole image.
+        """
         rng = np.random.default_rng(seed)
-        if "flips" in self._steps:
-            image_HWC, planes_PHW = _flip(
-                image_HWC, planes_PHW, turns=int(rng.integers(4)), mirrored=rng.integers(2) == 1
-            )
-        elif "mirror" in self._steps:
-            image_HWC, planes_PHW = _flip(image_HWC, planes_PHW, turns=0, mirrored=rng.integers(2) == 1)
+        turns, mirrored = orientation(self.augment, rng)
+        fill = background_color(image_HWC, planes_PHW) if self._affine or self._deformations else (0.0,)
+        factor = 1.0
+        if crop is None:
+            image_HWC, planes_PHW = _flip(image_HWC, planes_PHW, turns, mirrored)
+            size = image_HWC.shape[:2]
+        else:
+            size = crop + 2 * self._margin, crop + 2 * self._margin
+        matrix_33 = draw_affine(self._affine, size, rng) if self._affine else None
+        if matrix_33 is not None:
+            factor = magnification(matrix_33)
+            if crop is not None:
+                matrix_33 = place_crop(matrix_33, image_HWC.shape[:2], crop, size[0], rng)
+            image_HWC, planes_PHW = warp(image_HWC, planes_PHW, matrix_33, size, fill)
+        elif crop is not None:
+            image_HWC, planes_PHW = random_crop(image_HWC, planes_PHW, crop, rng, self._margin)
+        if crop is not None:
+            image_HWC, planes_PHW = _flip(image_HWC, planes_PHW, turns, mirrored)
         if self._compose is not None:
-            if self._warps:
-                fill = background_color(image_HWC, planes_PHW)
-                for warp in self._warps:
-                    warp.fill = fill
+            for deformation in self._deformations:
+                deformation.fill = fill
             # Not set_random_seed: that gives every transform the same numbers, so that all of them act or none.
             self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
             changed = self._compose(image=image_HWC, masks=planes_PHW)
             image_HWC, planes_PHW = changed["image"], changed["masks"]
-        return image_HWC, planes_PHW
+        if crop is not None and self._margin:
+            inner = slice(self._margin, self._margin + crop)
+            image_HWC = np.ascontiguousarray(image_HWC[inner, inner])
+            planes_PHW = np.ascontiguousarray(planes_PHW[:, inner, inner])
+        return Changed(image_HWC, planes_PHW, factor)
+
+
+def orientation(augment: AugmentConfig, rng: np.random.Generator) -> tuple[int, bool]:
+    """(quarter turns, whether mirrored): the first that an augmentation draws, and what decides the image's shape."""
+    steps = PRESETS[augment.preset]
+    if "flips" in steps:
+        return int(rng.integers(4)), rng.integers(2) == 1
+    return 0, "mirror" in steps and rng.integers(2) == 1
+
+
+def turns_sides(augment: AugmentConfig, seed: int) -> bool:
+    """Whether the augmentation with this seed lets height and width of an image change places."""
+    return orientation(augment, np.random.default_rng(seed))[0] % 2 == 1
 
 
 def ranges(augment: AugmentConfig) -> Reach:
@@ -99,25 +156,32 @@ def ranges(augment: AugmentConfig) -> Reach:
 
 
 def random_crop(
-    image_HWC: np.ndarray, planes_PHW: np.ndarray, size: int, rng: np.random.Generator
+    image_HWC: np.ndarray, planes_PHW: np.ndarray, size: int, rng: np.random.Generator, margin: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A square of ``size`` pixels, anywhere in the image with equal chance.
+    """A square of ``size`` pixels, anywhere in the image with equal chance, and ``margin`` pixels around it.
 
-    An image with a side below ``size`` is padded at the bottom and right with its background's colour, without cells.
-    Cells may be cut.
+    An image with a side below ``size`` is padded at the bottom and right with its background's colour, without cells;
+    so is a margin that leaves the image, on any side. Cells may be cut.
     """
     height, width = image_HWC.shape[:2]
-    top = int(rng.integers(max(height - size, 0) + 1))
-    left = int(rng.integers(max(width - size, 0) + 1))
-    crop_HWC = image_HWC[top : top + size, left : left + size]
-    crop_PHW = planes_PHW[:, top : top + size, left : left + size]
-    if crop_HWC.shape[:2] == (size, size):
+    top = int(rng.integers(max(height - size, 0) + 1)) - margin
+    left = int(rng.integers(max(width - size, 0) + 1)) - margin
+    side = size + 2 * margin
+    rows, columns = slice(max(top, 0), max(top + side, 0)), slice(max(left, 0), max(left + side, 0))
+    crop_HWC, crop_PHW = image_HWC[rows, columns], planes_PHW[:, rows, columns]
+    if crop_HWC.shape[:2] == (side, side):
         return np.ascontiguousarray(crop_HWC), np.ascontiguousarray(crop_PHW)
-    padded_HWC = np.empty((size, size, 3), np.uint8)
+    above, before = max(-top, 0), max(-left, 0)
+    inside = (
+        slice(above, above + crop_HWC.shape[0]),
+        slice(before, before + crop_HWC.shape[1]),
+    )
+    padded_HWC = np.empty((side, side, 3), np.uint8)
     padded_HWC[:] = np.rint(background_color(image_HWC, planes_PHW))
-    padded_HWC[: crop_HWC.shape[0], : crop_HWC.shape[1]] = crop_HWC
-    missing = (0, size - crop_HWC.shape[0]), (0, size - crop_HWC.shape[1])
-    return padded_HWC, np.pad(crop_PHW, ((0, 0), *missing))
+    padded_HWC[inside] = crop_HWC
+    padded_PHW = np.zeros((len(planes_PHW), side, side), planes_PHW.dtype)
+    padded_PHW[(slice(None), *inside)] = crop_PHW
+    return padded_HWC, padded_PHW
 
 
 def background_color(image_HWC: np.ndarray, planes_PHW: np.ndarray) -> tuple[float, ...]:

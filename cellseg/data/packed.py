@@ -21,6 +21,7 @@ import numpy as np
 
 from cellseg.config import DataConfig
 from cellseg.data.dataset import open_dataset
+from cellseg.data.groups import read_groups
 from cellseg.data.planes import read_instances
 from cellseg.data.sample import Sample
 from cellseg.data.source import Dataset, in_threads, relative_name
@@ -46,13 +47,23 @@ class PackedDataset:
         self.fingerprint: str = metadata["fingerprint"]
         """Hash of all input files and reading settings, 32 hexadecimal digits."""
         self.class_names: tuple[str, ...] = tuple(json.loads(metadata["class_names"]))
-        self.category_ids: tuple[int, ...] = tuple(json.loads(metadata["category_ids"]))
-        """The number that the annotations give class ``i + 1``."""
+        ids = json.loads(metadata["category_ids"]) if "category_ids" in metadata else range(1, self.num_classes + 1)
+        self.category_ids: tuple[int, ...] = tuple(ids)
+        """The number that the annotations give class ``i + 1``; ``i + 1`` itself where the table names none."""
+        self.groups: tuple[str, ...] | None = tuple(json.loads(metadata["groups"])) if "groups" in metadata else None
+        """The group of each image, which shares a fold; None: there are no groups."""
         self.settings: dict[str, str] = json.loads(metadata["settings"])
         """How the files were read, see :class:`cellseg.data.source.Dataset`."""
 
     def __reduce__(self) -> tuple:
         return type(self), (self.table,)
+
+    def with_groups(self, groups: tuple[str, ...]) -> "PackedDataset":
+        """The same images with the group of each, and with another fingerprint: they split into other folds."""
+        content = json.dumps(groups)
+        digest = hashlib.blake2b((self.fingerprint + content).encode(), digest_size=16).hexdigest()
+        metadata = {**(self.table.schema.metadata or {}), b"groups": content.encode(), b"fingerprint": digest.encode()}
+        return PackedDataset(self.table.replace_schema_metadata(metadata))
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -80,6 +91,13 @@ class PackedDataset:
     def sizes(self) -> np.ndarray:
         """(I, 2) int64: height and width of each image, px."""
         return np.stack([self.table["height"].to_numpy(), self.table["width"].to_numpy()], axis=1).astype(np.int64)
+
+    @cached_property
+    def plane_pixels(self) -> np.ndarray:
+        """(I,) int64: pixels of all planes of each image."""
+        import pyarrow.compute as pc
+
+        return pc.list_value_length(self.table["planes"]).to_numpy()
 
     def boxes(self, index: int) -> np.ndarray:
         """Return (N, 4) float32: x1, y1, x2, y2 with exclusive right and bottom edge, px; cell ``i + 1`` in row i."""
@@ -114,9 +132,12 @@ def open_packed(data: DataConfig, cache: Path | None = None, on_progress: Progre
         on_progress: called with (images packed, all images) while packing.
 
     Raises:
-        UserError: see :func:`open_dataset`; the problems of all samples; or the cache cannot be written.
+        UserError: see :func:`open_dataset`; the problems of all samples; an image without a group; or the cache cannot
+            be written.
     """
     dataset = open_dataset(data)
+    # First: to pack may take long. Groups are no part of what is packed, as they change no pixel.
+    groups = None if data.groups is None else read_groups(data, [source.name for source in dataset.sources])
     identity = fingerprint(dataset)
     path = cache_path(dataset, default_cache() if cache is None else Path(cache))
     packed = _open_cached(path, identity)
@@ -124,7 +145,7 @@ def open_packed(data: DataConfig, cache: Path | None = None, on_progress: Progre
         pack(dataset, path, identity, on_progress)
         packed = _open_cached(path, identity)
         assert packed is not None, f"{path} was just written"
-    return packed
+    return packed if groups is None else packed.with_groups(groups)
 
 
 def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | None = None) -> None:

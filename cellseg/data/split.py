@@ -1,5 +1,6 @@
 """Training and validation images: stratified folds, the same everywhere for the same seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,20 +49,68 @@ def assign_folds(label_counts_NC: np.ndarray, num_folds: int, seed: int) -> np.n
     return fold_N
 
 
-def split(label_counts_NC: np.ndarray, data: DataConfig) -> Split:
+def assign_grouped_folds(label_counts_NC: np.ndarray, groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
+    """The fold of each sample, (N,) int64 in 0..num_folds-1, the same for all samples of a group.
+
+    The largest group is dealt out first, equally large ones by the seed, each to the fold where it brings the numbers
+    of images, of images with each class and of empty ones nearest to equal shares, in squares of shares. No fold is
+    empty if there are as many groups.
+
+    Args:
+        label_counts_NC: cells of each class in each sample.
+        groups: the group of each sample.
+    """
+    names, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    counted_NK = np.column_stack([np.ones(len(group_N)), label_counts_NC.sum(axis=1) == 0, label_counts_NC > 0]).astype(
+        float
+    )
+    shares_NK = counted_NK / counted_NK.sum(axis=0).clip(min=1)
+    shares_GK = np.zeros((len(names), shares_NK.shape[1]))
+    np.add.at(shares_GK, group_N, shares_NK)
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(names))
+    fold_G = np.zeros(len(names), dtype=np.int64)
+    held_FK = np.zeros((num_folds, shares_GK.shape[1]))
+    for group in shuffled[np.argsort(-shares_GK[shuffled, 0], kind="stable")]:
+        # What is added to the sum of squares, but for a term that is the same for all folds.
+        excess_F = (held_FK * shares_GK[group]).sum(axis=1)
+        fold = int(np.lexsort((rng.random(num_folds), excess_F))[0])
+        fold_G[group] = fold
+        held_FK[fold] += shares_GK[group]
+    return fold_G[group_N]
+
+
+def split(label_counts_NC: np.ndarray, data: DataConfig, groups: Sequence[str] | None = None) -> Split:
     """Training and validation samples: fold ``data.fold`` of ``data.num_folds`` validates.
 
     The others train, or all do: ``data.train_on``.
 
+    Args:
+        label_counts_NC: cells of each class in each sample.
+        groups: the group of each sample, see ``data.groups``: :attr:`cellseg.data.packed.PackedDataset.groups`.
+
     Raises:
-        UserError: fewer samples than folds.
+        UserError: fewer samples or groups than folds.
     """
+    if data.groups is not None and groups is None:
+        raise UserError(
+            f"data.groups: must be known when the data are opened, but got '{data.groups}' later. "
+            "Give all trials of a study the same groups."
+        )
+    if groups is not None and len(set(groups)) < data.num_folds:
+        raise UserError(
+            f"data.num_folds: each fold needs a group of images, but got {data.num_folds} folds, {len(set(groups))} "
+            "groups. Take fewer folds, or smaller groups in data.groups."
+        )
     if len(label_counts_NC) < data.num_folds:
         raise UserError(
             f"data.num_folds: each fold needs an image, but got {data.num_folds} folds, {len(label_counts_NC)} images. "
             "Use fewer folds or more images."
         )
-    fold_N = assign_folds(label_counts_NC, data.num_folds, data.split_seed)
+    if groups is None:
+        fold_N = assign_folds(label_counts_NC, data.num_folds, data.split_seed)
+    else:
+        fold_N = assign_grouped_folds(label_counts_NC, groups, data.num_folds, data.split_seed)
     validation = np.flatnonzero(fold_N == data.fold)
     if len(validation) == 0 or len(validation) == len(fold_N):
         raise UserError(

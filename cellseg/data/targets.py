@@ -17,25 +17,38 @@ PIXELS_AT_ONCE = 1 << 22
 """RoIs are read in chunks of at most this many window pixels (about 60 MB); a larger RoI is a chunk of its own."""
 
 
-def make_target(planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int = 4) -> dict[str, Tensor]:
+def make_target(
+    planes_PHW: np.ndarray, labels_N: np.ndarray, min_area: int = 4, least_areas_N: np.ndarray | None = None
+) -> dict[str, Tensor]:
     """The target of an image whose cells lie in ``planes_PHW``.
 
     Args:
         planes_PHW: (P, H, W) uint16, after augmentation: cells may have left the image.
         labels_N: class of cell ``i + 1``, for all cells the sample had before augmentation.
         min_area: cells with fewer pixels than this are left out.
+        least_areas_N: for each of the same cells the pixels below which too little of it is left to be a cell, and too
+            much to be background: it is ignored. None: whatever is left is a cell.
 
     Returns:
         For the K cells that remain, K >= 0, ``boxes`` (K, 4) float32, ``labels`` (K,) int64, ``plane`` and ``number``
-        (K,) int64 (cell k covers the pixels where ``planes[plane[k]] == number[k]``), and ``planes`` (P, H, W) int32.
+        (K,) int64 (cell k covers the pixels where ``planes[plane[k]] == number[k]``), and ``planes`` (P, H, W) integers
+        (int16 where all numbers fit, else int32). For the J cells to be ignored, J >= 0, ``ignored`` (J, 4) float32:
+        their boxes.
     """
-    cells = read_instances(planes_PHW, labels_N, min_area)
+    cells = read_instances(planes_PHW, labels_N)
+    ignored_N = np.zeros(len(cells.numbers_N), dtype=bool)
+    if least_areas_N is not None:
+        ignored_N = cells.areas_N < least_areas_N[cells.numbers_N - 1]
+    kept_N = (cells.areas_N >= min_area) & ~ignored_N
+    # A batch travels from process to process and to the GPU, and planes are most of it after the image.
+    small = len(labels_N) <= np.iinfo(np.int16).max
     return {
-        "boxes": torch.from_numpy(cells.boxes_N4),
-        "labels": torch.from_numpy(cells.labels_N),
-        "planes": torch.from_numpy(planes_PHW.astype(np.int32)),
-        "plane": torch.from_numpy(cells.plane_N),
-        "number": torch.from_numpy(cells.numbers_N),
+        "boxes": torch.from_numpy(cells.boxes_N4[kept_N]),
+        "labels": torch.from_numpy(cells.labels_N[kept_N]),
+        "planes": torch.from_numpy(planes_PHW.astype(np.int16 if small else np.int32)),
+        "plane": torch.from_numpy(cells.plane_N[kept_N]),
+        "number": torch.from_numpy(cells.numbers_N[kept_N]),
+        "ignored": torch.from_numpy(cells.boxes_N4[ignored_N]),
     }
 
 

@@ -18,6 +18,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from cellseg.config import InferenceConfig
 from cellseg.data.targets import roi_mask_targets
+from cellseg.model.ignore import without_ignored
 from cellseg.model.mask_losses import cross_entropy_loss, dice_loss, own_class
 from cellseg.model.nms import suppress
 from cellseg.model.pointrend import PointHead, point_loss, refine_masks
@@ -108,6 +109,28 @@ class CellRoIHeads(RoIHeads):
                 self.point_head, features["0"], logits_RCMM, labels_R, rois, matched, targets
             )
         return losses
+
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: list[dict[str, Tensor]] | None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """For each image the regions to learn from, the cell of each, its class (0 background), and its box's deltas.
+
+        torchvision's, step for step, but for what is ignored.
+        """
+        self.check_targets(targets)
+        assert targets is not None
+        truths = [target["boxes"].to(proposals[0].dtype) for target in targets]
+        proposals = self.add_gt_proposals(proposals, truths)
+        matched, labels = self.assign_targets_to_proposals(proposals, truths, [t["labels"] for t in targets])
+        labels = without_ignored(labels, proposals, targets)
+        sampled = self.subsample(labels)
+        proposals, matched, labels = (
+            [values[index] for values, index in zip(of_images, sampled, strict=True)]
+            for of_images in (proposals, matched, labels)
+        )
+        truths = [boxes_N4 if len(boxes_N4) else boxes_N4.new_zeros(1, 4) for boxes_N4 in truths]
+        own_boxes = [boxes_N4[index] for boxes_N4, index in zip(truths, matched, strict=True)]
+        return proposals, matched, labels, list(self.box_coder.encode(own_boxes, proposals))
 
     def _detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]

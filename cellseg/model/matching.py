@@ -9,6 +9,8 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
 
+from cellseg.model.ignore import without_ignored
+
 PAIRS_AT_ONCE = 1 << 20
 """Cells times anchors that are compared at a time, which takes about 40 bytes a pair. An image with 1,000 cells and
 250,000 anchors has 250 times as many."""
@@ -24,7 +26,7 @@ class CellRPN(RegionProposalNetwork):
         cell that each is compared with, of any where it is none; both float32."""
         found = [self._assign(anchors_A4, target["boxes"]) for anchors_A4, target in zip(anchors, targets, strict=True)]
         labels, boxes = (list(values) for values in zip(*found, strict=True))
-        return labels, boxes
+        return without_ignored(labels, anchors, targets), boxes
 
     def _assign(self, anchors_A4: Tensor, boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
         if not len(boxes_N4):

@@ -56,7 +56,7 @@ def fit(
             if not is_out_of_memory(error):
                 raise
             if micro_batch == 1:
-                hardest = describe_hardest(data, split(data.label_counts, config.data).training, config)
+                hardest = describe_hardest(data, split(data.label_counts, config.data, data.groups).training, config)
                 raise TrainingError(
                     "out-of-memory",
                     f"images of {hardest} do not fit, one at a time, of a batch of {config.train.batch_size} "

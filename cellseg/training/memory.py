@@ -5,16 +5,32 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cellseg.config import TrialConfig
 from cellseg.data.batch import Item
-from cellseg.data.loader import TrainingImages
+from cellseg.data.grouping import batch_pixels
+from cellseg.data.loader import TrainingImages, epoch_batches
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
 from cellseg.training.stepper import Stepper
+
+PLANNED_VISITS = 20_000
+"""Visits to images that a rehearsal looks ahead, at least an epoch's: a few seconds."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Images that go through the network at the same time."""
+
+    epoch: int = 0
+    positions: tuple[int, ...] = ()
+    pixels: int = 0
+    """Padding included."""
+    cells: int = 0
 
 
 def peak_memory(device: torch.device) -> int:
@@ -33,15 +49,27 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, size: int) -> list[list[Item]]:
-    """The training images that need most memory, ``size`` together: those with most cells, and the largest.
+    """What needs most memory of all that the run's epochs bring, at most ``size`` images at a time: the most pixels,
+    padding included, and the most cells.
 
-    They come as training sees them, at their largest: cropped, but neither shrunk nor augmented. One batch where the
-    densest are the largest.
+    The batches are those that training will meet, images scaled, turned and grouped as they will be then: which images
+    come together follows from the seed. Of a run of very many visits the first ``PLANNED_VISITS`` are looked at, whole
+    epochs. Where a crop or warp cuts cells away they count nevertheless. One batch where the fullest is the largest.
     """
-    plain = config.replace(augment__preset="none", data__train_scale_min=1.0)
-    images = TrainingImages(data, indices, plain)
-    positions = {tuple(sorted(order[:size])) for order in _hardest_first(data, indices, config)}
-    return [[images[0, position] for position in together] for together in sorted(positions)]
+    images = TrainingImages(data, indices, config)
+    batches = epoch_batches(images)
+    cells_I = np.array([len(data.labels(index)) for index in indices])
+    largest = fullest = Together()
+    for epoch in range(1, min(config.train.epochs, max(PLANNED_VISITS // len(indices), 1)) + 1):
+        shapes_N2 = images.shapes(epoch)
+        for batch in batches.of_epoch(epoch, shapes_N2):
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
+                found = Together(epoch, tuple(part), batch_pixels(shapes_N2[part]), int(cells_I[part].sum()))
+                largest = max(largest, found, key=lambda part: (part.pixels, part.cells))
+                fullest = max(fullest, found, key=lambda part: (part.cells, part.pixels))
+    hardest = dict.fromkeys((largest, fullest))
+    return [[images[part.epoch, position] for position in part.positions] for part in hardest]
 
 
 def describe_hardest(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> str:

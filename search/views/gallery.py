@@ -30,7 +30,7 @@ def write_overlays(study: Study, data: PackedDataset) -> Path:
     folder = study.store.folder / "overlays"
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for index in _choose(data, split(data.label_counts, config.data).validation):
+        for index in _choose(data, split(data.label_counts, config.data, data.groups).validation):
             sample = data[index]
             write_overlay(
                 temporary / f"{sample.name}.png",

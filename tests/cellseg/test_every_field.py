@@ -11,6 +11,7 @@ import torch
 
 from cellseg.config import FIELDS, TrialConfig
 from cellseg.data.auto import resolve_auto
+from cellseg.data.groups import read_groups
 from cellseg.data.loader import TrainingImages
 from cellseg.data.packed import PackedDataset
 from cellseg.data.split import split
@@ -53,7 +54,9 @@ def seen(config, packed, tmp_path):
 
 def images(config, packed, tmp_path):
     """Which images train and which validate."""
-    return dataclasses.astuple(split(packed.label_counts, config.data))
+    if config.data.groups is not None:
+        packed = packed.with_groups(read_groups(config.data, packed.names))
+    return dataclasses.astuple(split(packed.label_counts, config.data, packed.groups))
 
 
 def structure(config, packed, tmp_path):
@@ -154,9 +157,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, Any], Probe]] = {
     "data.num_folds": ({}, (2, 4), images),
     "data.fold": ({}, (0, 1), images),
     "data.split_seed": ({}, (0, 1), images),
+    "data.groups": ({"data.num_folds": 2}, (None, "(0|[5-8])(?=[1-4]?$)"), images),  # 1 to 4 belong together
     "data.train_on": ({}, ("folds", "all"), images),
     "augment.preset": ({}, ("none", "flips"), item),
     "augment.strength": ({"augment.preset": "geometric"}, (0.1, 0.9), item),
+    "augment.min_visible": ({"data.crop": 32}, (0.0, 0.9), item),
     "model.detector": ({}, ("v1", "v2"), structure),
     "model.backbone": ({}, ("resnet10t", "resnet18"), structure),
     "model.norm": ({}, ("group", "batch"), structure),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cellseg.config import AugmentConfig, TrialConfig
-from cellseg.data.augment import PRESETS, Augmentation, background_color, build_augmentation, random_crop
+from cellseg.data.augment import PRESETS, Augmentation, background_color, build_augmentation, random_crop, turns_sides
 from cellseg.data.loader import TrainingImages
 from cellseg.data.planes import read_instances, stack_masks
 from cellseg.data.sample import Sample
@@ -243,7 +243,9 @@ def overlapping_cells(seed: int) -> tuple[Sample, Sample]:
 @pytest.mark.parametrize("data", [{}, {"crop": 48, "train_scale_min": 0.5}, {"shorter_side": 90, "crop": 110}], ids=str)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_boxes_labels_and_masks_of_planes_are_those_of_a_stack_of_masks_after_the_same_change(preset, data):
-    config = TrialConfig.model_validate({"augment": {"preset": preset, "strength": 1.0}, "data": data})
+    config = TrialConfig.model_validate(
+        {"augment": {"preset": preset, "min_visible": 0.0, "strength": 1.0}, "data": data}
+    )
     for seed in range(4):
         planes, masks = (TrainingImages([sample], (0,), config) for sample in overlapping_cells(seed))
         for epoch in range(1, 4):
@@ -321,3 +323,59 @@ def test_a_crop_reaches_every_place_of_the_image_along_both_sides(height, width)
     tops, lefts = np.divmod(corners, width)
     assert set(tops) == set(range(height - size + 1))
     assert set(lefts) == set(range(width - size + 1))
+
+
+@pytest.mark.parametrize("preset", ["geometric", "elastic", "full", "stain-full", "reported-elastic"])
+def test_a_warped_crop_shows_the_image_and_not_what_lies_outside_of_it(preset):
+    image_HWC, planes_PHW = np.full((400, 500, 3), 100, np.uint8), np.ones((1, 400, 500), np.uint16)
+    augmentation = build(preset, 0.5)
+    outside = []
+    for seed in range(40):
+        changed = augmentation.change(image_HWC, planes_PHW, seed, crop=96)
+        assert changed.image_HWC.shape == (96, 96, 3) and changed.planes_PHW.shape == (1, 96, 96)
+        assert changed.image_HWC.flags.c_contiguous and changed.planes_PHW.flags.c_contiguous
+        outside.append((changed.planes_PHW == 0).mean())
+    assert np.mean(outside) < 0.002 and max(outside) < 0.06, "an elastic deformation may reach over the image's edge"
+
+
+@pytest.mark.parametrize("preset", ["flips", "geometric", "full"])
+def test_crops_come_from_all_of_the_image(preset):
+    planes_PHW = np.arange(1, 60 * 70 + 1, dtype=np.uint16).reshape(1, 60, 70)
+    image_HWC = np.zeros((60, 70, 3), np.uint8)
+    seen, augmentation = np.zeros(60 * 70 + 1, int), build(preset, 0.3)
+    for seed in range(300):
+        seen[np.unique(augmentation.change(image_HWC, planes_PHW, seed, crop=32).planes_PHW)] += 1
+    seen_HW = seen[1:].reshape(60, 70)
+    assert seen_HW.max(axis=0).min() > 0 and seen_HW.max(axis=1).min() > 0, "every row and column, the edges as well"
+    assert seen_HW[30, 35] > 150
+
+
+def test_a_crop_larger_than_the_image_shows_all_of_it():
+    image_HWC, planes_PHW = picture(48, 48)
+    areas = read_instances(planes_PHW, np.ones(BIG + 9, np.int64)).areas_N.sum()
+    for seed in range(20):
+        changed = build("geometric", 0.1).change(image_HWC, planes_PHW, seed, crop=120)
+        assert changed.planes_PHW.astype(bool).sum() == pytest.approx(areas * changed.magnification, rel=0.12)
+
+
+@pytest.mark.parametrize("crop", [None, 64])
+def test_the_magnification_is_that_of_the_cells_areas(crop):
+    image_HWC, planes_PHW = np.zeros((160, 200, 3), np.uint8), np.zeros((1, 160, 200), np.uint16)
+    planes_PHW[0, 10:150, 10:190] = 1
+    changed_by = set()
+    for seed in range(20):
+        changed = build("geometric").change(image_HWC, planes_PHW, seed, crop)
+        changed_by.add(changed.magnification)
+        if crop is None and changed.magnification < 0.5:  # all of it lies inside
+            assert (changed.planes_PHW > 0).sum() == pytest.approx(140 * 180 * changed.magnification, rel=0.03)
+    assert len(changed_by) > 10 and min(changed_by) < 0.5 < 2 < max(changed_by)
+    assert build("color").change(image_HWC, planes_PHW, 0, crop).magnification == 1
+
+
+def test_whether_an_image_is_turned_is_known_before():
+    image_HWC, planes_PHW = picture(40, 60)
+    for preset in PRESETS:
+        config = AugmentConfig(preset=preset)
+        for seed in range(12):
+            changed_HWC, _ = build_augmentation(config)(image_HWC, planes_PHW, seed)
+            assert (changed_HWC.shape[0] == 60) == turns_sides(config, seed)

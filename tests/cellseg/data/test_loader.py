@@ -11,7 +11,7 @@ import torch
 
 from cellseg.data.augment import build_augmentation
 from cellseg.data.batch import JoinedBatch
-from cellseg.data.loader import EpochBatches, TrainingImages, plain_item, training_loader
+from cellseg.data.loader import EpochBatches, TrainingImages, epoch_batches, plain_item, training_loader
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
 from cellseg.data.sample import Sample
@@ -281,3 +281,81 @@ def test_a_plain_item_is_neither_cropped_nor_scaled_at_random_nor_augmented(pack
     expected = TrainingImages(packed, (4,), plain)[1, 0]
     assert min(expected[0].shape[1:]) == 80
     assert equal(plain_item(packed[4], config.data), expected)
+
+
+@pytest.mark.parametrize(
+    "flat", [{"data__shorter_side": 100}, {"data__train_scale_min": 0.4}, {"data__crop": 40}], ids=str
+)
+def test_the_shapes_of_an_epochs_items_are_known_before_they_are_made(packed, tiny_config, flat):
+    images = TrainingImages(packed, INDICES, tiny_config(augment__preset="full", **flat))
+    shapes = [[tuple(images[epoch, position][0].shape[1:]) for position in range(5)] for epoch in (1, 2, 3)]
+    assert shapes == [[tuple(shape) for shape in images.shapes(epoch).tolist()] for epoch in (1, 2, 3)]
+    assert len({shape for epoch in shapes for shape in epoch}) > (1 if "data__crop" not in flat else 0)
+
+
+def test_images_that_lie_alike_after_they_were_turned_come_together(packed, tiny_config):
+    upright, lying = np.zeros((90, 40, 3), np.uint8), np.zeros((40, 90, 3), np.uint8)
+    samples = [
+        Sample(
+            str(index),
+            (upright, lying)[index % 2],
+            np.ones((1, *(upright, lying)[index % 2].shape[:2]), np.uint16),
+            np.ones(1, np.int64),
+        )
+        for index in range(24)
+    ]
+
+    class Images(list):
+        sizes = np.array([sample.size for sample in samples])
+
+    images = TrainingImages(Images(samples), tuple(range(24)), tiny_config(train__batch_size=4))
+    batches, orders = epoch_batches(images), set()
+    for batches.epoch in range(1, 11):
+        mixed = 0
+        for batch in batches:
+            shapes = {tuple(images[visit][0].shape) for visit in batch}
+            mixed += len(shapes) > 1
+            orders.add(tuple(position for _, position in batch))
+        assert mixed <= 1, "what is left over of both"
+    assert len(orders) > 50
+
+
+def visible_shares(images, sample, visits) -> list[float]:
+    """How much each cell of the items shows of what it would show whole, at no change of scale."""
+    areas = np.bincount(sample.planes_PHW.ravel())
+    targets = [images[epoch, 0][1] for epoch in range(visits)]
+    return [
+        float((target["planes"][plane] == number).sum() / areas[number])
+        for target in targets
+        for plane, number in zip(target["plane"].tolist(), target["number"].tolist(), strict=True)
+    ]
+
+
+def test_slivers_that_a_crop_leaves_are_ignored_and_no_cells(packed, tiny_config):
+    sample = packed[4]
+    taught = {}
+    for min_visible in (0.0, 0.25, 0.6):
+        images = TrainingImages(packed, (4,), tiny_config(data__crop=32, augment__min_visible=min_visible))
+        shares = visible_shares(images, sample, 60)
+        assert min(shares) >= min_visible
+        taught[min_visible] = len(shares), sum(len(images[epoch, 0][1]["ignored"]) for epoch in range(60))
+    assert taught[0.0][1] == 0
+    assert taught[0.0][0] > taught[0.25][0] > taught[0.6][0]
+    assert taught[0.0][1] < taught[0.25][1] < taught[0.6][1]
+
+
+def test_a_cell_is_not_ignored_because_the_image_is_scaled_or_warped_smaller(tiny_config):
+    planes_PHW = np.zeros((1, 200, 200), np.uint16)
+    planes_PHW[0, 80:120, 80:120] = 1
+    sample = Sample("middle", np.zeros((200, 200, 3), np.uint8), planes_PHW, np.ones(1, np.int64))
+    for flat in ({"augment__preset": "geometric", "augment__strength": 1.0}, {"data__train_scale_min": 0.3}):
+        config = tiny_config(augment__min_visible=0.8, data__shorter_side=80, **flat)
+        images = TrainingImages([sample], (0,), config)
+        for epoch in range(30):
+            _, target = images[epoch, 0]
+            assert (len(target["boxes"]), len(target["ignored"])) == (1, 0)
+
+
+def test_validation_ignores_nothing(packed, tiny_config):
+    config = tiny_config(data__crop=32, augment__min_visible=1.0)
+    assert all(len(plain_item(packed[index], config.data)[1]["ignored"]) == 0 for index in range(len(packed)))

@@ -108,6 +108,7 @@ def test_a_target_has_exclusive_edges_and_points_every_cell_to_its_pixels():
         "planes": torch.int32,
         "plane": torch.int64,
         "number": torch.int64,
+        "ignored": torch.float32,
     }
     areas = [int((target["planes"][p] == n).sum()) for p, n in zip(target["plane"], target["number"], strict=True)]
     assert areas == [18, 48]
@@ -171,3 +172,31 @@ def test_no_rois_have_no_points():
     target = make_target(np.zeros((1, 9, 9), np.uint16), np.zeros(0, np.int64))
     arguments = target["planes"], target["plane"], target["number"], torch.zeros(0, 5, 2), torch.zeros(0).long()
     assert point_targets(*arguments).shape == (0, 5)
+
+
+def test_what_is_left_of_a_cell_below_its_least_area_is_ignored():
+    planes_PHW = np.zeros((2, 20, 30), np.uint16)
+    planes_PHW[0, 0:2, 0:10] = 1  # 20 px
+    planes_PHW[0, 10:20, 10:20] = 2  # 100 px
+    planes_PHW[1, 0:1, 0:3] = 4  # 3 px: too few for a cell, enough of it to be none
+    planes_PHW[1, 12:14, 12:14] = 5
+    labels_N = np.array([1, 2, 1, 2, 1])
+    target = make_target(planes_PHW, labels_N, least_areas_N=np.array([20.5, 100, 5, 3, 4.5]))
+    assert target["boxes"].tolist() == [[10, 10, 20, 20]]
+    assert target["labels"].tolist() == [2] and target["number"].tolist() == [2] and target["plane"].tolist() == [0]
+    assert target["ignored"].tolist() == [[0, 0, 10, 2], [12, 12, 14, 14]]
+    assert make_target(planes_PHW, labels_N)["ignored"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(32_767, torch.int16), (32_768, torch.int32)])
+def test_planes_take_two_bytes_a_pixel_where_the_numbers_fit(count, dtype):
+    planes_PHW = np.full((1, 6, 7), count, np.uint16)
+    planes_PHW.flags.writeable = False
+    target = make_target(planes_PHW, np.ones(count, np.int64))
+    assert target["planes"].dtype == dtype
+    assert (target["planes"] == target["number"][0]).all() and target["number"].tolist() == [count]
+    rois_R4 = torch.tensor([[0.0, 0, 7, 6]])
+    cell = target["plane"], target["number"]
+    first = torch.zeros(1, dtype=torch.int64)
+    assert (roi_mask_targets(target["planes"], *cell, rois_R4, first, 4) == 1).all()
+    assert (point_targets(target["planes"], *cell, torch.full((1, 3, 2), 2.0), first) == 1).all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cellseg.checkpoint import open_checkpoint
+from cellseg.data.loader import training_loader
 from cellseg.data.split import split
 from cellseg.training import memory, validation
 from cellseg.training import run as training
@@ -187,20 +188,40 @@ def test_an_optimiser_remembers_so_many_values_for_each_weight(tiny_config, sett
     assert len(values) == moments
 
 
-def test_the_hardest_images_are_the_fullest_and_the_largest(packed, tiny_config):
-    config = tiny_config(data__train_scale_min=0.3, augment__preset="full")
+def sides(items) -> list[int]:
+    """Height and width that images are padded to together."""
+    return [math.ceil(max(image.shape[axis] for image, _ in items) / 32) * 32 for axis in (1, 2)]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+@pytest.mark.parametrize("flat", [{}, {"data__train_scale_min": 0.3, "augment__preset": "full"}], ids=str)
+def test_no_batch_of_training_has_more_pixels_or_cells_than_those_rehearsed(packed, tiny_config, flat, micro_batch):
+    config = tiny_config(augment__preset="flips", augment__min_visible=0.0, train__epochs=4).replace(**flat)
     indices = split(packed.label_counts, config.data).training
-    batches = hardest_batches(packed, indices, config, size=1)
-    most = max(len(packed.labels(index)) for index in indices)
-    largest = max(packed[index].image_HWC.size for index in indices)
-    assert 1 <= len(batches) <= 2
-    assert most in {len(target["boxes"]) for ((_, target),) in batches}
-    assert largest in {image.numel() for ((image, _),) in batches}
-    assert describe_hardest(packed, indices, config).endswith(f"px and {most} cells")
+    rehearsed = hardest_batches(packed, indices, config, size=micro_batch)
+    assert 1 <= len(rehearsed) <= 2
+    loader, batches = training_loader(packed, indices, config)
+    met = []
+    for epoch in range(1, 5):
+        batches.epoch = epoch
+        for batch in loader:
+            met += [batch[start : start + micro_batch] for start in range(0, len(batch), micro_batch)]
+    pixels = [len(items) * math.prod(sides(items)) for items in met]
+    assert max(pixels) == max(len(items) * math.prod(sides(items)) for items in rehearsed)
+    if not flat:  # a warp moves cells out of an image
+        cells = [sum(len(target["boxes"]) for _, target in items) for items in met]
+        assert max(cells) == max(sum(len(target["boxes"]) for _, target in items) for items in rehearsed)
+    for items in rehearsed:
+        assert any(
+            len(part) == len(items)
+            and all(torch.equal(one, other) for (one, _), (other, _) in zip(items, part, strict=True))
+            for part in met
+        )
+    assert describe_hardest(packed, indices, config).endswith(" cells")
 
 
 def test_a_batch_larger_than_the_data_is_all_of_them(packed, tiny_config):
-    config = tiny_config()
+    config = tiny_config(train__batch_size=100)
     indices = split(packed.label_counts, config.data).training
     (batch,) = hardest_batches(packed, indices, config, size=100)
     assert len(batch) == len(indices)
