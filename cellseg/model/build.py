@@ -2,44 +2,22 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range, parse_normalization, parse_numbers
+from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range, parse_numbers
 from cellseg.errors import UserError
 from cellseg.model.anchors import CellAnchors, build_rpn_head
 from cellseg.model.backbones import FPNBackbone, build_body
-from cellseg.model.heads import CellRoIHeads, PyramidRoIAlign
-from cellseg.model.matching import CellRPN
+from cellseg.model.detector import Detector, Normalize
+from cellseg.model.heads import CellRoIHeads
 from cellseg.model.norms import group_norm
 from cellseg.model.pointrend import PointHead
+from cellseg.model.pooling import PyramidRoIAlign
+from cellseg.model.rpn import CellRPN
 from cellseg.model.weights import load_detector_weights
-
-
-class _Normalize(GeneralizedRCNNTransform):
-    """torchvision's transform without its resizing and pasting: normalises, then pads with 0 to a batch.
-
-    Scale is set once, in :mod:`cellseg.data.resize`, for training and prediction alike; masks leave as they are.
-    """
-
-    def __init__(self, normalization: str) -> None:
-        mean, std = parse_normalization(normalization)
-        super().__init__(0, 0, list(mean), list(std))
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return image, target
-
-    def postprocess(
-        self,
-        result: list[dict[str, Tensor]],
-        image_shapes: list[tuple[int, int]],
-        original_image_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        return result
 
 
 def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: int, *, load: bool = True) -> nn.Module:
@@ -68,11 +46,11 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
     if v2:
         head_norm = group_norm if resolved_norm(config) == "group" else nn.BatchNorm2d
     backbone = FPNBackbone(body, config.fpn_channels, head_norm)
-    model = GeneralizedRCNN(
+    model = Detector(
         backbone,
         _rpn(config, v2),
         _roi_heads(config, inference, num_classes + 1, head_norm),
-        _Normalize(config.normalization),
+        Normalize(config.normalization),
     )
     if config.weights == "coco" and not v2:
         overwrite_eps(model, 0.0)  # frozen norms had no eps when torchvision trained these weights

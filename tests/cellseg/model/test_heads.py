@@ -7,7 +7,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from cellseg.model import heads
 from cellseg.model.build import build_model
-from cellseg.model.heads import PyramidRoIAlign
+from cellseg.model.pooling import PyramidRoIAlign
 
 
 @pytest.fixture
@@ -125,8 +125,9 @@ def test_the_share_of_positive_proposals_is_bounded_as_asked(build):
     positives = []
     for share in (0.25, 0.75):
         heads = build(model__roi_positive_fraction=share).roi_heads
-        _, _, (labels_P,), _ = heads.select_training_samples([torch.rand(50, 4).cumsum(1) * 20], [dict(cells)])
-        positives.append(int((labels_P > 0).sum()))
+        (drawn,) = heads.regions([torch.rand(50, 4).cumsum(1) * 20], [cells])
+        assert drawn.on_cells == (drawn.labels_P > 0).sum()
+        positives.append(drawn.on_cells)
     assert positives == [4, 12]
 
 
