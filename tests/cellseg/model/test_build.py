@@ -19,9 +19,16 @@ from cellseg.errors import UserError
 from cellseg.inference.paste import paste_masks
 from cellseg.model import waiting
 from cellseg.model.build import build_model, count_parameters, resolved_norm
-from cellseg.model.norms import OnePassFrozenBatchNorm2d
+from cellseg.model.norms import InputTypeGroupNorm, OnePassFrozenBatchNorm2d
 
-REAL = {"weights": "none", "norm": "batch", "anchors": "32-512", "detections_per_image": 100}
+REAL = {
+    "weights": "none",
+    "norm": "batch",
+    "anchors": "32-512",
+    "detections_per_image": 100,
+    "rpn_candidates": 1000,
+    "rpn_proposals": 1000,
+}
 
 
 def tiny_model(config, num_classes=4, seed=0) -> nn.Module:
@@ -262,9 +269,9 @@ def test_norm_auto_follows_the_weights(weights, norm, resolved):
 @pytest.mark.parametrize(
     ("norm", "kind", "absent"),
     [
-        ("auto", nn.GroupNorm, nn.BatchNorm2d),
-        ("frozen", OnePassFrozenBatchNorm2d, nn.GroupNorm),
-        ("batch", nn.BatchNorm2d, nn.GroupNorm),
+        ("auto", InputTypeGroupNorm, nn.BatchNorm2d),
+        ("frozen", OnePassFrozenBatchNorm2d, InputTypeGroupNorm),
+        ("batch", nn.BatchNorm2d, InputTypeGroupNorm),
     ],
 )
 def test_the_norm_is_in_the_model(tiny_config, norm, kind, absent):
@@ -319,7 +326,13 @@ def test_the_seed_decides_the_new_weights(tiny_config):
 
 
 def test_unresolved_settings_are_our_bug(tiny_config):
-    autos = {"model__anchors": "auto", "model__detections_per_image": "auto", "model__normalization": "dataset"}
+    autos = {
+        "model__rpn_candidates": "auto",
+        "model__rpn_proposals": "auto",
+        "model__anchors": "auto",
+        "model__detections_per_image": "auto",
+        "model__normalization": "dataset",
+    }
     for name, value in autos.items():
         with pytest.raises(AssertionError, match="resolve_auto comes first"):
             tiny_model(tiny_config(**{name: value}))
