@@ -226,8 +226,7 @@ def _same_samples(model: "nn.Module") -> None:
     from cellseg.model.sampling import Sampler
 
     for part in ("rpn", "roi_heads"):  # ours draws other numbers for the same choice
-        theirs = getattr(model, part).fg_bg_sampler
-        getattr(model, part).fg_bg_sampler = Sampler(theirs.batch_size_per_image, theirs.positive_fraction)
+        getattr(model, part).fg_bg_sampler = Sampler.like(getattr(model, part).fg_bg_sampler)
     model.get_submodule("rpn").register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
 
 

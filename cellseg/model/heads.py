@@ -58,11 +58,13 @@ class CellRoIHeads(RoIHeads):
 
     box_roi_pool: PyramidRoIAlign
     mask_roi_pool: PyramidRoIAlign
+    fg_bg_sampler: Sampler
+    box_coder: Float32BoxCoder
 
     def __init__(self, inference: InferenceConfig, point_head: PointHead | None, **parts: Any):
         """``parts`` are torchvision's arguments; with a ``point_head`` masks are refined (PointRend)."""
         super().__init__(score_thresh=inference.score_threshold, nms_thresh=inference.nms_threshold, **parts)
-        self.fg_bg_sampler = Sampler(self.fg_bg_sampler.batch_size_per_image, self.fg_bg_sampler.positive_fraction)
+        self.fg_bg_sampler = Sampler.like(self.fg_bg_sampler)
         self.box_coder = Float32BoxCoder(self.box_coder.weights)
         self.inference = inference
         self.point_head = point_head
@@ -107,7 +109,8 @@ class CellRoIHeads(RoIHeads):
         boxes, labels = [of_image.boxes_P4 for of_image in regions], [of_image.labels_P for of_image in regions]
         levels_P = np.concatenate([of_image.levels_P for of_image in regions])
         box_features = self.box_head(self.box_roi_pool(features, boxes, image_shapes, levels_P))
-        class_loss, box_loss = self._box_losses(*self.box_predictor(box_features), regions, targets)
+        class_logits, deltas = self.box_predictor(box_features)
+        class_loss, box_loss = self._box_losses(class_logits, deltas, regions, targets)
 
         rois = [of_image.boxes_P4[: of_image.on_cells] for of_image in regions]
         matched = [of_image.matched_P[: of_image.on_cells] for of_image in regions]
@@ -162,15 +165,16 @@ class CellRoIHeads(RoIHeads):
         parts = np.split(torch.cat(numbers).cpu().numpy(), np.cumsum([len(part) for part in numbers])[:-1])
         found = []
         for index, (boxes_P4, matched_P, labels_P, _, _) in enumerate(drawn):
-            levels_P, points, is_positive_P, is_negative_P = parts[4 * index : 4 * index + 4]
-            positive, negative, limit = int(is_positive_P.sum()), int(is_negative_P.sum()), len(is_positive_P)
-            first_negative = int(is_negative_P.argmax())
-            kept = [slice(0, positive), slice(first_negative, min(first_negative + negative, limit))]
+            levels, points, is_positive, is_negative = parts[4 * index : 4 * index + 4]
+            positive, first_negative = int(is_positive.sum()), int(is_negative.argmax())
+            kept = [slice(0, positive), slice(first_negative, first_negative + int(is_negative.sum()))]
             found.append(
                 Regions(
-                    *(torch.cat([values[part] for part in kept]) for values in (boxes_P4, matched_P, labels_P)),
-                    np.concatenate([levels_P[part] for part in kept]),
-                    points.reshape(-1, 2)[:positive],
+                    boxes_P4=torch.cat([boxes_P4[part] for part in kept]),
+                    matched_P=torch.cat([matched_P[part] for part in kept]),
+                    labels_P=torch.cat([labels_P[part] for part in kept]),
+                    levels_P=np.concatenate([levels[part] for part in kept]),
+                    points_R2=points.reshape(-1, 2)[:positive],
                 )
             )
         return found

@@ -67,7 +67,7 @@ class OnePass(nn.Module):
     running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5):
-        super().__init__(num_features, eps=eps)  # type: ignore[call-arg]
+        super().__init__(num_features, eps=eps)
         self.eps_as_made = eps
         self._maps: dict[torch.dtype, tuple[tuple, Tensor, Tensor]] = {}
 
@@ -115,7 +115,7 @@ class OnePassFrozenBatchNormAct2d(OnePass, FrozenBatchNormAct2d):
     """timm's, with dropout and activation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(self.normalize(x)))
+        return self.act(self.drop(self.normalize(x)))  # type: ignore[operator]
 
 
 def frozen_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:

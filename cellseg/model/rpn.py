@@ -28,11 +28,12 @@ Assign = Callable[[Tensor, AnchorGrid], Tensor]
 class CellRPN(RegionProposalNetwork):
     """torchvision's RPN, with boxes in float32 under every precision, no N x A tensor, and one wait for a GPU.
 
-    In training the proposals of every image are as many tensors rows as may remain; where fewer do, the rest are boxes
-    without area.
+    Where a GPU trains, every image has as many proposals as may remain; where fewer do, the rest have no area.
     """
 
     anchor_generator: CellAnchors
+    fg_bg_sampler: Sampler
+    box_coder: Float32BoxCoder
 
     def __init__(self, *parts: Any, best_anchor: bool = True, assign: Assign | None = None, **more: Any):
         """``parts`` and ``more`` are torchvision's arguments.
@@ -43,7 +44,7 @@ class CellRPN(RegionProposalNetwork):
         """
         super().__init__(*parts, **more)
         self.proposal_matcher.allow_low_quality_matches = best_anchor
-        self.fg_bg_sampler = Sampler(self.fg_bg_sampler.batch_size_per_image, self.fg_bg_sampler.positive_fraction)
+        self.fg_bg_sampler = Sampler.like(self.fg_bg_sampler)
         self.box_coder = Float32BoxCoder(self.box_coder.weights)
         self.assign = assign or self._by_thresholds
 

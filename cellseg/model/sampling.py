@@ -28,6 +28,11 @@ class Sampler(BalancedPositiveNegativeSampler):
     Where torchvision counts the positives, to draw a permutation of so many, the host would wait for a GPU.
     """
 
+    @classmethod
+    def like(cls, other: BalancedPositiveNegativeSampler) -> "Sampler":
+        """One that draws as many as ``other``."""
+        return cls(other.batch_size_per_image, other.positive_fraction)
+
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """torchvision's masks (uint8) of the positive and of the negative ones drawn from each image."""
         masks: tuple[list[Tensor], list[Tensor]] = ([], [])

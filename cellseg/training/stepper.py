@@ -68,7 +68,7 @@ class Stepper:
         begin_momentum(self.optimizer)
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.optim.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_norm, norm)
         is_skipped = (~torch.isfinite(norm)).float()
