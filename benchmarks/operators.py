@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cellseg.model import waiting
+
 WAITS = {
     "_local_scalar_dense",
     "_unique",
@@ -88,6 +90,19 @@ class Operators(TorchDispatchMode):
             return method(tensor, *args, **kwargs)
 
         return to_host
+
+
+def count_as_on_a_gpu(work: Callable[[], Any]) -> Operators:
+    """What ``work`` dispatches on the way that a GPU takes, whatever device it runs on: see
+    :mod:`cellseg.model.waiting`."""
+    original = waiting.may_wait
+    waiting.may_wait = lambda device: False
+    try:
+        with Operators() as counted:
+            work()
+    finally:
+        waiting.may_wait = original
+    return counted
 
 
 def _is_view(func: Any) -> bool:

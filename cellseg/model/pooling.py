@@ -58,11 +58,16 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
         boxes_R4 = torch.cat(boxes)
         level_R = self.levels_of(boxes_R4)
         counts = np.bincount(level_R.cpu().numpy() if levels_R is None else levels_R, minlength=len(maps))
+        rois_R5 = torch.cat([image_R1, boxes_R4], dim=1)
+        if len(rois_R5) and counts.max() == len(rois_R5):  # cells are mostly of the finest level
+            index = int(counts.argmax())
+            return roi_align(maps[index], rois_R5, self.output_size, self.scales[index], self.sampling_ratio)
         order_R = level_R.argsort(stable=True)
-        rois = torch.cat([image_R1, boxes_R4], dim=1)[order_R].split(counts.tolist())
-        pooled = [
-            roi_align(level_BCHW, rois_r5, self.output_size, scale, self.sampling_ratio)
-            for level_BCHW, rois_r5, scale in zip(maps, rois, self.scales, strict=True)
-        ]
-        together = torch.cat(pooled)
-        return torch.empty_like(together).index_copy_(0, order_R, together)
+        rois = rois_R5[order_R].split(counts.tolist())
+        pooled = torch.cat(
+            [
+                roi_align(level_BCHW, rois_r5, self.output_size, scale, self.sampling_ratio)
+                for level_BCHW, rois_r5, scale in zip(maps, rois, self.scales, strict=True)
+            ]
+        )
+        return torch.empty_like(pooled).index_copy_(0, order_R, pooled)
