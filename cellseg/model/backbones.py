@@ -15,7 +15,7 @@ from cellseg.errors import UserError
 from cellseg.model.attention import ATTENTION
 from cellseg.model.body import Body, is_part
 from cellseg.model.deformable import ModulatedDeformConv2d
-from cellseg.model.norms import convert_norms, keep_half_precision
+from cellseg.model.norms import convert_norms
 from cellseg.model.resnets import ARCHITECTURES, LAYERS, torchvision_body
 from cellseg.model.timm_bodies import timm_body
 
@@ -69,7 +69,6 @@ def build_body(config: ModelConfig, *, pretrained: bool, norm: str) -> Body:
         raise UserError(
             f"model.norm: '{config.backbone}' has no batch norms to exchange, but got norm={config.norm}. Use auto."
         )
-    keep_half_precision(body.module)
     for name, parameter in body.module.named_parameters():
         parameter.requires_grad_(is_part(name, trained))
     _change_blocks(body, config)

@@ -34,6 +34,8 @@ class InputTypeGroupNorm(nn.GroupNorm):
     """torch's group norm in the type of its input, under autocast too."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             weight_C, bias_C = self.weight.to(input.dtype), self.bias.to(input.dtype)
             return F.group_norm(input, self.num_groups, weight_C, bias_C, self.eps)
@@ -135,9 +137,7 @@ def frozen_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
 def group_instead_of(norm: nn.BatchNorm2d) -> nn.Module:
     """A fresh group norm in the place of ``norm``; dropout and activation of timm's ``BatchNormAct2d`` stay."""
     if isinstance(norm, BatchNormAct2d):
-        group = _with_activation(GroupNormAct(norm.num_features, num_groups(norm.num_features)), norm)
-        keep_half_precision(group)
-        return group
+        return _with_activation(GroupNormAct(norm.num_features, num_groups(norm.num_features)), norm)
     return group_norm(norm.num_features)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from cellseg.config import TrialConfig
 from cellseg.data.batch import Item
 from cellseg.errors import UserError
+from cellseg.model.norms import keep_half_precision
 from cellseg.training.loss_weights import total_loss
 from cellseg.training.optim import begin_momentum, build_optimizer, set_learning_rate
 
@@ -33,6 +34,8 @@ class Stepper:
             self.model.get_submodule("backbone").compile()  # in place: names in the state dict stay
         self.optimizer = build_optimizer(model, config.optim)
         self.amp_dtype = autocast_dtype(config.train.amp, device)
+        if self.amp_dtype is not None:
+            keep_half_precision(self.model)
         # Only float16 has too few exponent bits for gradients; disabled, the scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
         self._skipped_3 = torch.zeros(3, device=device)
