@@ -9,6 +9,9 @@ number in a plane, or a plane of its own), in how boxes are matched with anchors
 
 Ratios, for few and for many cells: ``time_N``, ``memory_N``: what the reference needs for each second or byte of ours.
 Memory is all that a step adds to weights and optimiser state: targets, activations, gradients.
+
+Figures, counted on any device: ``launches_N`` and ``waits_N``, the operators that our step dispatches on a GPU's way
+and how often the host waits for it, but for the losses that are read here after each step.
 """
 
 import argparse
@@ -71,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(arguments: argparse.Namespace) -> Report:
     """Run the contenders at the sizes in ``arguments``."""
+    from benchmarks.operators import count_as_on_a_gpu
     from cellseg.device import pick_device
 
     device = pick_device(arguments.device)
@@ -79,6 +83,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, int] = {}
     ratios: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for count in (FEW, arguments.cells):
         rng = np.random.default_rng(0)
         samples = [grid_sample(rng, count, arguments.side, arguments.side, DIAMETER) for _ in range(arguments.batch)]
@@ -92,6 +97,9 @@ def measure(arguments: argparse.Namespace) -> Report:
         peaks |= measured.peak_extra_bytes
         ratios[f"time_{count}"] = measured.ratio(theirs, ours)
         ratios[f"memory_{count}"] = measured.memory_ratio(theirs, ours)
+        counted = count_as_on_a_gpu(contenders[ours])
+        figures[f"launches_{count}"] = float(counted.launches)
+        figures[f"waits_{count}"] = float(counted.waits - counted.waited["_local_scalar_dense"])  # losses are told here
     return Report(
         benchmark="train_step",
         description=f"A step on {arguments.batch} x {arguments.side} x {arguments.side} pixels, ResNet50-FPN",
@@ -99,6 +107,7 @@ def measure(arguments: argparse.Namespace) -> Report:
         seconds=seconds,
         peak_extra_bytes=peaks,
         ratios=ratios,
+        figures=figures,
     )
 
 
@@ -223,6 +232,10 @@ def _same_samples(model: "nn.Module") -> None:
     """Draw the same samples of anchors and regions in every step. (Before them torchvision draws a scale.)"""
     import torch
 
+    from cellseg.model.sampling import Sampler
+
+    for part in ("rpn", "roi_heads"):  # ours draws other numbers for the same choice
+        getattr(model, part).fg_bg_sampler = Sampler.like(getattr(model, part).fg_bg_sampler)
     model.get_submodule("rpn").register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
 
 

@@ -54,10 +54,11 @@ def _command(arguments: argparse.Namespace) -> int:
                 config, data, out, device=device, on_step=lambda n, of: progress.update(bar, completed=n, total=of)
             ):
                 progress.reset(bar, description=f"epoch {report.epoch + 1}")
+                skipped = f", {report.skipped_steps} steps skipped" if report.skipped_steps else ""
                 progress.console.print(
                     f"epoch {report.epoch:3d}  loss {report.losses['loss']:.4f}  "
                     f"{config.train.metric} {report.value:.4f}  "
-                    f"{report.images_per_second:.1f} images/s, {report.seconds:.0f} s"
+                    f"{report.images_per_second:.1f} images/s, {report.seconds:.0f} s{skipped}"
                 )
         except TrainingError as failure:
             raise UserError(

@@ -25,6 +25,8 @@ _STAND_INS = {
     "anchors": ("auto", "8-128"),
     "detections_per_image": ("auto", 100),
     "normalization": ("dataset", "imagenet"),
+    "rpn_candidates": ("auto", 1000),
+    "rpn_proposals": ("auto", 1000),
 }
 """Model field -> its value that needs data, and what stands for that."""
 
@@ -34,6 +36,14 @@ WEIGHTLESS = frozenset(
         "roi_levels",
         "rpn_candidates",
         "rpn_proposals",
+        "rpn_nms_threshold",
+        "rpn_samples",
+        "rpn_positive_fraction",
+        "rpn_assignment",
+        "rpn_foreground_iou",
+        "rpn_background_iou",
+        "rpn_atss_places",
+        "rpn_best_anchor",
         "roi_samples",
         "roi_positive_fraction",
         "point_samples",

@@ -59,10 +59,28 @@ class ModelConfig(Part):
     """Height / width of the anchors of each size, rising."""
     roi_levels: Literal["0,1", "0,1,2,3"] = "0,1,2,3"
     """FPN levels, finest first, from which the box and mask heads pool."""
-    rpn_candidates: Count = 1000
-    """Best-scored anchors per image and FPN level that enter the RPN's non-maximum suppression."""
-    rpn_proposals: Count = 1000
-    """Proposals per image that remain after it."""
+    rpn_candidates: Count | Literal["auto"] = "auto"
+    """Best-scored anchors per image and FPN level that enter the RPN's non-maximum suppression. ``auto``: four times
+    the most cells of any image, at least 1000."""
+    rpn_proposals: Count | Literal["auto"] = "auto"
+    """Proposals per image that remain after it. ``auto``: twice the most cells of any image, at least 1000."""
+    rpn_nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Proposals that overlap a better one by more than this IoU are dropped."""
+    rpn_samples: Annotated[int, Field(ge=2)] = 256
+    """Anchors per image that the RPN's losses sample."""
+    rpn_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Largest share of the sampled anchors that stand for cells."""
+    rpn_assignment: Literal["iou", "atss"] = "iou"
+    """Which anchors stand for a cell: ``iou``, those that overlap it by ``rpn_foreground_iou``; ``atss``, those near
+    its centre whose IoU reaches the mean plus the standard deviation of all near it (Zhang et al. 2020)."""
+    rpn_foreground_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """iou: an anchor stands for the cell it overlaps most if their IoU is at least this."""
+    rpn_background_iou: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """iou: an anchor is background if its IoU with every cell is below this. Between both it is not trained."""
+    rpn_atss_places: Count = 9
+    """atss: on each FPN level, the anchors at so many places nearest to the cell's centre are asked."""
+    rpn_best_anchor: bool = True
+    """The anchors that overlap a cell most stand for it, however little that is: no cell is left without."""
     roi_samples: Count = 512
     """Proposals per image that are sampled for the losses of the heads."""
     roi_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -114,6 +132,15 @@ class ModelConfig(Part):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         problems = [*self._stage_problems(), *self._weights_problems()]
+        if self.rpn_background_iou > self.rpn_foreground_iou:
+            problems.append(
+                Problem(
+                    "model.rpn_background_iou",
+                    "rpn_background_iou <= rpn_foreground_iou must hold",
+                    f"rpn_background_iou={self.rpn_background_iou}, rpn_foreground_iou={self.rpn_foreground_iou}",
+                    "Lower it.",
+                )
+            )
         if problems:
             raise RuleError(*problems)
         return self

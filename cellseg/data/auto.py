@@ -14,6 +14,12 @@ from cellseg.data.statistics import COCO_DETECTIONS, anchors_for
 PIXELS_PER_IMAGE = 1 << 16
 """Pixels per image that count for the normalisation; larger images are subsampled along both sides."""
 
+FEWEST_PROPOSALS = 1000
+"""torchvision's number of the RPN's candidates per level and of its proposals, in prediction."""
+CANDIDATES_PER_CELL, PROPOSALS_PER_CELL = 4, 2
+"""Of 1,000 cells on 1024 x 1024 px, 1000 candidates and 1000 proposals reach 63 to 79 %, 4000 and 2000 reach 98 %: the
+anchors of a cell's neighbours are candidates too, and suppression leaves some of each."""
+
 SMALLEST_DEVIATION = 1 / 255
 """Smallest standard deviation of the normalisation, one grey level: a channel without variation is neither amplified to
 noise nor divided by zero."""
@@ -29,6 +35,10 @@ def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
     values: dict[str, object] = {}
     if model.anchors == "auto":
         values["model__anchors"] = anchors_for(cell_sides(data, config.data))
+    if model.rpn_candidates == "auto":
+        values["model__rpn_candidates"] = candidates_for(data)
+    if model.rpn_proposals == "auto":
+        values["model__rpn_proposals"] = proposals_for(data)
     if model.detections_per_image == "auto":
         values["model__detections_per_image"] = detections_for(data)
     if model.normalization == "dataset":
@@ -53,10 +63,24 @@ def cell_sides(data: PackedDataset, config: DataConfig) -> np.ndarray:
     return np.concatenate(sides) if sides else np.zeros(0)
 
 
+def candidates_for(data: PackedDataset) -> int:
+    """Four times the most cells of any image, and no fewer than torchvision's 1000."""
+    return max(FEWEST_PROPOSALS, CANDIDATES_PER_CELL * most_cells(data))
+
+
+def proposals_for(data: PackedDataset) -> int:
+    """Twice the most cells of any image, and no fewer than torchvision's 1000."""
+    return max(FEWEST_PROPOSALS, PROPOSALS_PER_CELL * most_cells(data))
+
+
 def detections_for(data: PackedDataset) -> int:
     """Return twice the largest number of cells in an image, and at least COCO's 100."""
-    most = max((len(data.labels(index)) for index in range(len(data))), default=0)
-    return max(COCO_DETECTIONS, 2 * most)
+    return max(COCO_DETECTIONS, 2 * most_cells(data))
+
+
+def most_cells(data: PackedDataset) -> int:
+    """Return the number of cells of the densest image."""
+    return max((len(data.labels(index)) for index in range(len(data))), default=0)
 
 
 def normalization_for(data: PackedDataset, indices: Sequence[int], config: DataConfig) -> str:

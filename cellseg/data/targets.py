@@ -15,6 +15,8 @@ from cellseg.data.planes import read_instances
 
 PIXELS_AT_ONCE = 1 << 22
 """RoIs are read in chunks of at most this many window pixels (about 60 MB); a larger RoI is a chunk of its own."""
+MOST_POINTS = 1 << 20
+"""Sampling points along an axis stay below this: an image would be 1 << 20 bins wide."""
 
 
 def make_target(
@@ -54,7 +56,13 @@ def make_target(
 
 @torch.no_grad()
 def roi_mask_targets(
-    planes_PHW: Tensor, plane_N: Tensor, number_N: Tensor, rois_R4: Tensor, matched_R: Tensor, resolution: int
+    planes_PHW: Tensor,
+    plane_N: Tensor,
+    number_N: Tensor,
+    rois_R4: Tensor,
+    matched_R: Tensor,
+    resolution: int,
+    points_R2: np.ndarray | None = None,
 ) -> Tensor:
     """Compute mask targets of RoIs: the share of each of M x M bins that the matched cell covers.
 
@@ -69,6 +77,7 @@ def roi_mask_targets(
         rois_R4: (R, 4) float, may cross the image's border. R may be 0.
         matched_R: (R,) int64, the cell of each RoI, in 0..N-1.
         resolution: M.
+        points_R2: what :func:`sampling_points` gives, where the host knows it already. Otherwise it waits for a GPU.
 
     Returns:
         (R, M, M) float32 in [0, 1] on the device of ``planes_PHW``.
@@ -78,16 +87,24 @@ def roi_mask_targets(
     if not len(rois_R4):
         return targets_RMM
     plane_R, number_R = plane_N[matched_R], number_N[matched_R]
-    points_R2 = torch.ceil((rois_R4[:, 2:] - rois_R4[:, :2]).clamp(min=1) / resolution).to(torch.int64)
-    groups_G2, group_of_R = torch.unique(points_R2, dim=0, return_inverse=True)
-    for group, (points_x, points_y) in enumerate(groups_G2.tolist()):
-        members = torch.nonzero(group_of_R == group)[:, 0]
+    points_on_device_R2 = sampling_points(rois_R4, resolution)
+    if points_R2 is None:
+        points_R2 = points_on_device_R2.cpu().numpy()
+    groups_G2, counts_G = np.unique(points_R2, axis=0, return_counts=True)  # sorted by x, then by y, as here:
+    members = (points_on_device_R2[:, 0] * MOST_POINTS + points_on_device_R2[:, 1]).argsort().split(counts_G.tolist())
+    for (points_x, points_y), of_group in zip(groups_G2.tolist(), members, strict=True):
         window_pixels = (points_y * resolution + 2) * (points_x * resolution + 2)
-        for chunk in members.split(max(PIXELS_AT_ONCE // window_pixels, 1)):
+        for chunk in of_group.split(max(PIXELS_AT_ONCE // window_pixels, 1)):
             targets_RMM[chunk] = _group_targets(
                 planes_PHW, plane_R[chunk], number_R[chunk], rois_R4[chunk], points_y, points_x, resolution
             )
     return targets_RMM
+
+
+def sampling_points(rois_R4: Tensor, resolution: int) -> Tensor:
+    """(R, 2) int64: at how many points in x and y the mask of each RoI is read for each of ``resolution`` bins."""
+    sides_R2 = (rois_R4[:, 2:] - rois_R4[:, :2]).clamp(min=1)
+    return torch.ceil(sides_R2 / resolution).to(torch.int64)
 
 
 @torch.no_grad()

@@ -1,8 +1,16 @@
-"""Anchors: the boxes the RPN starts from, and an RPN head that may have more of them on the finest level."""
+"""Anchors: the boxes the RPN starts from, and an RPN head that may have more of them on the finest level.
+
+Shape suffixes: A anchors of an image, S shapes of a level's anchors, H, W rows and columns of a level, N cells, 4 = x1,
+y1, x2, y2 in pixels of the network's input.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 
 NUM_LEVELS = 5
@@ -16,17 +24,99 @@ def sizes_per_level(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     return (tuple(sizes[: surplus + 1]), *((size,) for size in sizes[surplus + 1 :]))
 
 
+GRIDS_KEPT = 16
+"""Sizes of images whose anchors are remembered: a batch's are those of the one before it more often than not."""
+
+
+@dataclass(frozen=True)
+class AnchorLevel:
+    """The anchors of one FPN level: each shape stands at each place of a regular grid."""
+
+    first: int
+    """Where the level's anchors begin among those of the image."""
+    stride: tuple[int, int]
+    """Pixels from a row to the next and from a column to the next."""
+    x_SW2: Tensor
+    """Left and right edges by shape and column, float32."""
+    y_SH2: Tensor
+    """Upper and lower edges by shape and row, float32."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """S, H, W."""
+        return len(self.x_SW2), self.y_SH2.shape[1], self.x_SW2.shape[1]
+
+
+@dataclass(frozen=True)
+class AnchorGrid:
+    """All anchors of an image of a given size."""
+
+    boxes_A4: Tensor
+    """float32, level by level; within a level by row, column and shape, as the RPN's head answers."""
+    levels: tuple[AnchorLevel, ...]
+    from_planes_A: Tensor
+    """int64: where each anchor stands when a level's are counted by shape, row and column instead."""
+    edges: tuple[Tensor, Tensor, Tensor]
+    """``x_SW2`` of all levels as (X, 2), ``y_SH2`` of all levels as (Y, 2), and the areas (Y,) of the anchors that each
+    row is of."""
+
+
 class CellAnchors(AnchorGenerator):
     """torchvision's generator with the anchors of a location ordered by size, then by aspect ratio.
 
     With one size per level this is torchvision's own order. With several, the anchors of each size stay together, which
     lets all levels share one RPN head (see :class:`SharedRPNHead`).
+
+    Anchors are float32 whatever the feature maps are: bfloat16 cannot tell 513 from 515.
     """
 
     def __init__(self, sizes: tuple[int, ...], ratios: tuple[float, ...]):
         """``sizes`` are square roots of areas (px), ``ratios`` are height / width; both rise."""
         levels = sizes_per_level(sizes)
         super().__init__(levels, (ratios,) * len(levels))
+        self._grids: dict[tuple[object, ...], AnchorGrid] = {}
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """The anchors (A, 4) of each image, which are the same for all of a batch."""
+        return [self.grid(image_list, feature_maps).boxes_A4] * len(image_list.image_sizes)
+
+    def grid(self, image_list: ImageList, feature_maps: Sequence[Tensor]) -> AnchorGrid:
+        """The anchors of each image of the padded batch ``image_list``."""
+        height, width = image_list.tensors.shape[-2:]
+        sizes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
+        key = (height, width, *sizes, feature_maps[0].device)
+        if key not in self._grids:
+            while len(self._grids) >= GRIDS_KEPT:
+                self._grids.pop(next(iter(self._grids)))
+            with torch.inference_mode(False):  # what is remembered in prediction serves training too
+                self._grids[key] = self._new_grid((height, width), sizes, feature_maps[0].device)
+        return self._grids[key]
+
+    def _new_grid(
+        self, image_size: tuple[int, int], sizes: Sequence[tuple[int, ...]], device: torch.device
+    ) -> AnchorGrid:
+        levels: list[AnchorLevel] = []
+        boxes, from_planes, edges, areas, first = [], [], [], [], 0
+        for base_S4, (height, width) in zip(self.cell_anchors, sizes, strict=True):
+            stride = image_size[0] // height, image_size[1] // width  # torchvision's, for grids that do not divide too
+            base_S4 = base_S4.to(device, torch.float32)
+            row_H, column_W = (torch.arange(n, device=device) * s for n, s in zip((height, width), stride, strict=True))
+            x_SW2 = base_S4[:, None, 0::2] + column_W[:, None]
+            y_SH2 = base_S4[:, None, 1::2] + row_H[:, None]
+            level = AnchorLevel(first, stride, x_SW2, y_SH2)
+            shape_HWS = (height, width, len(base_S4))
+            x_HWS2 = x_SW2.transpose(0, 1)[None].expand(*shape_HWS, 2)
+            y_HWS2 = y_SH2.transpose(0, 1)[:, None].expand(*shape_HWS, 2)
+            boxes.append(torch.stack([x_HWS2, y_HWS2], dim=-1).reshape(-1, 4))
+            count = len(boxes[-1])
+            planes_SHW = first + torch.arange(count, device=device).reshape(level.shape)
+            from_planes.append(planes_SHW.permute(1, 2, 0).reshape(-1))
+            levels.append(level)
+            edges.append((x_SW2, y_SH2))
+            areas.append(((base_S4[:, 2:] - base_S4[:, :2]).prod(dim=1)[:, None].expand(-1, height)).flatten())
+            first += count
+        x_X2, y_Y2 = (torch.cat([edge.flatten(0, 1) for edge in e]) for e in zip(*edges, strict=True))
+        return AnchorGrid(torch.cat(boxes), tuple(levels), torch.cat(from_planes), (x_X2, y_Y2, torch.cat(areas)))
 
     def generate_anchors(
         self,

@@ -1,45 +1,25 @@
 """Construction of a Mask R-CNN (He et al. 2017) on an FPN (Lin et al. 2017) from torchvision's parts."""
 
 from collections.abc import Callable
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range, parse_normalization, parse_numbers
+from cellseg.config import InferenceConfig, ModelConfig, parse_anchor_range, parse_numbers
 from cellseg.errors import UserError
 from cellseg.model.anchors import CellAnchors, build_rpn_head
+from cellseg.model.atss import assign_by_statistics
 from cellseg.model.backbones import FPNBackbone, build_body
-from cellseg.model.heads import CellRoIHeads, PyramidRoIAlign
-from cellseg.model.matching import CellRPN
+from cellseg.model.detector import Detector, Normalize
+from cellseg.model.heads import CellRoIHeads
 from cellseg.model.norms import group_norm
 from cellseg.model.pointrend import PointHead
-from cellseg.model.weights import load_detector_weights
-
-
-class _Normalize(GeneralizedRCNNTransform):
-    """torchvision's transform without its resizing and pasting: normalises, then pads with 0 to a batch.
-
-    Scale is set once, in :mod:`cellseg.data.resize`, for training and prediction alike; masks leave as they are.
-    """
-
-    def __init__(self, normalization: str) -> None:
-        mean, std = parse_normalization(normalization)
-        super().__init__(0, 0, list(mean), list(std))
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return image, target
-
-    def postprocess(
-        self,
-        result: list[dict[str, Tensor]],
-        image_shapes: list[tuple[int, int]],
-        original_image_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        return result
+from cellseg.model.pooling import PyramidRoIAlign
+from cellseg.model.rpn import CellRPN
+from cellseg.model.weights import eps_of_coco, load_detector_weights
 
 
 def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: int, *, load: bool = True) -> nn.Module:
@@ -51,15 +31,16 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
     generator.
 
     Args:
-        config: resolved by :func:`cellseg.data.auto.resolve_auto`: numbers for anchors, detections, normalisation.
+        config: resolved by :func:`cellseg.data.auto.resolve_auto`: numbers for anchors, proposals, detections and
+            normalisation.
         inference: which detections the model returns.
         load: False leaves pretrained weights out, for a model whose whole state is loaded next.
 
     Raises:
         UserError: unknown backbone, weights that cannot be had, or too many trainable parameters.
     """
-    unresolved = "auto" in (config.anchors, config.detections_per_image) or config.normalization == "dataset"
-    assert not unresolved, "resolve_auto comes first"
+    resolved = (config.anchors, config.detections_per_image, config.rpn_candidates, config.rpn_proposals)
+    assert "auto" not in resolved and config.normalization != "dataset", "resolve_auto comes first"
     pretrained = load and config.weights == "imagenet"
     body = build_body(config, pretrained=pretrained, norm=resolved_norm(config))
     # v1 has no norm outside the backbone. v2 has batch norm there, in training mode, as torchvision's has.
@@ -68,14 +49,15 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
     if v2:
         head_norm = group_norm if resolved_norm(config) == "group" else nn.BatchNorm2d
     backbone = FPNBackbone(body, config.fpn_channels, head_norm)
-    model = GeneralizedRCNN(
+    model = Detector(
         backbone,
         _rpn(config, v2),
         _roi_heads(config, inference, num_classes + 1, head_norm),
-        _Normalize(config.normalization),
+        Normalize(config.normalization),
     )
-    if config.weights == "coco" and not v2:
-        overwrite_eps(model, 0.0)  # frozen norms had no eps when torchvision trained these weights
+    eps = eps_of_coco(config.detector)
+    if config.weights == "coco" and eps is not None:
+        overwrite_eps(model, eps)
     if load:
         load_detector_weights(model, config.weights, config.detector)
     _check_size(model, config.max_trainable)
@@ -97,16 +79,21 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 
 def _rpn(config: ModelConfig, v2: bool) -> CellRPN:
     generator = CellAnchors(parse_anchor_range(config.anchors), parse_numbers(config.anchor_ratios, "ratios"))
+    assign = None
+    if config.rpn_assignment == "atss":
+        assign = partial(assign_by_statistics, places=config.rpn_atss_places, best_anchor=config.rpn_best_anchor)
     return CellRPN(
         generator,
         build_rpn_head(generator, config.fpn_channels, conv_depth=2 if v2 else 1),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
+        fg_iou_thresh=config.rpn_foreground_iou,
+        bg_iou_thresh=config.rpn_background_iou,
+        batch_size_per_image=config.rpn_samples,
+        positive_fraction=config.rpn_positive_fraction,
         pre_nms_top_n=dict.fromkeys(("training", "testing"), config.rpn_candidates),
         post_nms_top_n=dict.fromkeys(("training", "testing"), config.rpn_proposals),
-        nms_thresh=0.7,
+        nms_thresh=config.rpn_nms_threshold,
+        best_anchor=config.rpn_best_anchor,
+        assign=assign,
     )
 
 

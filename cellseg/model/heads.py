@@ -3,52 +3,70 @@
 Training reads mask targets out of the instance planes; prediction returns the probabilities within each box, which
 :mod:`cellseg.inference.paste` turns into RLE inside it. Everything else is torchvision's.
 
+Whatever the precision of training, features are pooled in float32, and boxes, scores, losses and masks are float32.
+
 Shape suffixes: P proposals, R positive regions of interest (RoIs), N detections, C classes with background first,
 M side of a mask, 4 = x1, y1, x2, y2 in pixels of the network's input.
 """
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference
-from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
+from torchvision.ops import box_iou, clip_boxes_to_image, remove_small_boxes
 
 from cellseg.config import InferenceConfig
-from cellseg.data.targets import roi_mask_targets
+from cellseg.data.targets import roi_mask_targets, sampling_points
+from cellseg.model.boxes import Float32BoxCoder
 from cellseg.model.ignore import without_ignored
 from cellseg.model.mask_losses import cross_entropy_loss, dice_loss, own_class
 from cellseg.model.nms import suppress
 from cellseg.model.pointrend import PointHead, point_loss, refine_masks
+from cellseg.model.pooling import PyramidRoIAlign
+from cellseg.model.sampling import Sampler
 
 MASKS_AT_ONCE = 256
 """Detections that go through the mask head together in prediction: its layers take 2 MB of each."""
 
 
-class PyramidRoIAlign(MultiScaleRoIAlign):
-    """torchvision's pooling from FPN levels, with the strides known instead of guessed.
+@dataclass(frozen=True)
+class Regions:
+    """The proposals of one image that a training step looks at, those on cells before those beside."""
 
-    torchvision guesses them at the first forward, from that batch's image sizes before padding, for the life of the
-    module. An image 33 px high is padded to 64: it would halve the strides for every image after it, and what a run
-    learns would depend on which images came first, after a resume too.
-    """
+    boxes_P4: Tensor
+    matched_P: Tensor
+    """int64: the cell that each overlaps most; any beside cells."""
+    labels_P: Tensor
+    """int64: the class of that cell, 0 beside cells."""
+    levels_P: np.ndarray
+    """int64: from which level the heads pool."""
+    points_R2: np.ndarray
+    """int64, of those on cells: :func:`cellseg.data.targets.sampling_points` of their masks."""
 
-    def __init__(self, levels: list[str], output_size: int):
-        """``levels`` are names of FPN levels, ``"0"`` (stride 4) to ``"3"`` (stride 32), finest first."""
-        super().__init__(levels, output_size, sampling_ratio=2)
-        exponents = [2 + int(level) for level in levels]
-        self.scales = [2.0**-exponent for exponent in exponents]
-        self.map_levels = initLevelMapper(exponents[0], exponents[-1])
+    @property
+    def on_cells(self) -> int:
+        """R, how many lie on cells."""
+        return len(self.points_R2)
 
 
 class CellRoIHeads(RoIHeads):
     """Box and mask heads. Targets are those of :func:`cellseg.data.targets.make_target`."""
 
+    box_roi_pool: PyramidRoIAlign
+    mask_roi_pool: PyramidRoIAlign
+    fg_bg_sampler: Sampler
+    box_coder: Float32BoxCoder
+
     def __init__(self, inference: InferenceConfig, point_head: PointHead | None, **parts: Any):
         """``parts`` are torchvision's arguments; with a ``point_head`` masks are refined (PointRend)."""
         super().__init__(score_thresh=inference.score_threshold, nms_thresh=inference.nms_threshold, **parts)
+        self.fg_bg_sampler = Sampler.like(self.fg_bg_sampler)
+        self.box_coder = Float32BoxCoder(self.box_coder.weights)
         self.inference = inference
         self.point_head = point_head
 
@@ -70,6 +88,12 @@ class CellRoIHeads(RoIHeads):
         M) probabilities within the box. Losses are scalars, unweighted: ``loss_classifier``, ``loss_box_reg``,
         ``loss_mask``, ``loss_dice`` and, with a point head, ``loss_point``.
         """
+        # Pooling computes in float32 and in the plain order of memory: once for both heads instead of twice.
+        features = {
+            name: map_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
+            for name, map_BCHW in features.items()
+            if name in self.box_roi_pool.featmap_names
+        }
         if self.training:
             assert targets is not None
             return [], self._losses(features, proposals, image_shapes, targets)
@@ -82,20 +106,27 @@ class CellRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        proposals, matched, labels, box_targets = self.select_training_samples(proposals, targets)
-        box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
-        class_loss, box_loss = fastrcnn_loss(*self.box_predictor(box_features), labels, box_targets)
+        regions = self.regions(proposals, targets)
+        boxes, labels = [of_image.boxes_P4 for of_image in regions], [of_image.labels_P for of_image in regions]
+        levels_P = np.concatenate([of_image.levels_P for of_image in regions])
+        box_features = self.box_head(self.box_roi_pool(features, boxes, image_shapes, levels_P))
+        class_logits, deltas = self.box_predictor(box_features)
+        class_loss, box_loss = self._box_losses(class_logits, deltas, regions, targets)
 
-        is_cell = [labels_P > 0 for labels_P in labels]
-        rois = [boxes_P4[keep] for boxes_P4, keep in zip(proposals, is_cell, strict=True)]
-        matched = [matched_P[keep] for matched_P, keep in zip(matched, is_cell, strict=True)]
-        labels_R = torch.cat([labels_P[keep] for labels_P, keep in zip(labels, is_cell, strict=True)])
-        logits_RCMM = self._mask_logits(features, rois, image_shapes)
+        rois = [of_image.boxes_P4[: of_image.on_cells] for of_image in regions]
+        matched = [of_image.matched_P[: of_image.on_cells] for of_image in regions]
+        labels_R = torch.cat(
+            [labels_P[: of_image.on_cells] for labels_P, of_image in zip(labels, regions, strict=True)]
+        )
+        levels_R = np.concatenate([of_image.levels_P[: of_image.on_cells] for of_image in regions])
+        logits_RCMM = self._mask_logits(features, rois, image_shapes, levels_R)
         logits_RMM = own_class(logits_RCMM, labels_R)
         truth_RMM = torch.cat(
             [
-                roi_mask_targets(t["planes"], t["plane"], t["number"], boxes_R4, index, logits_RMM.shape[-1])
-                for t, boxes_R4, index in zip(targets, rois, matched, strict=True)
+                roi_mask_targets(
+                    t["planes"], t["plane"], t["number"], boxes_R4, index, self.mask_side, of_image.points_R2
+                )
+                for t, boxes_R4, index, of_image in zip(targets, rois, matched, regions, strict=True)
             ]
         )
         losses = {
@@ -110,34 +141,96 @@ class CellRoIHeads(RoIHeads):
             )
         return losses
 
-    def select_training_samples(
-        self, proposals: list[Tensor], targets: list[dict[str, Tensor]] | None
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """For each image the regions to learn from, the cell of each, its class (0 background), and its box's deltas.
+    @property
+    def mask_side(self) -> int:
+        """M of the mask head, which doubles what is pooled."""
+        return 2 * self.mask_roi_pool.output_size[0]
 
-        torchvision's, step for step, but for what is ignored.
+    @torch.no_grad()
+    def regions(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> list[Regions]:
+        """Draw the proposals that a step learns from, with torch's global generator.
+
+        The cells' own boxes are proposals too. Those without area are none. The host waits once for a GPU, to learn how
+        many of each kind were drawn and what else decides sizes.
         """
         self.check_targets(targets)
-        assert targets is not None
-        truths = [target["boxes"].to(proposals[0].dtype) for target in targets]
-        proposals = self.add_gt_proposals(proposals, truths)
-        matched, labels = self.assign_targets_to_proposals(proposals, truths, [t["labels"] for t in targets])
-        labels = without_ignored(labels, proposals, targets)
-        sampled = self.subsample(labels)
-        proposals, matched, labels = (
-            [values[index] for values, index in zip(of_images, sampled, strict=True)]
-            for of_images in (proposals, matched, labels)
+        drawn = [
+            self._draw(torch.cat([proposals_P4.float(), target["boxes"].float()]), target)
+            for proposals_P4, target in zip(proposals, targets, strict=True)
+        ]
+        numbers: list[Tensor] = []
+        for boxes_P4, _, _, is_positive_P, is_negative_P in drawn:
+            levels_P = self.box_roi_pool.levels_of(boxes_P4)
+            points_P2 = sampling_points(boxes_P4, self.mask_side)
+            numbers += [levels_P, points_P2.flatten(), is_positive_P, is_negative_P]
+        parts = np.split(torch.cat(numbers).cpu().numpy(), np.cumsum([len(part) for part in numbers])[:-1])
+        found = []
+        for index, (boxes_P4, matched_P, labels_P, _, _) in enumerate(drawn):
+            levels, points, is_positive, is_negative = parts[4 * index : 4 * index + 4]
+            positive, first_negative = int(is_positive.sum()), int(is_negative.argmax())
+            kept = [slice(0, positive), slice(first_negative, first_negative + int(is_negative.sum()))]
+            found.append(
+                Regions(
+                    boxes_P4=torch.cat([boxes_P4[part] for part in kept]),
+                    matched_P=torch.cat([matched_P[part] for part in kept]),
+                    labels_P=torch.cat([labels_P[part] for part in kept]),
+                    levels_P=np.concatenate([levels[part] for part in kept]),
+                    points_R2=points.reshape(-1, 2)[:positive],
+                )
+            )
+        return found
+
+    def _draw(self, boxes_P4: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Boxes, cells and labels of what is drawn from an image's proposals, and whether each is a positive or a
+        negative one; some are neither. Within each kind those drawn come first."""
+        true_boxes_N4 = target["boxes"].float()
+        is_none_P = ~(boxes_P4[:, 2] > boxes_P4[:, 0])
+        matched_P = torch.zeros(len(boxes_P4), dtype=torch.int64, device=boxes_P4.device)
+        labels_P = matched_P
+        if len(true_boxes_N4):
+            overlap_P, matched_P = box_iou(true_boxes_N4, boxes_P4).max(dim=0)
+            labels_P = torch.where(overlap_P >= self.proposal_matcher.high_threshold, target["labels"][matched_P], -1)
+            labels_P = torch.where(overlap_P < self.proposal_matcher.low_threshold, 0, labels_P)
+        labels_P = without_ignored(labels_P, boxes_P4, target.get("ignored"))
+        drawn = self.fg_bg_sampler.draw(torch.where(is_none_P, -1, labels_P))
+        index = torch.cat([drawn.positive_P, drawn.negative_Q])
+        nowhere_P, nowhere_Q = torch.zeros_like(drawn.is_positive_P), torch.zeros_like(drawn.is_negative_Q)
+        is_positive = torch.cat([drawn.is_positive_P, nowhere_Q])
+        is_negative = torch.cat([nowhere_P, drawn.is_negative_Q])
+        return boxes_P4[index], matched_P[index], labels_P[index], is_positive, is_negative
+
+    def _box_losses(
+        self, logits_PC: Tensor, deltas: Tensor, regions: list[Regions], targets: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """torchvision's ``fastrcnn_loss``, which asks where the positive ones are."""
+        logits_PC, deltas_PC4 = logits_PC.float(), deltas.float().unflatten(1, (-1, 4))
+        labels_P = torch.cat([of_image.labels_P for of_image in regions])
+        edges = np.cumsum([0, *(len(of_image.labels_P) for of_image in regions)]).tolist()
+        on_cells = [
+            slice(begin, begin + image.on_cells) for (begin, _), image in zip(pairwise(edges), regions, strict=True)
+        ]
+        predicted_R4 = own_class(
+            torch.cat([deltas_PC4[part] for part in on_cells]), torch.cat([labels_P[part] for part in on_cells])
         )
-        truths = [boxes_N4 if len(boxes_N4) else boxes_N4.new_zeros(1, 4) for boxes_N4 in truths]
-        own_boxes = [boxes_N4[index] for boxes_N4, index in zip(truths, matched, strict=True)]
-        return proposals, matched, labels, list(self.box_coder.encode(own_boxes, proposals))
+        truth_R4 = torch.cat(
+            [
+                self.box_coder.encode_single(
+                    target["boxes"][of_image.matched_P[: of_image.on_cells]], of_image.boxes_P4[: of_image.on_cells]
+                )
+                for target, of_image in zip(targets, regions, strict=True)
+            ]
+        )
+        box_loss = F.smooth_l1_loss(predicted_R4, truth_R4, beta=1 / 9, reduction="sum") / len(labels_P)
+        return F.cross_entropy(logits_PC, labels_P), box_loss
 
     def _detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, deltas = self.box_predictor(box_features)
-        boxes, scores, labels = self.postprocess_detections(class_logits, deltas, proposals, image_shapes)
+        boxes, scores, labels = self.postprocess_detections(
+            class_logits.float(), deltas.float(), proposals, image_shapes
+        )
         images = range(len(boxes))
         masks = [
             self._masks(
@@ -162,10 +255,15 @@ class CellRoIHeads(RoIHeads):
         return torch.cat(masks)
 
     def _mask_logits(
-        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        levels_R: np.ndarray | None = None,
     ) -> Tensor:
-        """Logits of the 28 x 28 masks of all classes, for the boxes of all images in turn."""
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        """Logits of the 28 x 28 masks of all classes, for the boxes of all images in turn, float32."""
+        pooled_RFMM = self.mask_roi_pool(features, boxes, image_shapes, levels_R)
+        return self.mask_predictor(self.mask_head(pooled_RFMM)).float()
 
     def postprocess_detections(
         self,

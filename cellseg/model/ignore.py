@@ -19,21 +19,16 @@ NOTHING = -1
 
 
 @torch.no_grad()
-def without_ignored(labels: list[Tensor], boxes: list[Tensor], targets: list[dict[str, Tensor]]) -> list[Tensor]:
-    """``labels`` with -1 for the background (0) that lies under an ignored box; cells stay.
+def without_ignored(labels_A: Tensor, boxes_A4: Tensor, ignored_J4: Tensor | None) -> Tensor:
+    """Return ``labels_A`` with -1 for the background (0) that lies under an ignored box; cells stay.
 
     Nothing waits for the device.
 
     Args:
-        labels: for each image (A,) of any type: 0 background, above it a cell, -1 nothing.
-        boxes: for each image the (A, 4) anchors or regions.
-        targets: those of :func:`cellseg.data.targets.make_target`. One without ``ignored`` ignores nothing.
+        labels_A: any type: 0 background, above it a cell, -1 nothing.
+        boxes_A4: anchors or regions.
+        ignored_J4: boxes as in the ``ignored`` of :func:`cellseg.data.targets.make_target`. None: no box.
     """
-    of_images = zip(labels, boxes, targets, strict=True)
-    return [_without(labels_A, boxes_A4, target.get("ignored")) for labels_A, boxes_A4, target in of_images]
-
-
-def _without(labels_A: Tensor, boxes_A4: Tensor, ignored_J4: Tensor | None) -> Tensor:
     if ignored_J4 is None or not len(ignored_J4) or not len(labels_A):
         return labels_A
     at_once = max(PAIRS_AT_ONCE.get(labels_A.device.type, PAIRS_AT_ONCE["cpu"]) // len(ignored_J4), 1)

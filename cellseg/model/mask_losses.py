@@ -17,7 +17,7 @@ def cross_entropy_loss(logits_R: Tensor, truth_R: Tensor) -> Tensor:
     """Compute the mean binary cross-entropy of logits (R, ...) and truth in [0, 1] of this shape; 0 without RoIs."""
     if logits_R.shape[0] == 0:
         return logits_R.sum() * 0  # keeps the graph, so that every parameter gets a gradient
-    return F.binary_cross_entropy_with_logits(logits_R, truth_R)
+    return F.binary_cross_entropy_with_logits(logits_R.float(), truth_R)
 
 
 def dice_loss(logits_RMM: Tensor, truth_RMM: Tensor) -> Tensor:

@@ -1,79 +1,100 @@
-"""Which cell an anchor stands for, found without a table of all cells and all anchors.
+"""Which cell an anchor stands for, found without a table of all cells and all anchors, and without waiting for a GPU.
 
-Shape suffixes: N cells, A anchors, 4 = x1, y1, x2, y2 in pixels.
+Shape suffixes: N cells, A anchors, S shapes of a level's anchors, H, W its rows and columns, X all columns of all
+shapes and levels, Y all rows, 4 = x1, y1, x2, y2 in pixels.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
-from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import box_iou
 
-from cellseg.model.ignore import without_ignored
+from cellseg.model.anchors import AnchorGrid
 
-PAIRS_AT_ONCE = 1 << 20
-"""Cells times anchors that are compared at a time, which takes about 40 bytes a pair. An image with 1,000 cells and
-250,000 anchors has 250 times as many."""
-
-
-class CellRPN(RegionProposalNetwork):
-    """torchvision's RPN, whose training needs no N x A tensor."""
-
-    def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """For each image what its anchors should say, 1 cell, 0 background, -1 nothing (A,), and the box (A, 4) of the
-        cell that each is compared with, of any where it is none; both float32."""
-        found = [self._assign(anchors_A4, target["boxes"]) for anchors_A4, target in zip(anchors, targets, strict=True)]
-        labels, boxes = (list(values) for values in zip(*found, strict=True))
-        return without_ignored(labels, anchors, targets), boxes
-
-    def _assign(self, anchors_A4: Tensor, boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
-        if not len(boxes_N4):
-            return anchors_A4.new_zeros(len(anchors_A4)), torch.zeros_like(anchors_A4)
-        matched_A = match_anchors(boxes_N4, anchors_A4, self.proposal_matcher)
-        labels_A = (matched_A >= 0).to(torch.float32)
-        labels_A[matched_A == Matcher.BETWEEN_THRESHOLDS] = -1
-        return labels_A, boxes_N4[matched_A.clamp(min=0)]
+PAIRS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""Cells times anchors compared at a time, 4 bytes each: what a CPU's cache holds, and what keeps a GPU busy with
+few kernels. An image with 1,000 cells and 250,000 anchors has 250 million."""
+ROUNDING = 1e-6
+"""Relative. Overlaps this near to a threshold or to each other count as equal."""
 
 
-def match_anchors(boxes_N4: Tensor, anchors_A4: Tensor, matcher: Matcher) -> Tensor:
-    """``matcher(box_iou(boxes_N4, anchors_A4))``, a chunk of the anchors at a time.
+def match_anchors(boxes_N4: Tensor, grid: AnchorGrid, matcher: Matcher) -> Tensor:
+    """``matcher(box_iou(boxes_N4, grid.boxes_A4))``, but for overlaps that differ by ``ROUNDING`` only.
 
     An anchor belongs to the cell it overlaps most if that IoU reaches the matcher's high threshold, or, where the
     matcher allows it, if no anchor overlaps some cell more (so that every cell has an anchor).
 
+    The anchors of a shape differ only in where they stand: an intersection is the product of a height, of cell and
+    row, and a width, of cell and column. Over the sum of both areas it rises as the IoU does: r = IoU / (1 + IoU).
+    That table costs one multiplication for each pair.
+
     Args:
         boxes_N4: at least one, float32.
-        anchors_A4: at least one, float32.
 
     Returns:
         (A,) int64: a cell in 0..N-1, or ``BELOW_LOW_THRESHOLD`` or ``BETWEEN_THRESHOLDS`` of the matcher.
     """
-    chunks = anchors_A4.split(max(PAIRS_AT_ONCE // len(boxes_N4), 1))
-    overlaps, nearest, tops = [], [], []
-    for chunk_a4 in chunks:
-        iou_Na = box_iou(boxes_N4, chunk_a4)
-        overlap_a, nearest_a = iou_Na.max(dim=0)
-        overlaps.append(overlap_a)
-        nearest.append(nearest_a)
-        tops.append(iou_Na.amax(dim=1))
-    overlap_A, nearest_A, tops_CN = torch.cat(overlaps), torch.cat(nearest), torch.stack(tops)
-    matched_A = nearest_A.clone()
-    matched_A[overlap_A < matcher.high_threshold] = matcher.BETWEEN_THRESHOLDS
-    matched_A[overlap_A < matcher.low_threshold] = matcher.BELOW_LOW_THRESHOLD
+    widths_NX, shares_NY = _overlaps(boxes_N4, grid)
+    at_once = PAIRS_AT_ONCE["cuda" if boxes_N4.is_cuda else "cpu"]
+    parts = list(_parts(grid, max(at_once // len(boxes_N4), 1)))
+    num_anchors = len(grid.boxes_A4)
+    best_A = boxes_N4.new_empty(num_anchors)
+    nearest_A = torch.empty(num_anchors, dtype=torch.int64, device=boxes_N4.device)
+    tops_CN = boxes_N4.new_empty(len(parts), len(boxes_N4))
+    for top_N, (place, rows, columns) in zip(tops_CN, parts, strict=True):
+        table_Na = _table(shares_NY, widths_NX, rows, columns)
+        torch.max(table_Na, dim=0, out=(best_A[place], nearest_A[place]))
+        torch.amax(table_Na, dim=1, out=top_N)
+    iou_A = best_A / (1 - best_A)
+    taken_A = iou_A >= matcher.high_threshold * (1 - ROUNDING)
     if matcher.allow_low_quality_matches:
-        closest_A = _closest(boxes_N4, chunks, tops_CN)
-        matched_A[closest_A] = nearest_A[closest_A]
-    return matched_A
+        # Shares of each cell's best overlap. One that overlaps no anchor at all takes none.
+        shares_NY /= tops_CN.amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        for place, rows, columns in parts:
+            torch.amax(_table(shares_NY, widths_NX, rows, columns), dim=0, out=best_A[place])
+        taken_A |= best_A >= 1 - ROUNDING
+    is_low_A = iou_A < matcher.low_threshold * (1 - ROUNDING)
+    free_A = matcher.BETWEEN_THRESHOLDS + is_low_A.to(torch.int64)
+    assert matcher.BELOW_LOW_THRESHOLD == matcher.BETWEEN_THRESHOLDS + 1
+    return torch.where(taken_A, nearest_A, free_A)[grid.from_planes_A]
 
 
-def _closest(boxes_N4: Tensor, chunks: tuple[Tensor, ...], tops_CN: Tensor) -> Tensor:
-    """(A,) bool: the anchors that overlap some cell as much as any anchor does. ``tops_CN``: the most in each chunk."""
-    top_N = tops_CN.amax(dim=0)
-    closest = []
-    for chunk_a4, of_chunk_N in zip(chunks, tops_CN, strict=True):
-        here_n = of_chunk_N == top_N  # few: only their overlaps are computed again
-        iou_na = box_iou(boxes_N4[here_n], chunk_a4)
-        closest.append((iou_na == top_N[here_n, None]).any(dim=0))
-    return torch.cat(closest)
+Part = tuple[slice, tuple[int, int, int], tuple[int, int, int]]
+"""The places of anchors counted by level, shape, row and column, and how they are made: first of Y, shapes and rows,
+and first of X, shapes and columns."""
+
+
+def _parts(grid: AnchorGrid, limit: int) -> Iterator[Part]:
+    """The anchors in parts of at most ``limit`` where a row has no more: whole levels, shapes, or rows of a shape."""
+    first_y = first_x = 0
+    for level in grid.levels:
+        shapes, height, width = level.shape
+        if shapes * height * width <= limit:
+            steps = [(0, shapes, 0, height)]
+        else:
+            some = min(max(limit // width, 1), height)
+            steps = [(s, 1, row, min(some, height - row)) for s in range(shapes) for row in range(0, height, some)]
+        for shape, count, row, rows in steps:
+            begin = level.first + (shape * height + row) * width
+            place = slice(begin, begin + count * rows * width)
+            yield place, (first_y + shape * height + row, count, rows), (first_x + shape * width, count, width)
+        first_y, first_x = first_y + shapes * height, first_x + shapes * width
+
+
+def _table(shares_NY: Tensor, widths_NX: Tensor, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> Tensor:
+    """(N, anchors of the part): r of each pair."""
+    (y, shapes, height), (x, _, width) = rows, columns
+    share_NSH = shares_NY[:, y : y + shapes * height].unflatten(1, (shapes, height))
+    width_NSW = widths_NX[:, x : x + shapes * width].unflatten(1, (shapes, width))
+    return (share_NSH[..., None] * width_NSW[:, :, None]).flatten(1)
+
+
+def _overlaps(boxes_N4: Tensor, grid: AnchorGrid) -> tuple[Tensor, Tensor]:
+    """What each cell shares with each column, in pixels, and with each row, divided by both areas: (N, X), (N, Y)."""
+    x_X2, y_Y2, area_Y = grid.edges
+    x1_N, y1_N, x2_N, y2_N = boxes_N4[:, :, None].unbind(dim=1)
+    widths_NX = (torch.minimum(x2_N, x_X2[:, 1]) - torch.maximum(x1_N, x_X2[:, 0])).clamp_(min=0)
+    heights_NY = (torch.minimum(y2_N, y_Y2[:, 1]) - torch.maximum(y1_N, y_Y2[:, 0])).clamp_(min=0)
+    sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+    return widths_NX, heights_NY.div_(sides_N2.prod(dim=1, keepdim=True) + area_Y)

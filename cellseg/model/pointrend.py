@@ -157,7 +157,8 @@ def in_image(places_RS2: Tensor, boxes_R4: Tensor) -> Tensor:
 def sample_features(features_FHW: Tensor, points_RS2: Tensor) -> Tensor:
     """Sample features (R, F, S) float32 of an image at points (R, S, 2) given in pixels."""
     channels, height, width = features_FHW.shape
-    places_RS2 = points_RS2 / (STRIDE * torch.tensor([width, height], device=points_RS2.device))
+    x_RS, y_RS = points_RS2.unbind(dim=2)  # a tensor of both sides would be copied to the device
+    places_RS2 = torch.stack([x_RS / (STRIDE * width), y_RS / (STRIDE * height)], dim=2)
     values_1FX = sample_maps(features_FHW[None], places_RS2.reshape(1, -1, 2))
     return values_1FX.reshape(channels, *points_RS2.shape[:2]).transpose(0, 1)
 

@@ -3,15 +3,18 @@
 ImageNet weights belong to the backbone alone and are loaded where it is built.
 """
 
+import hashlib
 from pathlib import Path
 
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection._utils import overwrite_eps
 
-from cellseg.checkpoint import find_weights, load_tensors
+from cellseg.checkpoint import DESCRIPTION, find_weights, load_tensors, open_checkpoint
 from cellseg.errors import UserError
 from cellseg.model.attention import CBAM, SqueezeExcitation
 from cellseg.model.deformable import Offsets
+from cellseg.model.norms import EPS
 from cellseg.model.pointrend import PointHead
 
 NAMED = ("none", "imagenet", "coco")
@@ -28,6 +31,8 @@ ADDED_LAYERS = (SqueezeExcitation, CBAM, Offsets, PointHead)
 CLASSIFIER_LAYERS = ("fc.", "head.", "classifier.", "conv_head.", "bn2.")
 """Layers of torchvision's and timm's classifiers beyond the last feature map. The stem's norm is the only one outside
 of stages in our backbones, so ``bn2`` is what EfficientNets have there."""
+SMALLEST_COCO_FILE = 100_000_000
+"""Bytes: files of fewer are not read to find out whether they are torchvision's, which has 178 million."""
 REMEDY = "Use the backbone, detector, heads, attention, norm and widths they were trained with."
 
 
@@ -40,7 +45,28 @@ def load_detector_weights(model: nn.Module, weights: str, detector: str) -> None
     if weights == "coco":
         _load(model, _coco_state(detector), "coco")
     elif weights not in NAMED:
-        _load(model, _file_state(weights), weights)
+        path = _file(weights)
+        _load(model, _file_state(path), weights)
+        if _trained_without_eps(path):
+            overwrite_eps(model, 0.0)
+
+
+def eps_of_coco(detector: str) -> float | None:
+    """The ``eps`` that frozen norms had when torchvision trained its COCO weights; None: what they have now."""
+    return 0.0 if detector == "v1" else None
+
+
+def _trained_without_eps(path: Path) -> bool:
+    """Whether ``path`` is torchvision's file of COCO v1, by whatever name, or a checkpoint that goes back to it and is
+    too old to say so itself (:data:`cellseg.model.norms.EPS`)."""
+    if path.parent.joinpath(DESCRIPTION).is_file():
+        model = open_checkpoint(path.parent).config.model
+        return model.weights == "coco" and eps_of_coco(model.detector) is not None
+    url = COCO["v1"].url
+    if path.stat().st_size < SMALLEST_COCO_FILE:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(Path(url).stem.rsplit("-", 1)[-1])
 
 
 def _coco_state(detector: str) -> dict[str, Tensor]:
@@ -55,7 +81,8 @@ def _coco_state(detector: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _file_state(weights: str) -> dict[str, Tensor]:
+def _file(weights: str) -> Path:
+    """The file of weights that a path, to it or to a checkpoint folder, means."""
     try:
         path = Path(weights).expanduser()
         if path.is_dir():
@@ -68,6 +95,10 @@ def _file_state(weights: str) -> dict[str, Tensor]:
             f"model.weights: must be {', '.join(NAMED)}, a file or a checkpoint folder, but got '{weights}'. "
             "Check the path."
         )
+    return path
+
+
+def _file_state(path: Path) -> dict[str, Tensor]:
     try:
         state = load_tensors(path)
     except UserError as error:
@@ -98,6 +129,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
         sorted(key for key in keys if not key.endswith("num_batches_tracked") and key not in new_classes)
         for keys in result
     )
+    surplus = [key for key in surplus if not _takes_eps(model, key, state)]
     added = _added_layers(model, state)
     missing = [key for key in missing if key.startswith(prefix) and not key.startswith(added)]
     if missing or surplus:
@@ -105,6 +137,16 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
             f"model.weights: {origin} must fit the model, but got {len(missing)} missing and {len(surplus)} unknown "
             f"entries, such as '{(missing + surplus)[0]}'. {REMEDY}"
         )
+
+
+def _takes_eps(model: nn.Module, key: str, state: dict[str, Tensor]) -> bool:
+    """Give a batch norm, which is none of those that read it themselves, the ``eps`` of its weights."""
+    name, _, entry = key.rpartition(".")
+    norm = dict(model.named_modules()).get(name)
+    if entry != EPS or not isinstance(norm, nn.BatchNorm2d):
+        return False
+    norm.eps = float(state[key])
+    return True
 
 
 def _classifier_backbone(state: dict[str, Tensor], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

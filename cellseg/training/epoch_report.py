@@ -14,8 +14,8 @@ class EpochReport:
     epoch: int
     """Epochs trained so far, from 1."""
     losses: dict[str, float]
-    """Mean of each of the model's losses over the epoch's batches, and their weighted sum as ``loss``. Only one
-    of weight 0 may be not finite."""
+    """Mean of each of the model's losses over the epoch's images, and their weighted sum as ``loss``. Batches of which
+    a loss is not finite do not count for it. Only one of weight 0 may be not finite."""
     metrics: dict[str, float]
     """Validation metrics (:func:`cellseg.evaluate.evaluate`), ``loss/validation``
     (:mod:`cellseg.training.validation`), and the totals over the validation images ``count/detections`` and
@@ -35,6 +35,9 @@ class EpochReport:
     """Peak memory so far: allocated on the GPU, or resident on the CPU."""
     micro_batch: int
     """Most images that went through the network at a time: ``train.batch_size``, or fewer where memory is short."""
+    skipped_steps: int = 0
+    """Optimiser steps of this epoch that changed nothing, because a gradient was not finite. With ``train.amp`` fp16
+    the first few are how it finds its scale."""
     parameters: int
     """Trainable parameters of the model."""
     ending: Ending | None

@@ -40,7 +40,8 @@ def fit(
 
     Raises:
         UserError: settings the data or the model cannot meet, or a folder of another run.
-        TrainingError: a training or validation loss that is not finite, or too little memory for one image.
+        TrainingError: a training or validation loss, or the gradients of many steps in a row, that are not finite, or
+            too little memory for one image.
     """
     import torch
 

@@ -42,3 +42,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group of :func:`parameter_groups` its share of ``rate``."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let SGD's moments begin at 0, which its first step makes the gradient.
+
+    torch's fused SGD takes memory for them as it comes and writes to it in the first step: if that is skipped, because
+    a gradient is not finite, the second would go on from there.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+            for weight in group["params"]:
+                if weight.grad is not None and "momentum_buffer" not in optimizer.state[weight]:
+                    optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)

@@ -25,7 +25,7 @@ from cellseg.training.epoch_report import Ending, EpochReport, TrainingError
 from cellseg.training.loss_weights import loss_weights, total_loss
 from cellseg.training.memory import hardest_batches, peak_memory, rehearse
 from cellseg.training.schedule import learning_rate, num_decays
-from cellseg.training.stepper import Stepper
+from cellseg.training.stepper import MOST_SKIPPED_IN_A_ROW, Stepper
 from cellseg.training.validation import Validation
 
 BEST, LAST = "best", "last"
@@ -38,6 +38,7 @@ class TrainedEpoch:
 
     epoch: int
     losses: dict[str, float]
+    skipped_steps: int
     learning_rate: float
     """Rate of its last optimiser step; the backbone's may be a share of it."""
     images_per_second: float
@@ -85,6 +86,8 @@ class TrainingRun:
         """The value that ``optim.plateau_watch`` names, of each judged epoch, sign-adjusted: larger is better."""
         self.losses: dict[str, float] = {}
         """Mean losses of the last epoch, see :class:`cellseg.training.epoch_report.EpochReport`."""
+        self.skipped_steps = 0
+        """Of the last epoch: those whose gradients were not finite."""
         self.learning_rate = config.optim.lr
 
     @property
@@ -124,26 +127,42 @@ class TrainingRun:
         """Train on all images once; yields (batches done, batches of the epoch) after each batch.
 
         Raises:
-            TrainingError: a loss that is minimised is not finite.
+            TrainingError: a loss that is minimised is finite for no batch, or the gradients of many steps in a row are
+                not.
         """
         config = self.config
         # Proposals are sampled with torch's global generator. Seeding it by epoch makes resuming exact.
         torch.manual_seed(config.train.seed + 1_000_003 * self.epoch)
         self.batches.epoch = self.epoch
         self.model.train()
-        sums: dict[str, Tensor] = {}
+        names: list[str] = []
+        sums: Tensor | float = 0.0
         num_batches, per_step = len(self.batches), config.optim.accumulate_batches
         steps = math.ceil(num_batches / per_step)
+        # Every image weighs the same: a step with fewer of them, as an epoch's last may be, has a smaller gradient.
+        images_of_step = min(config.train.batch_size * per_step, len(self.split.training))
         for done, batch in enumerate(self.loader):
             step = done // per_step
             last_of_step = min((step + 1) * per_step, num_batches)  # the epoch's last step may have fewer batches
-            for name, loss in self.stepper.add_gradients(batch, 1 / (last_of_step - step * per_step)).items():
-                sums[name] = sums.get(name, 0) + loss
+            losses = self.stepper.add_gradients(batch, len(batch) / images_of_step)
+            names = list(losses)
+            values = torch.stack([loss.float() for loss in losses.values()])
+            is_number = torch.isfinite(values)
+            sums = sums + torch.stack([torch.where(is_number, values, 0), is_number.float()]) * len(batch)
             if done + 1 == last_of_step:
                 self._step((self.epoch - 1) * steps + step, steps)
             yield done + 1, num_batches
         # The only transfer of losses from the device: one a step would stall the GPU.
-        means = {name: float(total) / num_batches for name, total in sums.items()}
+        assert isinstance(sums, Tensor)
+        totals, images = sums.tolist()
+        means = {
+            name: total / count if count else math.nan for name, total, count in zip(names, totals, images, strict=True)
+        }
+        self.skipped_steps, in_a_row = self.stepper.take_skipped()
+        if in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                "non-finite", f"gradients of {in_a_row} optimiser steps in a row, by the end of epoch {self.epoch}"
+            )
         weighted = total_loss(means, config.loss)
         if not math.isfinite(weighted):
             bad = ", ".join(name for name in loss_weights(means, config.loss) if not math.isfinite(means[name]))
@@ -185,6 +204,7 @@ class TrainingRun:
         return TrainedEpoch(
             epoch=self.epoch,
             losses=self.losses,
+            skipped_steps=self.skipped_steps,
             learning_rate=self.learning_rate,
             images_per_second=len(self.split.training) / seconds,
             seconds=seconds + time.perf_counter() - started,
@@ -210,6 +230,7 @@ class TrainingRun:
         return EpochReport(
             epoch=trained.epoch,
             losses=trained.losses,
+            skipped_steps=trained.skipped_steps,
             metrics=metrics,
             value=value,
             best_value=self.best_value,
@@ -229,6 +250,7 @@ class TrainingRun:
             "judged": self.judged_model.state_dict(),
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
+            "skipped_in_a_row": self.stepper.skipped_in_a_row,
             # A checkpoint's weights are those its metrics were measured with. Those that train on may be others.
             "model": None if self.average is None else self.model.state_dict(),
         }
@@ -284,6 +306,7 @@ class TrainingRun:
         self.stepper.optimizer.load_state_dict(training["optimizer"])
         if training["scaler"]:  # empty where that run needed none
             self.stepper.scaler.load_state_dict(training["scaler"])
+        self.stepper.skipped_in_a_row = training.get("skipped_in_a_row", 0)
         self.best_value, self.best_epoch = training["best_value"], training["best_epoch"]
         self.watched = training["watched"]
         self.epoch = self.judged_epoch = checkpoint.info.epoch

@@ -6,14 +6,20 @@ from torch import Tensor, nn
 from cellseg.config import TrialConfig
 from cellseg.data.batch import Item
 from cellseg.errors import UserError
+from cellseg.model.norms import keep_half_precision
 from cellseg.training.loss_weights import total_loss
-from cellseg.training.optim import build_optimizer, set_learning_rate
+from cellseg.training.optim import begin_momentum, build_optimizer, set_learning_rate
+
+MOST_SKIPPED_IN_A_ROW = 20
+"""Optimiser steps. float16 begins with losses scaled by 2^16 and halves that at each step it skips: once 16 did not
+help, no scale does."""
 
 
 class Stepper:
     """A model that trains on ``device``, with its optimiser.
 
-    Call :meth:`add_gradients` for each batch of a step, then :meth:`step`. Neither waits for a GPU to tell a loss.
+    Call :meth:`add_gradients` for each batch of a step, then :meth:`step`. Neither waits for a GPU to tell a loss, nor
+    whether its gradients are numbers.
     """
 
     def __init__(self, model: nn.Module, config: TrialConfig, device: torch.device, micro_batch: int | None = None):
@@ -28,8 +34,12 @@ class Stepper:
             self.model.get_submodule("backbone").compile()  # in place: names in the state dict stay
         self.optimizer = build_optimizer(model, config.optim)
         self.amp_dtype = autocast_dtype(config.train.amp, device)
+        if self.amp_dtype is not None:
+            keep_half_precision(self.model)
         # Only float16 has too few exponent bits for gradients; disabled, the scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
+        self._skipped_3 = torch.zeros(3, device=device)
+        """Steps skipped since they were last asked for, the last ones in a row, and the most in a row."""
 
     def add_gradients(self, batch: list[Item], share: float = 1.0) -> dict[str, Tensor]:
         """Add ``share`` of the batch's gradients to those of the step.
@@ -52,14 +62,45 @@ class Stepper:
         return sums
 
     def step(self, learning_rate: float) -> None:
-        """Update the weights with the accumulated gradients, and clear these."""
+        """Update the weights with the accumulated gradients, and clear these.
+
+        Where a gradient is not finite, weights and moments stay as they are. The host does not learn of it before it
+        asks for :meth:`take_skipped`.
+        """
         set_learning_rate(self.optimizer, learning_rate)
+        begin_momentum(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.optim.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
-        self.scaler.step(self.optimizer)
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.clip_norm, norm)
+        is_skipped = (~torch.isfinite(norm)).float()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # looks for itself
+        else:
+            self.optimizer.found_inf = is_skipped  # type: ignore[attr-defined]  # as the scaler tells fused optimisers
+            self.optimizer.step()
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        total, in_a_row, most = self._skipped_3.unbind()
+        in_a_row = (in_a_row + 1) * is_skipped
+        self._skipped_3 = torch.stack([total + is_skipped, in_a_row, torch.maximum(most, in_a_row)])
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """The last steps, if they were skipped: how many. Waits for the device."""
+        return int(self._skipped_3[1])
+
+    @skipped_in_a_row.setter
+    def skipped_in_a_row(self, count: int) -> None:
+        self._skipped_3 = torch.tensor([0.0, count, count], device=self.device)
+
+    def take_skipped(self) -> tuple[int, int]:
+        """How many steps were skipped since this was last asked, and the most in a row. Waits for the device."""
+        total, in_a_row, most = (int(value) for value in self._skipped_3.tolist())
+        self.skipped_in_a_row = in_a_row
+        return total, most
 
     def _losses(self, items: list[Item]) -> dict[str, Tensor]:
         images = [image.to(self.device, non_blocking=True).float() / 255 for image, _ in items]

@@ -110,7 +110,9 @@ def test_what_is_never_drawn_is_named():
 def test_stand_ins_take_the_place_of_what_the_data_would_say():
     model = without_data(ModelConfig(normalization="dataset"))
     assert (model.anchors, model.detections_per_image, model.normalization) == ("8-128", 100, "imagenet")
-    given = ModelConfig(anchors="4-64", detections_per_image=7, normalization="none")
+    assert (model.rpn_candidates, model.rpn_proposals) == (1000, 1000)
+    numbers = {"detections_per_image": 7, "rpn_candidates": 8, "rpn_proposals": 9}
+    given = ModelConfig(anchors="4-64", normalization="none", **numbers)
     assert without_data(given) == given
 
 
@@ -189,6 +191,14 @@ def test_fields_that_are_passed_by_on_that_way_do_not_change_the_size():
         "roi_levels": "0,1",
         "rpn_candidates": 10,
         "rpn_proposals": 10,
+        "rpn_nms_threshold": 0.5,
+        "rpn_samples": 10,
+        "rpn_positive_fraction": 0.25,
+        "rpn_assignment": "atss",
+        "rpn_foreground_iou": 0.6,
+        "rpn_background_iou": 0.4,
+        "rpn_atss_places": 4,
+        "rpn_best_anchor": False,
         "roi_samples": 10,
         "roi_positive_fraction": 0.5,
         "point_samples": 10,

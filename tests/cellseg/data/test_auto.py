@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from cellseg.config import DataConfig, parse_anchor_range, parse_normalization
-from cellseg.data.auto import PIXELS_PER_IMAGE, anchors_for, cell_sides, detections_for, normalization_for, resolve_auto
+from cellseg.data.auto import (
+    PIXELS_PER_IMAGE,
+    anchors_for,
+    candidates_for,
+    cell_sides,
+    detections_for,
+    normalization_for,
+    proposals_for,
+    resolve_auto,
+)
 from cellseg.data.sample import Sample
 from cellseg.data.split import split
 from cellseg.errors import UserError
@@ -67,8 +76,18 @@ def test_detections_are_twice_the_most_cells_and_at_least_100(cells, most):
     assert detections_for(data) == most
 
 
+@pytest.mark.parametrize(
+    ("cells", "candidates", "proposals"), [([0], 1000, 1000), ([3, 300], 1200, 1000), ([1000, 9], 4000, 2000)]
+)
+def test_the_densest_image_decides_how_many_proposals_there_are(cells, candidates, proposals):
+    data = FakeData([(9, 9)] * len(cells), [[(0, 0, 1, 1)] * count for count in cells])
+    assert (candidates_for(data), proposals_for(data)) == (candidates, proposals)
+
+
 def test_resolving_leaves_no_auto_that_depends_on_the_data(packed, tiny_config):
-    config = resolve_auto(tiny_config(model__anchors="auto", model__detections_per_image="auto"), packed)
+    names = ("anchors", "detections_per_image", "rpn_candidates", "rpn_proposals")
+    config = resolve_auto(tiny_config(**{f"model__{name}": "auto" for name in names}), packed)
+    assert (config.model.rpn_candidates, config.model.rpn_proposals) == (1000, 1000)
     assert config.model.anchors == anchors_for(cell_sides(packed, config.data))
     assert config.model.detections_per_image == 100
 

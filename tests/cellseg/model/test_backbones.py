@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct
+from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +18,7 @@ from cellseg.model.attention import CBAM, SqueezeExcitation
 from cellseg.model.backbones import BACKBONES, FPNBackbone, build_body
 from cellseg.model.body import is_part
 from cellseg.model.deformable import ModulatedDeformConv2d
-from cellseg.model.norms import OnePassFrozenBatchNorm2d
+from cellseg.model.norms import InputTypeGroupNorm, OnePassFrozenBatchNorm2d, OnePassFrozenBatchNormAct2d
 
 OTHERS = [
     "timm:mobilenetv3_small_050",  # maps within one Sequential
@@ -185,7 +185,10 @@ def test_a_network_that_timm_has_no_weights_of_is_refused_before_any_download():
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name not in (*CONVNEXTS, "efficientnet_b1")])
 @pytest.mark.parametrize(
     ("norm", "kinds"),
-    [("group", {nn.GroupNorm, GroupNormAct}), ("frozen", {OnePassFrozenBatchNorm2d, FrozenBatchNormAct2d})],
+    [
+        ("group", {InputTypeGroupNorm, GroupNormAct}),
+        ("frozen", {OnePassFrozenBatchNorm2d, OnePassFrozenBatchNormAct2d}),
+    ],
 )
 def test_no_batch_norm_is_left_when_others_are_asked_for(name, norm, kinds):
     found = {type(module) for module in build_meta(name, norm=norm).module.modules()}

@@ -17,10 +17,18 @@ from cellseg.data.rle import decode
 from cellseg.data.targets import make_target
 from cellseg.errors import UserError
 from cellseg.inference.paste import paste_masks
+from cellseg.model import waiting
 from cellseg.model.build import build_model, count_parameters, resolved_norm
-from cellseg.model.norms import OnePassFrozenBatchNorm2d
+from cellseg.model.norms import InputTypeGroupNorm, OnePassFrozenBatchNorm2d
 
-REAL = {"weights": "none", "norm": "batch", "anchors": "32-512", "detections_per_image": 100}
+REAL = {
+    "weights": "none",
+    "norm": "batch",
+    "anchors": "32-512",
+    "detections_per_image": 100,
+    "rpn_candidates": 1000,
+    "rpn_proposals": 1000,
+}
 
 
 def tiny_model(config, num_classes=4, seed=0) -> nn.Module:
@@ -85,11 +93,15 @@ def twins(request, tiny_config):
     )
     own, theirs = tiny_model(config), torchvision_twin(request.param)
     theirs.load_state_dict(own.state_dict())
+    for part in ("rpn", "roi_heads"):  # which anchors and proposals are drawn is a matter of chance: the same for both
+        getattr(theirs, part).fg_bg_sampler = getattr(own, part).fg_bg_sampler
     theirs.transform.torch_choice = min  # it draws a size in training, even from one: our transform draws nothing
     return own, theirs
 
 
-def test_losses_and_their_gradients_are_torchvisions(twins):
+@pytest.mark.parametrize("may_wait", [True, False], ids=["may-wait", "as-on-a-gpu"])
+def test_losses_and_their_gradients_are_torchvisions(twins, may_wait, monkeypatch):
+    monkeypatch.setattr(waiting, "may_wait", lambda device: may_wait)
     cells = [
         discs(64, 80, [(15, 15), (15, 27), (40, 30), (50, 70)]),
         discs(90, 64, [(20, 20), (80, 50), (3, 60)]),
@@ -118,7 +130,9 @@ def test_losses_and_their_gradients_are_torchvisions(twins):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_detections_and_masks_are_torchvisions(twins):
+@pytest.mark.parametrize("may_wait", [True, False], ids=["may-wait", "as-on-a-gpu"])
+def test_detections_and_masks_are_torchvisions(twins, may_wait, monkeypatch):
+    monkeypatch.setattr(waiting, "may_wait", lambda device: may_wait)
     image = torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         (own,), (theirs,) = (model.eval()([image]) for model in twins)
@@ -255,9 +269,9 @@ def test_norm_auto_follows_the_weights(weights, norm, resolved):
 @pytest.mark.parametrize(
     ("norm", "kind", "absent"),
     [
-        ("auto", nn.GroupNorm, nn.BatchNorm2d),
-        ("frozen", OnePassFrozenBatchNorm2d, nn.GroupNorm),
-        ("batch", nn.BatchNorm2d, nn.GroupNorm),
+        ("auto", InputTypeGroupNorm, nn.BatchNorm2d),
+        ("frozen", OnePassFrozenBatchNorm2d, InputTypeGroupNorm),
+        ("batch", nn.BatchNorm2d, InputTypeGroupNorm),
     ],
 )
 def test_the_norm_is_in_the_model(tiny_config, norm, kind, absent):
@@ -312,7 +326,13 @@ def test_the_seed_decides_the_new_weights(tiny_config):
 
 
 def test_unresolved_settings_are_our_bug(tiny_config):
-    autos = {"model__anchors": "auto", "model__detections_per_image": "auto", "model__normalization": "dataset"}
+    autos = {
+        "model__rpn_candidates": "auto",
+        "model__rpn_proposals": "auto",
+        "model__anchors": "auto",
+        "model__detections_per_image": "auto",
+        "model__normalization": "dataset",
+    }
     for name, value in autos.items():
         with pytest.raises(AssertionError, match="resolve_auto comes first"):
             tiny_model(tiny_config(**{name: value}))

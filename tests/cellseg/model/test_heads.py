@@ -7,7 +7,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from cellseg.model import heads
 from cellseg.model.build import build_model
-from cellseg.model.heads import PyramidRoIAlign
+from cellseg.model.pooling import PyramidRoIAlign
 
 
 @pytest.fixture
@@ -97,12 +97,13 @@ def test_a_detection_is_a_box_with_probabilities_inside_of_it(model):
     assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
 
 
+@pytest.mark.parametrize("largest", [330, 30], ids=["all-levels", "finest-level"])
 @pytest.mark.parametrize("levels", [["0", "1"], ["0", "1", "2", "3"]])
-def test_pooling_is_torchvisions_where_padding_is_small(levels):
+def test_pooling_is_torchvisions_where_padding_is_small(levels, largest):
     generator = torch.Generator().manual_seed(0)
     features = {str(i): torch.rand(1, 4, 128 >> i, 160 >> i, generator=generator) for i in range(4)}
     corners = torch.rand(50, 2, generator=generator) * 300
-    boxes = [torch.cat([corners, corners + torch.rand(50, 2, generator=generator) * 330 + 1], dim=1)]
+    boxes = [torch.cat([corners, corners + torch.rand(50, 2, generator=generator) * largest + 1], dim=1)]
     own = PyramidRoIAlign(levels, 7)(features, boxes, [(512, 640)])
     assert torch.equal(own, MultiScaleRoIAlign(levels, 7, sampling_ratio=2)(features, boxes, [(512, 640)]))
 
@@ -125,8 +126,9 @@ def test_the_share_of_positive_proposals_is_bounded_as_asked(build):
     positives = []
     for share in (0.25, 0.75):
         heads = build(model__roi_positive_fraction=share).roi_heads
-        _, _, (labels_P,), _ = heads.select_training_samples([torch.rand(50, 4).cumsum(1) * 20], [dict(cells)])
-        positives.append(int((labels_P > 0).sum()))
+        (drawn,) = heads.regions([torch.rand(50, 4).cumsum(1) * 20], [cells])
+        assert drawn.on_cells == (drawn.labels_P > 0).sum()
+        positives.append(drawn.on_cells)
     assert positives == [4, 12]
 
 

@@ -12,8 +12,7 @@ BOXES = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 40], [8, 8, 20, 20], [50, 50,
 
 
 def labels_of(labels, ignored, boxes=BOXES) -> list[float]:
-    (found,) = without_ignored([torch.tensor(labels)], [boxes], [{"ignored": torch.tensor(ignored).reshape(-1, 4)}])
-    return found.tolist()
+    return without_ignored(torch.tensor(labels), boxes, torch.tensor(ignored).reshape(-1, 4)).tolist()
 
 
 def test_background_under_an_ignored_box_says_nothing():
@@ -26,11 +25,10 @@ def test_cells_stay_cells_and_nothing_stays_nothing():
     assert labels_of([3, -1, 0, 1, 0], [[0.0, 0, 100, 100]]) == [3, -1, -1, 1, 0]
 
 
-@pytest.mark.parametrize("target", [{}, {"ignored": torch.zeros(0, 4)}])
-def test_without_ignored_boxes_labels_are_as_they_were(target):
+@pytest.mark.parametrize("ignored", [None, torch.zeros(0, 4)])
+def test_without_ignored_boxes_labels_are_as_they_were(ignored):
     labels = torch.tensor([0.0, 1, -1, 0, 0])
-    (found,) = without_ignored([labels], [BOXES], [target])
-    assert torch.equal(found, labels)
+    assert torch.equal(without_ignored(labels, BOXES, ignored), labels)
 
 
 def test_chunks_give_what_one_table_gives(monkeypatch):
@@ -38,9 +36,9 @@ def test_chunks_give_what_one_table_gives(monkeypatch):
     corners = torch.rand(300, 2) * 90
     boxes, ignored = torch.cat([corners, corners + 8], dim=1), torch.tensor([[0.0, 0, 40, 30], [60, 5, 80, 90]])
     labels = torch.zeros(300)
-    whole = without_ignored([labels], [boxes], [{"ignored": ignored}])[0]
+    whole = without_ignored(labels, boxes, ignored)
     monkeypatch.setitem(ignore.PAIRS_AT_ONCE, "cpu", 14)
-    assert torch.equal(without_ignored([labels], [boxes], [{"ignored": ignored}])[0], whole)
+    assert torch.equal(without_ignored(labels, boxes, ignored), whole)
     assert 30 < (whole == -1).sum() < 270
 
 
@@ -53,20 +51,20 @@ def sampled(tiny_config, monkeypatch):
 
     def sample(target):
         seen = {}
-        rpn_labels, roi_samples = model.rpn.assign_targets_to_anchors, model.roi_heads.select_training_samples
+        rpn_labels, roi_regions = model.rpn.labels, model.roi_heads.regions
 
-        def of_anchors(anchors, targets):
-            labels, boxes = rpn_labels(anchors, targets)
-            seen["anchors"] = anchors[0][labels[0] == 0]
-            return labels, boxes
+        def of_anchors(boxes_N4, grid, ignored_J4):
+            labels_A, matched_A = rpn_labels(boxes_N4, grid, ignored_J4)
+            seen["anchors"] = grid.boxes_A4[labels_A == 0]
+            return labels_A, matched_A
 
         def of_regions(proposals, targets):
-            found = roi_samples(proposals, targets)
-            seen["regions"], seen["classes"] = found[0][0][found[2][0] == 0], found[2][0]
+            found = roi_regions(proposals, targets)
+            seen["regions"], seen["classes"] = found[0].boxes_P4[found[0].labels_P == 0], found[0].labels_P
             return found
 
-        monkeypatch.setattr(model.rpn, "assign_targets_to_anchors", of_anchors)
-        monkeypatch.setattr(model.roi_heads, "select_training_samples", of_regions)
+        monkeypatch.setattr(model.rpn, "labels", of_anchors)
+        monkeypatch.setattr(model.roi_heads, "regions", of_regions)
         torch.manual_seed(0)
         losses = model([torch.rand(3, 96, 96)], [target])
         monkeypatch.undo()

@@ -1,11 +1,21 @@
 import pytest
 import torch
-from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, GroupNormAct
+from timm.layers import BatchNormAct2d, GroupNormAct, LayerNorm2d
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks.operators import Operators
 from cellseg.errors import UserError
-from cellseg.model.norms import OnePassFrozenBatchNorm2d, convert_norms, frozen_batch_norm, group_instead_of, group_norm
+from cellseg.model.norms import (
+    InputTypeGroupNorm,
+    OnePassFrozenBatchNorm2d,
+    OnePassFrozenBatchNormAct2d,
+    convert_norms,
+    frozen_batch_norm,
+    group_instead_of,
+    group_norm,
+    keep_half_precision,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +82,8 @@ def network() -> nn.Module:
     ("norm", "kind", "fused_kind"),
     [
         ("batch", nn.BatchNorm2d, BatchNormAct2d),
-        ("frozen", OnePassFrozenBatchNorm2d, FrozenBatchNormAct2d),
-        ("group", nn.GroupNorm, GroupNormAct),
+        ("frozen", OnePassFrozenBatchNorm2d, OnePassFrozenBatchNormAct2d),
+        ("group", InputTypeGroupNorm, GroupNormAct),
     ],
 )
 def test_every_batch_norm_at_any_depth_is_exchanged(norm, kind, fused_kind):
@@ -90,7 +100,7 @@ def test_each_norm_may_become_something_else():
     assert [type(module[1]), type(module[2][0]), type(module[2][1])] == [
         OnePassFrozenBatchNorm2d,
         BatchNormAct2d,
-        nn.GroupNorm,
+        InputTypeGroupNorm,
     ]
 
 
@@ -101,3 +111,47 @@ def test_a_batch_norm_that_does_something_else_is_not_dropped_silently(kind, wan
     with pytest.raises(UserError, match=rf"model\.norm: .* become {wanted}, but got {kind.__name__} in the backbone"):
         convert_norms(module, lambda name: wanted)
     assert convert_norms(module, lambda name: "batch") == 1
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNormAct2d])
+def test_what_a_frozen_norm_does_is_worked_out_once_and_again_when_it_changes(kind):
+    frozen, images = frozen_batch_norm(trained_norm(kind)), torch.rand(2, 4, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        first = frozen(images)
+    with Operators() as counted:
+        again = frozen(images)
+    assert "rsqrt" not in counted.launched
+    assert torch.equal(first, again)
+    again.sum().backward()  # what was computed in prediction serves training
+    frozen.load_state_dict({name: value + 1 for name, value in frozen.state_dict().items()})
+    changed = frozen(images)
+    frozen.eps = 1.0
+    assert not torch.equal(changed, again) and not torch.equal(frozen(images), changed)
+    assert frozen(images.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "make", [lambda: group_norm(8), lambda: group_instead_of(BatchNormAct2d(8)), lambda: LayerNorm2d(8)]
+)
+def test_norms_keep_half_precision_under_autocast_and_sum_in_float32(make, dtype):
+    norm = make()
+    keep_half_precision(norm)
+    images = (100 + torch.randn(2, 8, 40, 40)).to(dtype)  # a mean that bfloat16 could not sum
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        found = norm(images)
+    assert found.dtype == dtype
+    norm.float()
+    assert torch.allclose(found.float(), norm(images.float()), atol=1e-5 if dtype is torch.float32 else 0.03)
+
+
+def test_another_eps_than_such_norms_have_travels_with_the_weights():
+    plain, trained_without = frozen_batch_norm(trained_norm()), frozen_batch_norm(trained_norm())
+    trained_without.eps = 0.0
+    assert set(trained_without.state_dict()) - set(plain.state_dict()) == {"eps"}
+    state = trained_without.state_dict()
+    plain.load_state_dict(state)
+    assert plain.eps == 0.0
+    assert "eps" in state, "the caller's state stays as it is"
+    images = torch.rand(2, 4, 3, 3)
+    assert torch.equal(plain(images), trained_without(images))

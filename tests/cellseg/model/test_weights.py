@@ -1,6 +1,8 @@
 import copy
+import hashlib
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import huggingface_hub.constants
@@ -9,15 +11,20 @@ import timm
 import torch
 import torch.hub
 from torchvision.models import resnet18
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
 
-from cellseg.config import InferenceConfig, ModelConfig
+from cellseg.config import InferenceConfig, ModelConfig, TrialConfig
 from cellseg.errors import UserError
 from cellseg.inference.image import load_model
+from cellseg.model import weights
 from cellseg.model.build import build_model
+from cellseg.model.norms import OnePassFrozenBatchNorm2d
 from cellseg.model.weights import CLASS_LAYERS
 
 BACKBONE = "backbone.body."
+NUMBERS = {"detections_per_image": 100, "rpn_candidates": 1000, "rpn_proposals": 1000}
+"""Settings that would follow from data."""
 
 
 @pytest.fixture
@@ -94,7 +101,7 @@ def test_imagenet_weights_without_a_network_are_one_clear_line(no_network, tiny_
     [("v1", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"), ("v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth")],
 )
 def test_coco_weights_without_a_network_name_the_file_to_copy(no_network, detector, file):
-    config = ModelConfig(weights="coco", detector=detector, anchors="8-128", detections_per_image=100)
+    config = ModelConfig(weights="coco", detector=detector, anchors="8-128", **NUMBERS)
     with torch.device("meta"), pytest.raises(UserError) as raised:
         build_model(config, InferenceConfig(), 4)
     (line,) = raised.value.problems
@@ -145,13 +152,53 @@ def test_a_file_with_torchvisions_old_names_loads(build, trained, tmp_path):
     "added", [{}, {"attention": "cbam", "deformable_stages": 3, "mask_head": "pointrend", "frozen_stages": 1}]
 )
 def test_coco_v1_weights_load_as_they_are_published(no_network, monkeypatch, added):
-    settings = {"anchors": "32-512", "detections_per_image": 100}
+    settings = {"anchors": "32-512", **NUMBERS}
     with torch.device("meta"):  # shapes and names alone: the real file has 170 MB
         coco = build_model(ModelConfig(weights="none", norm="frozen", **settings), InferenceConfig(), 90)
         published = old_names(coco.state_dict(), mask_layers=4)
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
         model = build_model(ModelConfig(weights="coco", **settings, **added), InferenceConfig(), 4)
     assert {m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}  # as torchvision does
+
+
+def eps_of(model) -> set[float]:
+    return {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d | torch.nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("is_coco", [True, False])
+def test_torchvisions_coco_file_has_its_eps_under_any_name(build, tmp_path, monkeypatch, is_coco):
+    frozen = {"model__norm": "frozen", "model__backbone": "resnet18"}
+    path = save(build(**frozen).state_dict(), tmp_path / "mine.pt")
+    digest = hashlib.sha256((tmp_path / "mine.pt").read_bytes()).hexdigest()
+    monkeypatch.setattr(weights, "SMALLEST_COCO_FILE", 1)
+    entry = SimpleNamespace(url=f"https://x/maskrcnn-{digest[:8] if is_coco else '0123abcd'}.pth")
+    monkeypatch.setitem(weights.COCO, "v1", entry)
+    assert eps_of(build(model__weights=path, **frozen)) == ({0.0} if is_coco else {1e-5})
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("says_so", [True, False], ids=["new", "from-before-eps-was-kept"])
+def test_a_checkpoint_hands_on_the_eps_of_its_weights(build, tiny_config, save_untrained, tmp_path, says_so, norm):
+    model = build(model__norm="frozen", model__backbone="resnet18")
+    overwrite_eps(model, 0.0)
+    coco = tiny_config().to_flat() | {
+        "model.weights": "coco",
+        "model.backbone": "resnet50",
+        "model.fpn_channels": 256,
+        "model.box_head_width": 1024,
+        "model.mask_head_layers": 4,
+        "model.mask_head_width": 256,
+    }
+    config = tiny_config(model__norm="frozen", model__backbone="resnet18") if says_so else TrialConfig.from_flat(coco)
+    if not says_so:
+        for module in model.modules():
+            if isinstance(module, OnePassFrozenBatchNorm2d):
+                module.eps_as_made = module.eps
+    folder = save_untrained(model, tmp_path / "first", config)
+    second = build(model__weights=str(folder), model__norm=norm, model__backbone="resnet18")
+    if norm == "batch" and not says_so:
+        return  # statistics that move have an eps of their own
+    assert eps_of(second) == {0.0}
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}])

@@ -52,6 +52,41 @@ def test_a_step_uses_the_gathered_gradients_once(tiny_config):
     assert model.weight.grad is None
 
 
+@pytest.mark.parametrize("clip_norm", [None, 10.0])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_whose_gradients_are_not_finite_is_as_if_it_had_not_been(tiny_config, bad, optimizer, clip_norm):
+    config = tiny_config(optim__optimizer=optimizer, optim__clip_norm=clip_norm)
+
+    def train(*losses_of_steps: float) -> tuple[float, tuple[int, int]]:
+        model = Brightness()
+        stepper = Stepper(model, config, CPU)
+        for scale in losses_of_steps:
+            (stepper.model.weight * scale).backward()
+            stepper.step(learning_rate=0.1)
+        return model.weight.item(), stepper.take_skipped()
+
+    expected, none = train(1.0, 2.0, 3.0)
+    assert none == (0, 0)
+    found, skipped = train(bad, 1.0, bad, bad, 2.0, 3.0, bad)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found != 1
+    assert skipped == (4, 2)
+
+
+def test_skipped_steps_are_counted_anew_but_in_a_row_on(tiny_config):
+    stepper = Stepper(Brightness(), tiny_config(), CPU)
+    for expected in ((2, 2), (2, 4)):
+        for _ in range(2):
+            (stepper.model.weight * float("nan")).backward()
+            stepper.step(learning_rate=0.1)
+        assert stepper.take_skipped() == expected
+        assert stepper.skipped_in_a_row == expected[1]
+    (stepper.model.weight * 1.0).backward()
+    stepper.step(learning_rate=0.1)
+    assert stepper.skipped_in_a_row == 0
+
+
 @pytest.mark.parametrize(
     ("amp", "device", "dtype"),
     [

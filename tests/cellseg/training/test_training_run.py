@@ -11,6 +11,7 @@ from cellseg.data.packed import PackedDataset
 from cellseg.inference.image import load_model
 from cellseg.training import run as training
 from cellseg.training import stepper
+from cellseg.training.epoch_report import TrainingError
 from cellseg.training.fit import fit
 from cellseg.training.run import TrainingRun, watched_gain
 from cellseg.training.schedule import learning_rate
@@ -58,8 +59,73 @@ def test_gradients_are_averaged_over_the_batches_of_a_step(packed, tiny_config, 
     model = Brightness()
     run = one_epoch(config, packed, tmp_path, model)
     four, two = model.seen[:4], model.seen[4:]  # six images: the epoch's last step has two batches
-    assert model.weight.item() == pytest.approx(-sum(four) / 4 - sum(two) / 2, rel=1e-5)
+    assert model.weight.item() == pytest.approx(-sum(four) / 4 - sum(two) / 4, rel=1e-5), "an image weighs the same"
     assert list(run.train_epoch()) == [(number, 6) for number in range(1, 7)], "progress is told by the batch"
+
+
+def test_every_image_weighs_the_same_in_a_batch_that_is_not_full(packed, tiny_config, tmp_path):
+    model = Brightness()
+    run = one_epoch(tiny_config(**PLAIN_SGD, train__batch_size=4), packed, tmp_path, model)
+    four, two = model.seen  # mean brightness of four images and of the last two
+    assert model.weight.item() == pytest.approx(-four - two / 2, rel=1e-5)
+    assert run.losses["loss_mask"] == pytest.approx((4 * 0 * four + 2 * -four * two) / 6, rel=1e-5)
+
+
+class SometimesBroken(Brightness):
+    """Its loss is no number in the batches given, counted from 0."""
+
+    def __init__(self, broken: set[int]) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def forward(self, images, targets):
+        losses = super().forward(images, targets)
+        return {
+            name: loss * float("nan") if len(self.seen) - 1 in self.broken else loss for name, loss in losses.items()
+        }
+
+
+def test_steps_without_finite_gradients_are_skipped_and_told(packed, tiny_config, tmp_path):
+    model = SometimesBroken({1, 4})
+    run = one_epoch(tiny_config(**PLAIN_SGD, train__batch_size=1), packed, tmp_path, model)
+    used = [seen for batch, seen in enumerate(model.seen) if batch not in {1, 4}]
+    assert model.weight.item() == pytest.approx(-sum(used), rel=1e-5)
+    weights = [-sum(used[:batch]) for batch in range(4)]
+    assert run.losses["loss_mask"] == pytest.approx(
+        sum(w * b for w, b in zip(weights, used, strict=True)) / 4, rel=1e-5
+    )
+    assert run.skipped_steps == 2
+
+
+def test_reports_tell_of_skipped_steps(packed, tiny_config, tmp_path, monkeypatch, scripted):
+    scripted(0.5, 0.5)
+    monkeypatch.setattr(training, "build_model", lambda *_: SometimesBroken({1, 2, 9}))
+    reports = list(fit(tiny_config(train__batch_size=1, train__epochs=2), packed, tmp_path, device=CPU))
+    assert [report.skipped_steps for report in reports] == [2, 1]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_many_skipped_steps_in_a_row_end_the_run(packed, tiny_config, tmp_path, monkeypatch, scripted, interrupted):
+    """Six steps an epoch: the last five of the first and the first five of the second."""
+    scripted(0.5, 0.5, 0.5)
+    config = tiny_config(train__batch_size=1, train__epochs=3)
+
+    def train(limit: int, folder) -> list:
+        models = iter([SometimesBroken(set(range(1, 11))), SometimesBroken(set(range(5)))])
+        monkeypatch.setattr(training, "MOST_SKIPPED_IN_A_ROW", limit)
+        monkeypatch.setattr(training, "build_model", lambda *_: next(models))
+        reports = []
+        if interrupted:
+            run = fit(config, packed, folder, device=CPU)
+            reports.append(next(run))
+            run.close()
+        return reports + list(fit(config, packed, folder, device=CPU))
+
+    assert [report.skipped_steps for report in train(11, tmp_path / "goes-on")] == [5, 5, 0]
+    with pytest.raises(
+        TrainingError, match="non-finite: gradients of 10 optimiser steps in a row, by the end of epoch 2"
+    ):
+        train(10, tmp_path / "ends")
 
 
 def test_losses_are_means_over_batches_and_the_rate_follows_the_optimisers_steps(
