@@ -25,13 +25,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory. Its CPU allocator has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-
-
 def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, size: int) -> list[list[Item]]:
     """The training images that need most memory, ``size`` together: those with most cells, and the largest.
 

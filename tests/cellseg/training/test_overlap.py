@@ -9,7 +9,8 @@ import torch
 from cellseg.checkpoint import open_checkpoint
 from cellseg.config import METRICS
 from cellseg.training.fit import fit
-from cellseg.training.run import TrainingRun, to_cpu
+from cellseg.training.run import TrainingRun
+from cellseg.training.snapshot import Snapshot
 from cellseg.training.validation import Validation
 
 CPU = torch.device("cpu")
@@ -130,7 +131,9 @@ def test_no_thread_outlives_a_run(packed, tiny_config, tmp_path, like_a_gpu):
 
 def test_a_copied_state_no_longer_changes():
     weight = torch.ones(2)
-    copied = to_cpu({"state": {0: {"step": weight}}, "groups": [{"lr": 1.0, "weights": [weight]}], "none": None})
+    copied = Snapshot(
+        {"state": {0: {"step": weight}}, "groups": [{"lr": 1.0, "weights": [weight]}], "none": None}
+    ).states()
     weight += 1
     assert copied["state"][0]["step"].tolist() == copied["groups"][0]["weights"][0].tolist() == [1, 1]
     assert copied["none"] is None
