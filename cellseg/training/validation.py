@@ -61,10 +61,8 @@ class Validation:
             TrainingError: the loss is not finite, or an image does not fit into memory by itself.
         """
         with self._naming_images():
-            by_size = sorted(
-                self.indices, key=lambda index: scaled_size(*self.images.data.sizes[index], self.config.data)
-            )
-            items = (self.images.item(index) for index in by_size)
+            by_size = sorted(zip(self._sizes(), self.indices, strict=True))
+            items = (self.images.item(index) for _, index in by_size)
             loss = validation_loss(model, items, self.config.loss, amp_dtype, self.room)
             predictions = self._predict(model, range(len(self.indices)))
         if not math.isfinite(loss):
@@ -77,7 +75,7 @@ class Validation:
         Raises:
             TrainingError: it does not fit.
         """
-        areas = [math.prod(scaled_size(*sample.size, self.config.data)) for sample in self.samples]
+        areas = [math.prod(size) for size in self._sizes()]
         with self._naming_images():
             self._predict(model, [int(np.argmax(areas))])
 
@@ -90,6 +88,10 @@ class Validation:
         images = [self.samples[position].image_HWC for position in positions]
         return predict_images(model, images, self.config, room=self.room, scale=scale)
 
+    def _sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image as the network sees it, in pixels."""
+        return [scaled_size(*sample.size, self.config.data) for sample in self.samples]
+
     @contextmanager
     def _naming_images(self) -> Iterator[None]:
         """Within this context a lack of memory is one for validation images: no smaller training batch would help."""
@@ -98,8 +100,7 @@ class Validation:
         except Exception as error:
             if exhausted_memory(error) is None:
                 raise
-            sizes = [scaled_size(*sample.size, self.config.data) for sample in self.samples]
-            height, width = max(sizes, key=math.prod)
+            height, width = max(self._sizes(), key=math.prod)
             raise TrainingError(
                 "out-of-memory",
                 f"validation images of up to {height} x {width} px do not fit, one at a time ({first_line(error)})",

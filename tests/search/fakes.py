@@ -82,7 +82,7 @@ class FakeTrainable(CellTrainable):
     def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return FITS[config["study"]](config)
 
-    def _limit_threads(self) -> None:
+    def _take_resources(self) -> None:
         pass  # it would import torch
 
     def cleanup(self) -> None:
