@@ -1,4 +1,4 @@
-"""How busy a GPU is, as `nvidia-smi` sees it."""
+"""How busy a GPU is, as `nvidia-smi` sees it, and what a step asks of it."""
 
 import subprocess
 from collections.abc import Callable
@@ -12,7 +12,41 @@ if TYPE_CHECKING:
 PERIOD_MS = 200
 """Between two readings. Each is the share of the time since the one before in which a kernel ran."""
 
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+"""CUDA's own calls, as the profiler names them."""
+WAITING = ("aten._local_scalar_dense", "aten.nonzero")
+"""Operators after which the host needs a value: on a GPU each is a sync."""
+
 Result = TypeVar("Result")
+
+
+def calls_of(function: Callable[[], object], device: "torch.device") -> tuple[int, int]:
+    """(launches, syncs) of one call of ``function``: kernels that the GPU is asked to run, and times the host waits.
+
+    On a CPU operators stand for both.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    if device.type == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        torch.cuda.synchronize(device)
+        with torch.profiler.profile(activities=activities) as profile:
+            function()
+        counts = {event.key: event.count for event in profile.key_averages()}
+        return sum(counts.get(name, 0) for name in LAUNCHES), sum(counts.get(name, 0) for name in SYNCS)
+
+    names: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        function()
+    return len(names), sum(name.startswith(WAITING) for name in names)
 
 
 class Utilisation:

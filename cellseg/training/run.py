@@ -16,6 +16,7 @@ from cellseg.config import TrialConfig, gain
 from cellseg.data.auto import resolve_auto
 from cellseg.data.loader import training_loader
 from cellseg.data.packed import PackedDataset
+from cellseg.data.resize import scaled_size
 from cellseg.data.split import split
 from cellseg.device import pick_device
 from cellseg.errors import UserError
@@ -31,6 +32,10 @@ from cellseg.training.validation import Validation
 
 BEST, LAST = "best", "last"
 """Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
+
+FEW_SHAPES = 4
+"""cuDNN tries its ways for each shape of each layer, tenths of a second each time. Images of two sizes, each also
+turned, and batches padded to the larger of them, are few shapes."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class TrainingRun:
         self.losses: dict[str, float] = {}
         """Mean losses of the last epoch, see :class:`cellseg.training.epoch_report.EpochReport`."""
         self.learning_rate = config.optim.lr
+        self.shapes_repeat = self.on_gpu and shapes_repeat(data, self.split.training, config)
+        """Whether it pays to have cuDNN try which of its ways is quickest for each shape."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
 
     @property
@@ -135,8 +142,10 @@ class TrainingRun:
             torch.OutOfMemoryError: they do not fit, ``micro_batch`` at a time.
         """
         micro_batch = self.stepper.micro_batch
+        torch.backends.cudnn.benchmark = self.shapes_repeat  # as training will: a quicker way may take more memory
         for batch in hardest_batches(self.data, self.split.training, self.config, micro_batch):
             rehearse(self.stepper, batch)
+        torch.backends.cudnn.benchmark = False
         self.validation.rehearse(self.judged_model)
 
     def train_epoch(self) -> Iterator[tuple[int, int]]:
@@ -150,6 +159,7 @@ class TrainingRun:
         torch.manual_seed(config.train.seed + 1_000_003 * self.epoch)
         self.batches.epoch = self.epoch
         self.model.train()
+        torch.backends.cudnn.benchmark = self.shapes_repeat
         sums: dict[str, Tensor] = {}
         num_batches, per_step = len(self.batches), config.optim.accumulate_batches
         steps = math.ceil(num_batches / per_step)
@@ -180,6 +190,7 @@ class TrainingRun:
 
     def validate(self) -> "Future[dict[str, float]]":
         """The figures of the judged model on the validation images: see :class:`Validation`."""
+        torch.backends.cudnn.benchmark = False
         return self.validation.start(self.judged_model, self.stepper.amp_dtype, self.epoch)
 
     def ending(self) -> Ending | None:
@@ -331,11 +342,20 @@ class TrainingRun:
         """Give up what is still being worked out, and let what is being written come to its end."""
         self.validation.close()
         self._writer.shutdown()
+        torch.backends.cudnn.benchmark = False
 
     def _decays(self, epochs: int) -> int:
         """How often plateau has lowered the rate by the end of so many epochs."""
         optim = self.config.optim
         return num_decays(self.watched[:epochs], optim.warmup_epochs, optim.plateau_patience)
+
+
+def shapes_repeat(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> bool:
+    """Whether training batches have few shapes: all images are cropped, or come in at most ``FEW_SHAPES`` sizes."""
+    if config.data.crop is not None:
+        return True
+    sizes = {scaled_size(height, width, config.data) for height, width in data.sizes[[*indices]].tolist()}
+    return config.data.train_scale_min == 1 and len(sizes) <= FEW_SHAPES
 
 
 def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[str, float]) -> float:

@@ -14,7 +14,6 @@ from cellseg.files import write_json
 from cellseg.training.epoch_report import EpochReport, TrainingError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, last_report, trial_name
 
-
 CPU = torch.device("cpu")
 
 
