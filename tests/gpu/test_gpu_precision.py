@@ -15,6 +15,9 @@ BAND = {"off": 0.02, "bf16": 0.15, "fp16": 0.1}
 """How far the losses of an epoch may lie from those of float32, as a share of them. Sampling is the same; rounding is
 not, and decides which of two regions of almost equal score is sampled."""
 
+LAG = {"off": 0, "bf16": 0, "fp16": 3}
+"""Epochs by which losses may be late: float16 skips its first steps until the scale of its gradients fits."""
+
 
 @pytest.fixture(scope="module")
 def curves() -> dict[str, list[float]]:
@@ -31,11 +34,16 @@ def test_losses_fall_as_in_float32(data, config, tmp_path, device, curves, amp):
         curves["reference"] = [report.losses["loss"] for report in reports]
     reports = list(fit(config(train__epochs=epochs, train__amp=amp), data, tmp_path / amp, device=device))
     losses = [report.losses["loss"] for report in reports]
-    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+    assert all(map(math.isfinite, losses))
     assert all(math.isfinite(report.metrics["loss/validation"]) for report in reports)
-    for epoch, (loss, expected) in enumerate(zip(losses, curves["reference"], strict=True), start=1):
-        # What rounding changes grows with every step.
-        assert loss == pytest.approx(expected, rel=BAND[amp] * epoch), f"epoch {epoch}"
+    if DRY_RUN and amp == "fp16":
+        return  # so few steps are all skipped while the scaler looks for its scale
+    assert losses[-1] < losses[0]
+    expected = curves["reference"]
+    for epoch, loss in enumerate(losses):
+        late, band = max(epoch - LAG[amp], 0), BAND[amp] * (epoch + 1)  # what rounding changes grows with every step
+        least, most = min(expected[late : epoch + 1]), max(expected[late : epoch + 1])
+        assert least * (1 - band) <= loss <= most * (1 + band), f"epoch {epoch + 1}"
 
 
 @pytest.mark.parametrize("detector", ["v1", "v2"])
