@@ -16,14 +16,21 @@ from cellseg.errors import UserError
 from cellseg.files import atomic_path, read_json
 
 BENCHMARKS = ("input_pipeline", "postprocess", "train_step", "epoch", "evaluate")
-"""Modules with a command that takes ``--json FILE`` and ``--toy``; :class:`benchmarks.measure.Report` is what they
+GPU_BENCHMARKS = ("prediction", "shared_gpu")
+"""Those that say something on a GPU only; ``--only`` runs them anywhere."""
+GPU_PAGE = Path("results/benchmarks/gpu.md")
+"""Where the page goes on a machine with a GPU, unless ``--out`` says otherwise.
+
+All are modules with a command that takes ``--json FILE`` and ``--toy``; :class:`benchmarks.measure.Report` is what they
 write."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks and write the table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.all", description=__doc__)
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the table here as well")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help=f"write the table here as well (default with a GPU: {GPU_PAGE})"
+    )
     parser.add_argument(
         "--toy", action="store_true", help="sizes that take a second: shows that they run, not how fast"
     )
@@ -33,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def available() -> tuple[str, ...]:
     """The benchmarks that this checkout has."""
-    return tuple(name for name in BENCHMARKS if importlib.util.find_spec(f"benchmarks.{name}"))
+    return tuple(name for name in (*BENCHMARKS, *GPU_BENCHMARKS) if importlib.util.find_spec(f"benchmarks.{name}"))
 
 
 def markdown(reports: Sequence[dict[str, Any]]) -> str:
@@ -89,13 +96,17 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _run_all(arguments: argparse.Namespace) -> int:
-    names = arguments.only or available()
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    names = arguments.only or [name for name in available() if has_gpu or name not in GPU_BENCHMARKS]
+    out = arguments.out or (GPU_PAGE if has_gpu and not (arguments.only or arguments.toy) else None)
     with tempfile.TemporaryDirectory() as folder:
         reports = [_report(name, Path(folder) / f"{name}.json", arguments.toy) for name in names]
     page = markdown(reports)
     say(page)
-    if arguments.out is not None:
-        with atomic_path(arguments.out) as temporary:
+    if out is not None:
+        with atomic_path(out) as temporary:
             temporary.write_text(page, encoding="utf-8")
     return EXIT_OK
 

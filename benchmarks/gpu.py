@@ -1,4 +1,4 @@
-"""How busy a GPU is, as `nvidia-smi` sees it."""
+"""How busy a GPU is, as `nvidia-smi` sees it, and what a step asks of it."""
 
 import subprocess
 from collections.abc import Callable
@@ -12,7 +12,32 @@ if TYPE_CHECKING:
 PERIOD_MS = 200
 """Between two readings. Each is the share of the time since the one before in which a kernel ran."""
 
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+"""CUDA's own calls, as the profiler names them."""
+
 Result = TypeVar("Result")
+
+
+def calls_of(function: Callable[[], object], device: "torch.device") -> tuple[int, int]:
+    """(launches, waits) of one call of ``function``: kernels that the GPU is asked to run, and times the host waits.
+
+    On a GPU CUDA's own calls are counted; on a CPU operators stand for both, see :mod:`benchmarks.operators`.
+    """
+    import torch
+
+    if device.type == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        torch.cuda.synchronize(device)
+        with torch.profiler.profile(activities=activities) as profile:
+            function()
+        counts = {event.key: event.count for event in profile.key_averages()}
+        return sum(counts.get(name, 0) for name in LAUNCHES), sum(counts.get(name, 0) for name in SYNCS)
+
+    from benchmarks.operators import count_as_on_a_gpu
+
+    counted = count_as_on_a_gpu(function)
+    return counted.launches, counted.waits
 
 
 class Utilisation:

@@ -10,19 +10,21 @@ number in a plane, or a plane of its own), in how boxes are matched with anchors
 Ratios, for few and for many cells: ``time_N``, ``memory_N``: what the reference needs for each second or byte of ours.
 Memory is all that a step adds to weights and optimiser state: targets, activations, gradients.
 
-Figures, counted on any device: ``launches_N`` and ``waits_N``, the operators that our step dispatches on a GPU's way
-and how often the host waits for it, but for the losses that are read here after each step.
+Figures, for few and for many cells: ``images_per_second_N`` of ours, and ``launches_N`` and ``waits_N`` of one step,
+see :func:`benchmarks.gpu.calls_of`.
 """
 
 import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.cells import NUM_CLASSES, grid_sample
+from benchmarks.gpu import calls_of
 from benchmarks.measure import Report, add_sizes, alternate, make_parser, run
 from cellseg.config import TrialConfig
 from cellseg.data.planes import read_instances
@@ -74,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(arguments: argparse.Namespace) -> Report:
     """Run the contenders at the sizes in ``arguments``."""
-    from benchmarks.operators import count_as_on_a_gpu
     from cellseg.device import pick_device
 
     device = pick_device(arguments.device)
@@ -84,6 +85,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     peaks: dict[str, int] = {}
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
+    bare = our_step(reference, device, tell=False)
     for count in (FEW, arguments.cells):
         rng = np.random.default_rng(0)
         samples = [grid_sample(rng, count, arguments.side, arguments.side, DIAMETER) for _ in range(arguments.batch)]
@@ -97,9 +99,8 @@ def measure(arguments: argparse.Namespace) -> Report:
         peaks |= measured.peak_extra_bytes
         ratios[f"time_{count}"] = measured.ratio(theirs, ours)
         ratios[f"memory_{count}"] = measured.memory_ratio(theirs, ours)
-        counted = count_as_on_a_gpu(contenders[ours])
-        figures[f"launches_{count}"] = float(counted.launches)
-        figures[f"waits_{count}"] = float(counted.waits - counted.waited["_local_scalar_dense"])  # losses are told here
+        figures[f"images_per_second_{count}"] = arguments.batch / median(measured.seconds[ours])
+        figures[f"launches_{count}"], figures[f"waits_{count}"] = calls_of(bare(samples), device)
     return Report(
         benchmark="train_step",
         description=f"A step on {arguments.batch} x {arguments.side} x {arguments.side} pixels, ResNet50-FPN",
@@ -132,8 +133,9 @@ def torchvision_model(backbone_name: str, anchor_sizes: Sequence[int], **setting
     return MaskRCNN(backbone, NUM_CLASSES + 1, rpn_anchor_generator=anchors, **settings)
 
 
-def our_step(reference: "nn.Module", device: "torch.device") -> Way:
-    """A step as ``fit`` does it, on a network with the weights of ``reference``."""
+def our_step(reference: "nn.Module", device: "torch.device", tell: bool = True) -> Way:
+    """A step as ``fit`` does it, on a network with the weights of ``reference``; its losses only where it is to
+    ``tell`` them, for which the host waits."""
     from cellseg.data.loader import plain_item
     from cellseg.model.build import build_model
     from cellseg.training.stepper import Stepper
@@ -150,7 +152,7 @@ def our_step(reference: "nn.Module", device: "torch.device") -> Way:
         def step() -> dict[str, float]:
             losses = stepper.add_gradients(copied(items))
             stepper.step(LEARNING_RATE)
-            return _numbers(losses)
+            return _numbers(losses) if tell else {}
 
         return step
 
@@ -182,7 +184,7 @@ def torchvision_update(
     losses."""
     import torch
 
-    from cellseg.training.stepper import autocast_dtype
+    from cellseg.device import autocast_dtype
 
     defaults = TrialConfig()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -9,7 +9,9 @@ moment therefore leaves the old checkpoint or the new one. Nothing in a folder n
 """
 
 import hashlib
+import os
 import platform
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -99,13 +101,19 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(
-    folder: Path, state: Mapping[str, Tensor], *, training: Mapping[str, Any] | None = None, **description: Any
+    folder: Path,
+    state: Mapping[str, Tensor],
+    *,
+    training: Mapping[str, Any] | None = None,
+    twin: Path | None = None,
+    **description: Any,
 ) -> None:
     """Write or replace the checkpoint in ``folder``.
 
     Args:
         state: the model's state dict, on any device.
         training: tensors and plain values that a resumed run needs, or None.
+        twin: a checkpoint folder that holds the same ``state`` already. Its file is shared instead of written again.
         description: the fields of :class:`CheckpointInfo` that are not about files and versions. Without
             ``category_ids`` the classes have the ids 1, 2, ....
     """
@@ -113,14 +121,20 @@ def save_checkpoint(
     epoch = description["epoch"]
     weights = folder / f"weights-{epoch:04d}.pt"
     resumable = folder / f"training-{epoch:04d}.pt"
-    _save_tensors(weights, state)
+    if twin is None:
+        _save_tensors(weights, state)
+        weights_blake2b = _hash(weights)
+    else:
+        written = open_checkpoint(twin)
+        weights_blake2b = written.info.weights_blake2b
+        _share(twin / written.info.weights, weights)
     if training is not None:
         _save_tensors(resumable, training)
     info = CheckpointInfo(
         **description,
         versions=versions(),
         weights=weights.name,
-        weights_blake2b=_hash(weights),
+        weights_blake2b=weights_blake2b,
         training=resumable.name if training is not None else None,
     )
     write_json(folder / DESCRIPTION, asdict(info))
@@ -199,6 +213,15 @@ def _save_tensors(path: Path, value: Mapping[str, Any]) -> None:
     # Into an open file: given a path, torch reports a full disk as a RuntimeError about positions.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(value, file)
+
+
+def _share(written: Path, path: Path) -> None:
+    """Let ``path`` be the file that ``written`` is, or a copy where the file system knows no links."""
+    with atomic_path(path) as temporary:
+        try:
+            os.link(written, temporary)
+        except OSError:
+            shutil.copyfile(written, temporary)
 
 
 def _hash(path: Path) -> str:

@@ -58,3 +58,8 @@ def raise_all(problems: Iterable[Problem | str]) -> None:
     found = tuple(problems)
     if found:
         raise UserError(*found)
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the advice or the traceback that follows."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,12 +1,14 @@
-"""One image to detections: at one scale or several, whole or in tiles.
+"""Images to detections: at one scale or several, whole or in tiles, one at a time or together.
 
 Shape suffixes: H height, W width, C colour channels, N detections, M side of a mask, 4 = x1, y1, x2, y2 in pixels of
 the image, with exclusive right and bottom edge.
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from cellseg.checkpoint import Checkpoint
     from cellseg.config import InferenceConfig, TrialConfig
     from cellseg.data.detections import Detections
-    from cellseg.inference.tiles import Window
+    from cellseg.device import Room
+    from cellseg.inference.tiles import TileDetections, Window
 
 
 def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -> "nn.Module":
@@ -34,89 +37,177 @@ def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -
     return model.to(device).eval()
 
 
+Scale = Callable[[int, tuple[int, int]], np.ndarray]
+"""(position, (height, width)) -> that image as the network sees it at that size: (height, width, 3) uint8."""
+
+
 def predict_image(model: "nn.Module", image_HWC: np.ndarray, config: "TrialConfig") -> "Detections":
-    """The cells of one image, in its own pixels.
+    """The cells of one image, in its own pixels; see :func:`predict_images`."""
+    (found,) = predict_images(model, [image_HWC], config)
+    return found
+
+
+def predict_images(
+    model: "nn.Module",
+    images: Iterable[np.ndarray],
+    config: "TrialConfig",
+    *,
+    room: "Room | None" = None,
+    scale: Scale | None = None,
+) -> "list[Detections]":
+    """The cells of each image, in its own pixels. The model is put into evaluation mode and back.
 
     With ``inference.tile`` the model sees a large image in tiles, merged by
     :func:`cellseg.inference.tiles.merge_tiles`. With several ``inference.scales`` it sees the image at each of them;
     what it finds is merged as it merges detections itself, by ``inference.nms`` and up to
     ``model.detections_per_image`` (for each tile). A cell keeps the mask that was predicted with it.
 
-    Beyond what the network needs, memory is that of the scaled image, of the masks found in one tile, 28 x 28 values
-    each, and of the largest box.
+    On a GPU images and tiles of equal size go through the network together, as many as ``room`` says, and mixed
+    precision of training holds for its backbone; proposals, boxes, scores and masks are float32. Nothing is padded
+    for the sake of another image, so each is predicted as it would be alone.
+
+    Beyond what the network needs, memory is that of the scaled images that go together, of the masks found in them, 28
+    x 28 values each, and of the largest box.
 
     Args:
-        model: in evaluation mode; its parameters' device does the work.
-        image_HWC: (H, W, 3) uint8 RGB of any size, as :func:`cellseg.data.images.to_rgb` makes it. It is brought to the
-            scale and colour the model was trained on.
+        model: its parameters' device does the work.
+        images: (H, W, 3) uint8 RGB of any size, as :func:`cellseg.data.images.to_rgb` makes them. They are brought to
+            the scale and colour the model was trained on.
         config: resolved by :func:`cellseg.data.auto.resolve_auto`.
+        room: what is known about the memory, and learns more. None: nothing yet.
+        scale: gives the images as the network sees them. None: they are scaled here.
+
+    Raises:
+        torch.OutOfMemoryError, ...: an image or tile does not fit into memory by itself.
     """
     from cellseg.config import parse_numbers
-    from cellseg.data.resize import multiply_size, scaled_size, to_color
+    from cellseg.data.resize import multiply_size, resize_image, scaled_size, to_color
+    from cellseg.device import Room, autocast_dtype
     from cellseg.inference.tiles import concatenate, tile_windows
 
-    # Pixels of another type would go through as numbers of the wrong size, and give wrong cells without a word.
-    assert image_HWC.dtype == np.uint8, f"to_rgb comes first, but got {image_HWC.dtype}"
-    assert image_HWC.ndim == 3 and image_HWC.shape[2] == 3, f"to_rgb comes first, but got {image_HWC.shape}"
+    images = list(images)
+    for image_HWC in images:  # pixels of another type would silently give wrong cells
+        assert image_HWC.dtype == np.uint8, f"to_rgb comes first, but got {image_HWC.dtype}"
+        assert image_HWC.ndim == 3 and image_HWC.shape[2] == 3, f"to_rgb comes first, but got {image_HWC.shape}"
     inference = config.inference
-    height, width = image_HWC.shape[:2]
-    size = scaled_size(height, width, config.data)
-    colored_HWC = to_color(image_HWC, config.data.color)
-    # Factors of a tiny image may come to the same size: a dict holds each once, in order.
-    sizes = dict.fromkeys(multiply_size(size, factor) for factor in parse_numbers(inference.scales, "factors"))
-    windows = [tile_windows(*of_scale, inference.tile, inference.tile_overlap) for of_scale in sizes]
-    found = [_predict_at(model, colored_HWC, *at, inference) for at in zip(sizes, windows, strict=True)]
-    if len(found) == 1:
-        return found[0]
-    per_tile = config.model.detections_per_image
-    assert isinstance(per_tile, int), "resolve_auto comes first"
-    return _suppress(concatenate(found), inference, per_tile * max(map(len, windows)))
+    device = next(model.parameters()).device
+    room = room or Room.of(device)
+    amp_dtype = autocast_dtype(config.train.amp, device)
+    scale = scale or (lambda index, size: resize_image(to_color(images[index], config.data.color), size))
+    of_size: dict[tuple[int, int], list[int]] = {}
+    for index, image_HWC in enumerate(images):
+        of_size.setdefault(image_HWC.shape[:2], []).append(index)
+
+    found: dict[int, Detections] = {}
+    with _evaluating(model):
+        for own_size, indices in of_size.items():
+            size = scaled_size(*own_size, config.data)
+            # Factors of a tiny image may come to the same size: a dict holds each once, in order.
+            sizes = dict.fromkeys(multiply_size(size, factor) for factor in parse_numbers(inference.scales, "factors"))
+            windows = [tile_windows(*of_scale, inference.tile, inference.tile_overlap) for of_scale in sizes]
+            for together in batched(indices, room.count(max(math.prod(of_scale) for of_scale in sizes))):
+                detector = _Detector(model, amp_dtype, room, inference, own_size)
+                by_scale = [
+                    detector.find([scale(index, of_scale) for index in together], of_scale, windows_of_scale)
+                    for of_scale, windows_of_scale in zip(sizes, windows, strict=True)
+                ]
+                for index, parts in zip(together, zip(*by_scale, strict=True), strict=True):
+                    if len(parts) == 1:
+                        found[index] = parts[0]
+                    else:
+                        per_tile = config.model.detections_per_image
+                        assert isinstance(per_tile, int), "resolve_auto comes first"
+                        found[index] = _suppress(concatenate(parts), inference, per_tile * max(map(len, windows)))
+    return [found[index] for index in range(len(images))]
 
 
-def _predict_at(
-    model: "nn.Module",
-    image_HWC: np.ndarray,
-    size: tuple[int, int],
-    windows: "list[Window]",
-    inference: "InferenceConfig",
-) -> "Detections":
-    """What the model finds in ``image_HWC`` scaled to ``size`` and seen through ``windows``, in pixels of the image as
-    it came."""
-    from cellseg.data.detections import Detections
-    from cellseg.data.resize import resize_image
-    from cellseg.inference.paste import paste_masks
-    from cellseg.inference.tiles import TileDetections, merge_tiles
+@dataclass(frozen=True)
+class _Detector:
+    """Finds the cells of images of one size."""
 
-    height, width = image_HWC.shape[:2]
-    to_image_4 = np.array([width / size[1], height / size[0]] * 2, dtype=np.float32)
-    scaled_HWC = resize_image(image_HWC, size)
-    tiles = []
-    for window in windows:
-        left, top, right, bottom = window
-        found = _detect(model, scaled_HWC[top:bottom, left:right])
+    model: "nn.Module"
+    amp_dtype: "torch.dtype | None"
+    room: "Room"
+    inference: "InferenceConfig"
+    size: tuple[int, int]
+    """(height, width) of the images as they came; detections are in these pixels."""
+
+    def find(
+        self, scaled: list[np.ndarray], scaled_size: tuple[int, int], windows: "list[Window]"
+    ) -> "list[Detections]":
+        """What the model finds in each of the ``scaled`` images, seen through ``windows``."""
+        from cellseg.inference.tiles import merge_tiles
+
+        def tiles_of(views: "Sequence[tuple[np.ndarray, Window]]") -> "list[TileDetections]":
+            shown = [scaled_HWC[top:bottom, left:right] for scaled_HWC, (left, top, right, bottom) in views]
+            found = detect(self.model, shown, self.amp_dtype)
+            return [self._tile(raw, window, scaled_size) for raw, (_, window) in zip(found, views, strict=True)]
+
+        left, top, right, bottom = windows[0]  # all are of one size
+        views = [(scaled_HWC, window) for scaled_HWC in scaled for window in windows]
+        tiles = self.room.map(tiles_of, views, (right - left) * (bottom - top))
+        merged = [merge_tiles(tiles_of_image) for tiles_of_image in batched(tiles, len(windows))]
+        # Within a tile hard suppression has left no such boxes. Soft has lowered scores there, and would do it again.
+        if len(windows) > 1 and self.inference.nms == "hard":
+            merged = [_suppress(found, self.inference, len(found)) for found in merged]
+        return merged
+
+    def _tile(self, found: dict[str, np.ndarray], window: "Window", scaled_size: tuple[int, int]) -> "TileDetections":
+        """A tile's detections in pixels of the image as it came."""
+        from cellseg.data.detections import Detections
+        from cellseg.inference.paste import paste_masks
+        from cellseg.inference.tiles import TileDetections
+
+        height, width = self.size
+        left, top, _, _ = window
+        to_image_4 = np.array([width / scaled_size[1], height / scaled_size[0]] * 2, dtype=np.float32)
         boxes_N4 = found["boxes"] + np.array([left, top] * 2, dtype=np.float32)
         boxes_N4 *= to_image_4
         # Run lengths are all that is kept of the masks: those of all tiles and scales would be much larger.
-        rles = paste_masks(found["masks"][:, 0], boxes_N4, height, width, inference.mask_threshold)
-        cells = Detections((height, width), boxes_N4, found["scores"], found["labels"], tuple(rles))
+        rles = paste_masks(found["masks"][:, 0], boxes_N4, height, width, self.inference.mask_threshold)
+        cells = Detections(self.size, boxes_N4, found["scores"], found["labels"], tuple(rles))
         x1, y1, x2, y2 = np.rint(window * to_image_4).astype(int).tolist()
-        tiles.append(TileDetections((x1, y1, x2, y2), cells))
-    merged = merge_tiles(tiles)
-    # Within a tile hard suppression has left no such boxes. Soft has lowered scores there, and would do it again.
-    if len(tiles) > 1 and inference.nms == "hard":
-        merged = _suppress(merged, inference, len(merged))
-    return merged
+        return TileDetections((x1, y1, x2, y2), cells)
 
 
-def _detect(model: "nn.Module", image_HWC: np.ndarray) -> dict[str, np.ndarray]:
-    """What the model finds in ``image_HWC``: boxes (N, 4) in its pixels, scores (N,), labels (N,) and masks (N, 1, M,
-    M)."""
+def detect(
+    model: "nn.Module", images: Sequence[np.ndarray], amp_dtype: "torch.dtype | None" = None
+) -> list[dict[str, np.ndarray]]:
+    """What the model finds in each of ``images``, (H, W, 3) uint8 and all of one size: boxes (N, 4) in their pixels,
+    scores (N,), labels (N,) and masks (N, 1, M, M).
+
+    Args:
+        amp_dtype: the backbone's precision, see :func:`cellseg.device.autocast_dtype`.
+    """
     import torch
 
     device = next(model.parameters()).device
-    tensor_CHW = torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1))).to(device).float().div_(255)
     with torch.inference_mode():
-        return {name: value.cpu().numpy() for name, value in model([tensor_CHW])[0].items()}
+        images_BHWC = torch.from_numpy(np.stack(images)).to(device)
+        found = _forward(model, list(images_BHWC.permute(0, 3, 1, 2).float().div_(255)), amp_dtype)
+        # One transfer of each for the whole batch: every transfer waits for the GPU.
+        joined = {name: torch.cat([each[name] for each in found]).cpu().numpy() for name in found[0]}
+    ends = np.cumsum([len(each["scores"]) for each in found])[:-1]
+    split = {name: np.split(values, ends) for name, values in joined.items()}
+    return [{name: parts[index] for name, parts in split.items()} for index in range(len(found))]
+
+
+def _forward(
+    model: "nn.Module", images: "list[torch.Tensor]", amp_dtype: "torch.dtype | None"
+) -> "list[dict[str, torch.Tensor]]":
+    """The model's detections, with its backbone in mixed precision and everything behind it in float32."""
+    import torch
+
+    if amp_dtype is None:
+        return model(images)
+    detector: Any = model
+    batch, _ = detector.transform(images)
+    with torch.autocast(batch.tensors.device.type, dtype=amp_dtype):
+        features = detector.backbone(batch.tensors)
+    features = {name: map_BCHW.float() for name, map_BCHW in features.items()}
+    proposals, _ = detector.rpn(batch, features)
+    found, _ = detector.roi_heads(features, proposals, batch.image_sizes)
+    return found
 
 
 def _suppress(found: "Detections", inference: "InferenceConfig", limit: int) -> "Detections":
@@ -130,11 +221,18 @@ def _suppress(found: "Detections", inference: "InferenceConfig", limit: int) -> 
     return replace(found.select(kept_K.numpy()), scores_N=scores_K.numpy())
 
 
-def predict_images(model: "nn.Module", images: Iterable[np.ndarray], config: "TrialConfig") -> "list[Detections]":
-    """:func:`predict_image` for each of ``images``; the model's mode is restored afterwards."""
+@contextmanager
+def _evaluating(model: "nn.Module") -> Iterator[None]:
+    """``model`` in evaluation mode, and back."""
     was_training = model.training
     model.eval()
     try:
-        return [predict_image(model, image_HWC, config) for image_HWC in images]
+        yield
     finally:
         model.train(was_training)
+
+
+def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """``items`` in turn, ``size`` at a time, the last time as many as are left."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

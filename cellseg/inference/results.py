@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
-from cellseg.inference.image import load_model, predict_image
+from cellseg.inference.image import batched, load_model, predict_images
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from torch import nn
 
     from cellseg.checkpoint import Checkpoint
+    from cellseg.config import TrialConfig
+    from cellseg.data.detections import Detections
     from cellseg.data.testset import TestImage
+    from cellseg.device import Room
+
+IMAGES_AT_ONCE = 16
+"""Test images that are read before a GPU predicts them, those of equal size together."""
 
 
 def write_results(
@@ -34,16 +42,41 @@ def write_results(
     Raises:
         UserError: an unreadable image, a size that differs from the list's, or no image at all.
     """
-    from cellseg.data.images import read_image
-
     present = [image for image in images if image.path is not None]
     if not present:
         raise UserError(f"{out}: needs test images, but none of the {len(images)} listed ones is there. Check --data.")
+    from cellseg.device import Room
+
     model = load_model(checkpoint, device)
     config, category_ids = checkpoint.config, checkpoint.info.category_ids
+    model_device = next(model.parameters()).device
+    room = Room.of(model_device)
     problems: list[str] = []
     results: list[dict[str, Any]] = []
-    for done, image in enumerate(present, start=1):
+    done = 0
+    for together in batched(present, IMAGES_AT_ONCE if model_device.type == "cuda" else 1):
+        listed, images_HWC = _read(together, problems)
+        for image, found in zip(listed, _predict(model, images_HWC, config, room, out), strict=True):
+            results.extend(found.to_coco_results(image.image_id, category_ids))
+        for _ in together:
+            done += 1
+            if on_image is not None:
+                on_image(done, len(present))
+    if problems:
+        raise UserError(*problems)
+    with atomic_path(out) as temporary:
+        temporary.write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+        check_results(temporary, images, category_ids)
+    return len(results)
+
+
+def _read(images: "Sequence[TestImage]", problems: list[str]) -> "tuple[list[TestImage], list[np.ndarray]]":
+    """The images whose pixels are what the list says, and those pixels; what is wrong with the others is added to
+    ``problems``."""
+    from cellseg.data.images import read_image
+
+    listed, images_HWC = [], []
+    for image in images:
         assert image.path is not None
         try:
             image_HWC = read_image(image.path)
@@ -56,15 +89,28 @@ def write_results(
                 f"{image_HWC.shape[0]}x{image_HWC.shape[1]}. Fix the list or the image."
             )
             continue
-        results.extend(predict_image(model, image_HWC, config).to_coco_results(image.image_id, category_ids))
-        if on_image is not None:
-            on_image(done, len(present))
-    if problems:
-        raise UserError(*problems)
-    with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
-        check_results(temporary, images, category_ids)
-    return len(results)
+        listed.append(image)
+        images_HWC.append(image_HWC)
+    return listed, images_HWC
+
+
+def _predict(
+    model: "nn.Module", images_HWC: "list[np.ndarray]", config: "TrialConfig", room: "Room", out: Path
+) -> "list[Detections]":
+    from cellseg.device import exhausted_memory
+    from cellseg.errors import first_line
+
+    try:
+        return predict_images(model, images_HWC, config, room=room)
+    except Exception as error:
+        if exhausted_memory(error) is None:
+            raise
+        height, width = max((image_HWC.shape[:2] for image_HWC in images_HWC), key=math.prod)
+        raise UserError(
+            f"{out}: each test image must fit into memory, but got one of up to {height} x {width} px that does not "
+            f"({first_line(error)}). "
+            "Predict with --device cpu, or train with inference.tile set."
+        ) from error
 
 
 def check_results(path: Path, images: "Sequence[TestImage]", category_ids: Sequence[int]) -> None:

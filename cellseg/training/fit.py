@@ -1,6 +1,5 @@
 """The loop of a training run: :func:`fit` trains, validates and yields one report per epoch."""
 
-import gc
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -8,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.config import TrialConfig
+from cellseg.errors import first_line
 from cellseg.training.epoch_report import EpochReport, TrainingError
 
 if TYPE_CHECKING:
     import torch
 
     from cellseg.data.packed import PackedDataset
-    from cellseg.training.run import TrainedEpoch, TrainingRun
+    from cellseg.training.run import JudgedEpoch, TrainingRun
 
 
 def fit(
@@ -33,7 +33,8 @@ def fit(
 
     On a GPU the images that need most memory are tried first. Where memory runs out, then or later, half as many images
     at a time go through the network, from the last checkpoint on; the effective batch stays. On a GPU an epoch
-    also begins while the figures of the one before are computed; that one is reported between two steps.
+    also begins while the figures of the one before are computed and its checkpoints written; that one is reported
+    between two steps, when both are done.
 
     Args:
         on_step: called with (batches done, batches of the epoch).
@@ -43,31 +44,33 @@ def fit(
         TrainingError: a training or validation loss, or the gradients of many steps in a row, that are not finite, or
             too little memory for one image.
     """
-    import torch
-
     from cellseg.data.split import split
-    from cellseg.training.memory import describe_hardest, is_out_of_memory
+    from cellseg.device import exhausted_memory, free_memory
+    from cellseg.training.memory import describe_hardest
 
     micro_batch = config.train.batch_size
     while True:
         try:
             yield from _attempt(config, data, folder, device, on_step, micro_batch)
             return
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            memory = exhausted_memory(error)
+            if memory is None:
                 raise
-            if micro_batch == 1:
+            if memory == "host" and config.train.workers:
+                config = config.replace(train__workers=0)  # loader processes hold batches of their own
+            elif micro_batch > 1:
+                micro_batch = (micro_batch + 1) // 2
+            else:
                 hardest = describe_hardest(data, split(data.label_counts, config.data, data.groups).training, config)
+                where = "" if memory == "device" else " into the memory of this machine"
                 raise TrainingError(
                     "out-of-memory",
-                    f"images of {hardest} do not fit, one at a time, of a batch of {config.train.batch_size} "
-                    f"({str(error).splitlines()[0]})",
+                    f"images of {hardest} do not fit{where}, one at a time, of a batch of {config.train.batch_size} "
+                    f"({first_line(error)})",
                 ) from error
         # Behind the handler, where nothing holds the network any more that did not fit.
-        micro_batch = (micro_batch + 1) // 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def _attempt(
@@ -91,22 +94,20 @@ def _attempt(
 def _epochs(run: "TrainingRun", on_step: Callable[[int, int], None] | None) -> Iterator[EpochReport]:
     """Train, judge and report one epoch after the other until the run is over.
 
-    An epoch is reported as soon as its figures are known. Until then the next one trains, where the two may overlap.
+    An epoch is reported when its figures are known and its checkpoints on the disk. Until then the next one trains,
+    where the two may overlap.
     """
-    judged: TrainedEpoch | None = None
-    overlaps = False
+    waiting: _Waiting | None = None
     while True:
         training = _EpochTraining(run, on_step)
-        if judged is not None:
-            while overlaps and not judged.metrics.done() and training.step():
+        if waiting is not None:
+            while waiting.overlaps and not waiting.is_ready() and run.ending() is None and training.step():
                 pass
-            yield run.remember(judged)
+            yield waiting.report()
         if run.ending() is not None:
             return
-        while training.step():
-            pass
-        judged = run.judge(training.seconds)
-        overlaps = run.overlaps
+        training.finish()
+        waiting = _Waiting(run, training.seconds)
 
 
 class _EpochTraining:
@@ -118,15 +119,55 @@ class _EpochTraining:
         self.seconds = 0.0
         """Wall-clock time of all steps, without the time between them."""
         self._steps: Iterator[tuple[int, int]] | None = None
+        self._failure: Exception | None = None
 
     def step(self) -> bool:
-        """Train on the next batch; False if there is none left."""
+        """Train on the next batch; False if there is none left. An error waits for :meth:`finish`: the epoch before is
+        done, and is to be reported first."""
         started = time.perf_counter()
         if self._steps is None:
             self.run.epoch += 1
             self._steps = self.run.train_epoch()
-        progress = next(self._steps, None)
-        if progress is not None and self.on_step is not None:
-            self.on_step(*progress)
+        try:
+            progress = next(self._steps, None)
+            if progress is not None and self.on_step is not None:
+                self.on_step(*progress)
+        except Exception as error:
+            self._failure, progress = error, None
         self.seconds += time.perf_counter() - started
         return progress is not None
+
+    def finish(self) -> None:
+        """Train on all batches that are left, and raise what failed in any of them."""
+        while self._failure is None and self.step():
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+
+class _Waiting:
+    """An epoch that was trained and is not reported yet."""
+
+    def __init__(self, run: "TrainingRun", seconds: float):
+        """``seconds``: the time that its training took."""
+        self.run = run
+        self.overlaps = run.overlaps or run.saves_beside
+        """Whether the next epoch may begin before this one is reported."""
+        self._trained = run.conclude(seconds)
+        self._judged: JudgedEpoch | None = None
+        if not run.overlaps:
+            self._judge()
+
+    def is_ready(self) -> bool:
+        """Whether its report is there without waiting; goes on with what is."""
+        return self._trained.metrics.done() and self._judge().saved.done()
+
+    def report(self) -> EpochReport:
+        """Return its report; waits for it."""
+        return self.run.report(self._judge())
+
+    def _judge(self) -> "JudgedEpoch":
+        """Wait for its figures and have its checkpoints written, if that was not done."""
+        if self._judged is None:
+            self._judged = self.run.judge(self._trained)
+        return self._judged

@@ -41,13 +41,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory. Its CPU allocator has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-
-
 def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, size: int) -> list[list[Item]]:
     """What needs most memory of all that the run's epochs bring, at most ``size`` images at a time: the most pixels,
     padding included, and the most cells.

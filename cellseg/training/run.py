@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cellseg.config import TrialConfig, gain
 from cellseg.data.auto import resolve_auto
 from cellseg.data.loader import training_loader
 from cellseg.data.packed import PackedDataset
+from cellseg.data.resize import scaled_size
 from cellseg.data.split import split
 from cellseg.device import pick_device
 from cellseg.errors import UserError
@@ -25,11 +26,16 @@ from cellseg.training.epoch_report import Ending, EpochReport, TrainingError
 from cellseg.training.loss_weights import loss_weights, total_loss
 from cellseg.training.memory import hardest_batches, peak_memory, rehearse
 from cellseg.training.schedule import learning_rate, num_decays
+from cellseg.training.snapshot import Snapshot
 from cellseg.training.stepper import MOST_SKIPPED_IN_A_ROW, Stepper
 from cellseg.training.validation import Validation
 
 BEST, LAST = "best", "last"
 """Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
+
+FEW_SHAPES = 4
+"""cuDNN tries its ways for each shape of each layer, tenths of a second each time. Images of two sizes, each also
+turned, and batches padded to the larger of them, are few shapes."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,26 @@ class TrainedEpoch:
     seconds: float
     """Wall-clock time of training and of what validation needed the network for."""
     metrics: "Future[dict[str, float]]"
-    states: dict[str, Any]
+    states: Callable[[], dict[str, Any]]
     """Of the model that is judged, and of what a resumed run needs."""
+
+
+@dataclass(frozen=True)
+class JudgedEpoch:
+    """An epoch whose figures are known, and whose checkpoints may still be being written."""
+
+    report: EpochReport
+    """Without the time that is still waited for the checkpoints."""
+    saved: "Future[None]"
 
 
 class TrainingRun:
     """The state of one training run.
 
-    An epoch is trained (:meth:`train_epoch`), judged (:meth:`validate`) and remembered (:meth:`remember`). The next one
-    may be trained while the figures of one are worked out, if that :meth:`overlaps`.
+    An epoch is trained (:meth:`train_epoch`), validated (:meth:`validate`), judged (:meth:`judge`), which begins to
+    write its checkpoints, and reported (:meth:`report`) when they are on the disk. The next one may be trained while
+    the figures of one are worked out, if that :meth:`overlaps`, and while its checkpoints are written, if
+    :meth:`saves_beside`.
     """
 
     def __init__(
@@ -71,7 +88,7 @@ class TrainingRun:
         self.device = device or pick_device()
         self.split = split(data.label_counts, config.data, data.groups)
         self.loader, self.batches = training_loader(data, self.split.training, config, self.device)
-        self.validation = Validation(data, self.split.validation, config)
+        self.validation = Validation(data, self.split.validation, config, self.device)
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, config.inference, data.num_classes)
         self.stepper = Stepper(model, config, self.device, micro_batch)
@@ -89,6 +106,9 @@ class TrainingRun:
         self.skipped_steps = 0
         """Of the last epoch: those whose gradients were not finite."""
         self.learning_rate = config.optim.lr
+        self.shapes_repeat = self.on_gpu and shapes_repeat(data, self.split.training, config)
+        """Whether it pays to have cuDNN try which of its ways is quickest for each shape."""
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
 
     @property
     def model(self) -> nn.Module:
@@ -112,6 +132,12 @@ class TrainingRun:
         needs_them = self.config.optim.schedule == "plateau" or self.epoch == self.config.train.epochs
         return self.on_gpu and not needs_them
 
+    @property
+    def saves_beside(self) -> bool:
+        """Whether the next epoch may begin before this one's checkpoints are written: the GPU need not wait for disk
+        and hash. Where the processor trains they would take their time from each other."""
+        return self.on_gpu and self.epoch < self.config.train.epochs
+
     def rehearse(self) -> None:
         """Try the training images that need most memory, and predict the largest for validation, changing nothing.
 
@@ -119,8 +145,10 @@ class TrainingRun:
             torch.OutOfMemoryError: they do not fit, ``micro_batch`` at a time.
         """
         micro_batch = self.stepper.micro_batch
+        torch.backends.cudnn.benchmark = self.shapes_repeat  # as training will: a quicker way may take more memory
         for batch in hardest_batches(self.data, self.split.training, self.config, micro_batch):
             rehearse(self.stepper, batch)
+        torch.backends.cudnn.benchmark = False
         self.validation.rehearse(self.judged_model)
 
     def train_epoch(self) -> Iterator[tuple[int, int]]:
@@ -135,6 +163,7 @@ class TrainingRun:
         torch.manual_seed(config.train.seed + 1_000_003 * self.epoch)
         self.batches.epoch = self.epoch
         self.model.train()
+        torch.backends.cudnn.benchmark = self.shapes_repeat
         names: list[str] = []
         sums: Tensor | float = 0.0
         num_batches, per_step = len(self.batches), config.optim.accumulate_batches
@@ -180,6 +209,7 @@ class TrainingRun:
 
     def validate(self) -> "Future[dict[str, float]]":
         """Start to compute the figures of the judged model on the validation images, see :class:`Validation`."""
+        torch.backends.cudnn.benchmark = False
         return self.validation.start(self.judged_model, self.stepper.amp_dtype, self.epoch)
 
     def ending(self) -> Ending | None:
@@ -194,13 +224,13 @@ class TrainingRun:
             return "patience" if without_gain >= train.stop_after_decays else None
         return None
 
-    def judge(self, seconds: float) -> TrainedEpoch:
-        """Begin to judge the epoch whose training has just ended, after ``seconds``."""
+    def conclude(self, seconds: float) -> TrainedEpoch:
+        """Validate the epoch whose training has just ended, after ``seconds``, and hold on to what it leaves."""
         started = time.perf_counter()
         metrics = self.validate()
-        states = self._states()
-        if self.overlaps:  # the next epoch will change the weights before they are written
-            states = {name: to_cpu(state) for name, state in states.items()}
+        # The next epoch changes the weights, maybe before they are written.
+        beside = self.overlaps or self.saves_beside
+        states = Snapshot(self._states()).states if beside else self._states
         return TrainedEpoch(
             epoch=self.epoch,
             losses=self.losses,
@@ -212,10 +242,11 @@ class TrainingRun:
             states=states,
         )
 
-    def remember(self, trained: TrainedEpoch) -> EpochReport:
-        """Wait for the figures of an epoch, update the best epoch and what plateaus watch, and write the checkpoints.
+    def judge(self, trained: TrainedEpoch) -> JudgedEpoch:
+        """Wait for the figures of an epoch, update the best epoch and what plateaus watch, and begin to write the
+        checkpoints.
 
-        Call it for all epochs in turn.
+        Call it for all epochs in turn, and each time :meth:`report` before the next.
         """
         started = time.perf_counter()
         metrics = trained.metrics.result()
@@ -226,8 +257,10 @@ class TrainingRun:
         if improved:
             self.best_value, self.best_epoch = value, trained.epoch
         self.watched.append(watched_gain(self.config, trained.losses, metrics))
-        self._save(trained, metrics, improved)
-        return EpochReport(
+        saved = self._writer.submit(
+            self._save, trained.states, self._description(trained, metrics), self._memory(), improved
+        )
+        report = EpochReport(
             epoch=trained.epoch,
             losses=trained.losses,
             skipped_steps=trained.skipped_steps,
@@ -243,6 +276,17 @@ class TrainingRun:
             parameters=self.parameters,
             ending=self.ending(),
         )
+        return JudgedEpoch(report, saved)
+
+    def report(self, judged: JudgedEpoch) -> EpochReport:
+        """The report of an epoch, when its checkpoints are on the disk: a report promises them.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        started = time.perf_counter()
+        judged.saved.result()
+        return replace(judged.report, seconds=judged.report.seconds + time.perf_counter() - started)
 
     def _states(self) -> dict[str, Any]:
         """Collect what an epoch leaves behind. The tensors change with the next step."""
@@ -255,8 +299,9 @@ class TrainingRun:
             "model": None if self.average is None else self.model.state_dict(),
         }
 
-    def _save(self, trained: TrainedEpoch, metrics: dict[str, float], improved: bool) -> None:
-        description: dict[str, Any] = {
+    def _description(self, trained: TrainedEpoch, metrics: dict[str, float]) -> dict[str, Any]:
+        """What the checkpoints of an epoch say about themselves."""
+        return {
             "config": self.config.to_flat(),
             "class_names": self.data.class_names,
             "category_ids": self.data.category_ids,
@@ -267,16 +312,22 @@ class TrainingRun:
             "parameters": count_parameters(self.model),
             "data_fingerprint": self.data.fingerprint,
         }
-        weights = trained.states["judged"]
+
+    def _memory(self) -> dict[str, Any]:
+        """What a resumed run knows of its epochs so far, as it is now."""
+        return {"best_value": self.best_value, "best_epoch": self.best_epoch, "watched": list(self.watched)}
+
+    def _save(
+        self, states: Callable[[], dict[str, Any]], description: dict[str, Any], memory: dict[str, Any], improved: bool
+    ) -> None:
+        """Write the checkpoints of an epoch, in a thread that reads nothing of the run that changes."""
+        training = states()
+        weights = training.pop("judged")
+        best = self.folder / BEST
         if improved:
-            save_checkpoint(self.folder / BEST, weights, **description)
-        training = {
-            **{name: state for name, state in trained.states.items() if name != "judged"},
-            "best_value": self.best_value,
-            "best_epoch": self.best_epoch,
-            "watched": self.watched,
-        }
-        save_checkpoint(self.folder / LAST, weights, training=training, **description)
+            save_checkpoint(best, weights, **description)
+        twin = best if improved else None
+        save_checkpoint(self.folder / LAST, weights, training=training | memory, twin=twin, **description)
 
     def resume(self) -> None:
         """Go on from ``folder/last`` if it is there.
@@ -312,13 +363,23 @@ class TrainingRun:
         self.epoch = self.judged_epoch = checkpoint.info.epoch
 
     def close(self) -> None:
-        """Give up what is still being worked out."""
+        """Give up what is still being worked out, and let what is being written come to its end."""
         self.validation.close()
+        self._writer.shutdown()
+        torch.backends.cudnn.benchmark = False
 
     def _decays(self, epochs: int) -> int:
         """Count how often plateau has lowered the rate by the end of this many epochs."""
         optim = self.config.optim
         return num_decays(self.watched[:epochs], optim.warmup_epochs, optim.plateau_patience)
+
+
+def shapes_repeat(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> bool:
+    """Whether training batches have few shapes: all images are cropped, or come in at most ``FEW_SHAPES`` sizes."""
+    if config.data.crop is not None:
+        return True
+    sizes = {scaled_size(height, width, config.data) for height, width in data.sizes[[*indices]].tolist()}
+    return config.data.train_scale_min == 1 and len(sizes) <= FEW_SHAPES
 
 
 def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[str, float]) -> float:
@@ -330,14 +391,3 @@ def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[st
             return -losses["loss"]
         case "validation-loss":
             return -metrics["loss/validation"]
-
-
-def to_cpu(state: Any) -> Any:
-    """A copy of a state dict, or of what may stand in one, with its tensors on the CPU."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: to_cpu(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [to_cpu(value) for value in state]
-    return state

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from cellseg.config import TrialConfig
 from cellseg.data.batch import Item
+from cellseg.device import autocast_dtype
 from cellseg.errors import UserError
 from cellseg.model.norms import keep_half_precision
 from cellseg.training.loss_weights import total_loss
@@ -119,10 +120,3 @@ class Stepper:
                 f"train.compile: torch must be able to compile the backbone on this machine, but got '{cause}'. "
                 "Install what it asks for, or set train.compile=false."
             ) from error
-
-
-def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision that ``train.amp`` asks for on ``device``; None for float32, as always on a CPU."""
-    if device.type != "cuda":
-        return None
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

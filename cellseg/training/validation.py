@@ -1,27 +1,31 @@
 """Validation: COCO figures and the training loss on the validation images. The run stays as it is."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from cellseg.config import LossConfig, TrialConfig
 from cellseg.data.batch import Item
 from cellseg.data.detections import Detections
-from cellseg.data.loader import plain_item
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
+from cellseg.device import Room, exhausted_memory
+from cellseg.errors import first_line
 from cellseg.evaluate import evaluate
 from cellseg.inference.image import predict_images
 from cellseg.training.epoch_report import TrainingError
 from cellseg.training.loss_weights import total_loss
+from cellseg.training.validation_images import ValidationImages
 
 SAMPLING_SEED = 0
 """Seed of the sampling of anchors, proposals and points: each image's is the same in every epoch and every run."""
@@ -33,35 +37,74 @@ CHOOSERS = (GeneralizedRCNN, RegionProposalNetwork, RoIHeads)
 class Validation:
     """The validation images of a run, and a thread of its own that compares masks while the caller goes on."""
 
-    def __init__(self, data: PackedDataset, indices: tuple[int, ...], config: TrialConfig):
+    def __init__(self, data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, device: torch.device):
         """``config``: resolved by :func:`cellseg.data.auto.resolve_auto`."""
         self.config = config
         self.class_names = data.class_names
+        self.indices = indices
         self.samples = [data[index] for index in indices]  # views into the table
-        self.truths = [Detections.from_sample(sample) for sample in self.samples]
+        self.images = ValidationImages.of(data, config.data)
+        self.truths = [self.images.truth(index) for index in indices]
+        self.room = Room.of(device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
 
     def start(self, model: nn.Module, amp_dtype: torch.dtype | None, epoch: int) -> "Future[dict[str, float]]":
         """Predict with ``model``, which may change after this call; the figures follow in the background.
+
+        Where memory runs out, fewer images at a time go through the network.
 
         Returns:
             Those of :func:`cellseg.evaluate.evaluate`, ``loss/validation``, and the totals ``count/detections`` and
             ``count/cells``, all finite.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or an image does not fit into memory by itself.
         """
-        predictions = predict_images(model, (sample.image_HWC for sample in self.samples), self.config)
-        items = (plain_item(sample, self.config.data) for sample in self.samples)
-        loss = validation_loss(model, items, self.config.loss, amp_dtype)
+        with self._naming_images():
+            by_size = sorted(zip(self._sizes(), self.indices, strict=True))
+            items = (self.images.item(index) for _, index in by_size)
+            loss = validation_loss(model, items, self.config.loss, amp_dtype, self.room)
+            predictions = self._predict(model, range(len(self.indices)))
         if not math.isfinite(loss):
             raise TrainingError("non-finite", f"loss/validation in epoch {epoch}")
         return self._thread.submit(self._figures, predictions, loss)
 
     def rehearse(self, model: nn.Module) -> None:
-        """Predict the largest image, for the memory it takes."""
-        areas = [math.prod(scaled_size(*sample.size, self.config.data)) for sample in self.samples]
-        predict_images(model, [self.samples[int(np.argmax(areas))].image_HWC], self.config)
+        """Predict the largest image, for the memory it takes.
+
+        Raises:
+            TrainingError: it does not fit.
+        """
+        areas = [math.prod(size) for size in self._sizes()]
+        with self._naming_images():
+            self._predict(model, [int(np.argmax(areas))])
+
+    def _predict(self, model: nn.Module, positions: Sequence[int]) -> list[Detections]:
+        """The detections in the images at these positions in ``samples``."""
+
+        def scale(number: int, size: tuple[int, int]) -> np.ndarray:
+            return self.images.scaled(self.indices[positions[number]], size)
+
+        images = [self.samples[position].image_HWC for position in positions]
+        return predict_images(model, images, self.config, room=self.room, scale=scale)
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image as the network sees it, in pixels."""
+        return [scaled_size(*sample.size, self.config.data) for sample in self.samples]
+
+    @contextmanager
+    def _naming_images(self) -> Iterator[None]:
+        """Within this context a lack of memory is one for validation images: no smaller training batch would help."""
+        try:
+            yield
+        except Exception as error:
+            if exhausted_memory(error) is None:
+                raise
+            height, width = max(self._sizes(), key=math.prod)
+            raise TrainingError(
+                "out-of-memory",
+                f"validation images of up to {height} x {width} px do not fit, one at a time ({first_line(error)})",
+            ) from error
 
     def close(self) -> None:
         """Wait for the comparison in progress and drop those that have not begun."""
@@ -91,31 +134,71 @@ def computing_losses(model: nn.Module) -> Iterator[None]:
 
 
 def validation_loss(
-    model: nn.Module, items: Iterable[Item], config: LossConfig, amp_dtype: torch.dtype | None = None
+    model: nn.Module,
+    items: Iterable[Item],
+    config: LossConfig,
+    amp_dtype: torch.dtype | None = None,
+    room: Room | None = None,
 ) -> float:
     """Compute the mean over the images of each image's weighted sum of losses.
 
     It does not depend on the batch size. The weights, the statistics of norms and torch's generators are left as they
-    are.
+    are. Images of equal size that follow each other share a pass through the backbone, as many as ``room`` says.
 
     Args:
         items: one or more images with targets, on any device.
         amp_dtype: that of the training's autocast, or None.
+        room: what is known about the memory, and learns more. None: nothing yet.
 
     Returns:
         Possibly not finite, as the weights may be.
+
+    Raises:
+        torch.OutOfMemoryError, ...: an image does not fit into memory by itself.
     """
     device = next(model.parameters()).device
-    totals = []
+    room = room or Room.of(device)
+    totals: list[Tensor] = []
     with (
         computing_losses(model),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.inference_mode(),
         torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
     ):
-        for image_CHW, target in items:
-            torch.manual_seed(SAMPLING_SEED)
-            image = image_CHW.to(device).float() / 255
-            losses = model([image], [{name: value.to(device) for name, value in target.items()}])
-            totals.append(total_loss(losses, config).float())
-    return float(torch.stack(totals).mean())
+        for together in _alike(items, room):
+            _, height, width = together[0][0].shape
+            totals += room.map(lambda chunk: _losses_of_each(model, chunk, config), together, height * width)
+    # Exactly rounded: the order of the images does not matter. The only transfer from the device.
+    values = torch.stack(totals).tolist()
+    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _alike(items: Iterable[Item], room: Room) -> Iterator[list[Item]]:
+    """Items of equal size that follow each other, as many together as ``room`` says."""
+    together: list[Item] = []
+    for item in items:
+        shape = item[0].shape
+        if together and (shape != together[0][0].shape or len(together) >= room.count(shape[1] * shape[2])):
+            yield together
+            together = []
+        together.append(item)
+    if together:
+        yield together
+
+
+def _losses_of_each(model: Any, items: Sequence[Item], config: LossConfig) -> list[Tensor]:
+    """The weighted loss of each of ``items``, which are of one size, as it is without the others."""
+    device = next(model.parameters()).device
+    images = [image_CHW.to(device).float() / 255 for image_CHW, _ in items]
+    targets = [{name: value.to(device) for name, value in target.items()} for _, target in items]
+    batch, targets = model.transform(images, targets)
+    features = model.backbone(batch.tensors)
+    totals = []
+    for index, target in enumerate(targets):
+        torch.manual_seed(SAMPLING_SEED)
+        alone = ImageList(batch.tensors[index : index + 1], batch.image_sizes[index : index + 1])
+        of_image = {name: map_BCHW[index : index + 1] for name, map_BCHW in features.items()}
+        proposals, losses = model.rpn(alone, of_image, [target])
+        _, more_losses = model.roi_heads(of_image, proposals, alone.image_sizes, [target])
+        totals.append(total_loss(more_losses | losses, config).float())
+    return totals

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 BUFFER_SECONDS = 1.0
 """Events may wait this long to be written while one slot after the other comes free; see :class:`Pauses`."""
 
+RAY_UNITS = 10_000
+"""Ray counts CPUs and GPUs in ten-thousandths."""
+
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[str]:
@@ -161,13 +164,26 @@ def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
 
 
 def num_slots(resources: Mapping[str, float]) -> int:
-    """Count the trials that fit on the cluster side by side as it is now, at least 1."""
+    """Count the trials that fit on the cluster side by side as it is now, at least 1.
+
+    A share of a GPU is one of a single GPU: of two GPUs, 0.6 each are two trials, not three.
+    """
     slots = 0
     for node in ray.nodes():
         if node["Alive"]:
-            has = {"cpu": node["Resources"].get("CPU", 0), "gpu": node["Resources"].get("GPU", 0)}
-            slots += min(int(has[kind] // amount) for kind, amount in resources.items() if amount > 0)
+            has = node["Resources"]
+            fits = []
+            if resources.get("cpu", 0) > 0:
+                fits.append(_times(has.get("CPU", 0), resources["cpu"]))
+            if (gpu := resources.get("gpu", 0)) > 0:
+                fits.append(int(has.get("GPU", 0)) * _times(1, gpu) if gpu < 1 else _times(has.get("GPU", 0), gpu))
+            slots += min(fits, default=0)
     return max(1, slots)
+
+
+def _times(whole: float, part: float) -> int:
+    """How many times ``part`` goes into ``whole``, in ten-thousandths as Ray counts: 5 for 1 and 0.2."""
+    return round(whole * RAY_UNITS) // max(round(part * RAY_UNITS), 1)
 
 
 # Functions of the module: Tune pickles these two for every trial, with all that they hold.

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from cellseg.config import TrialConfig
-from cellseg.errors import UserError
+from cellseg.errors import UserError, first_line
 from cellseg.training.epoch_report import TrainingError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
 
     from cellseg.data.packed import PackedDataset
 
@@ -62,19 +63,24 @@ class CellTrainable(tune.Trainable):
         """Train one epoch. Whatever ends the trial is told as data; an exception here would look like a lost
         machine."""
         self._show_name()
-        if self._data is None:
-            self._data = self._prepare()
-        if self._next is not None:
+        if self._next is not None and self._data is not None:
             self.cleanup()
-            self._reports, self._next = self._fit(self._next), None
         try:
+            if self._data is None:
+                self._data = self._prepare()
+            if self._next is not None:
+                self._reports, self._next = self._fit(self._next), None
             report = next(self._reports, None)
         except TrainingError as error:
             return self._end(error.reason, error.detail)
         except UserError as error:
             return self._end("invalid", str(error))
         except Exception as error:
-            if _cuda_is_broken(error):
+            from cellseg.device import exhausted_memory, is_gpu_broken
+
+            if exhausted_memory(error) is not None:
+                return self._end("out-of-memory", first_line(error))
+            if is_gpu_broken(error):
                 raise  # the process is of no use any more: let it die, Ray starts the trial in another
             return self._end("bug", traceback.format_exc(limit=-6))
         if report is None:  # resumed when it was already trained to the end
@@ -99,7 +105,7 @@ class CellTrainable(tune.Trainable):
         """Prepare the process once, before its first trial trains: seconds of imports, mostly."""
         from cellseg.data.packed import PackedDataset
 
-        self._limit_threads()  # imports torch
+        self._device = self._take_resources()  # imports torch
         # Modules stay for good: unfrozen, every cleanup walks their objects, which takes tenths of a second.
         gc.collect()
         gc.freeze()
@@ -119,7 +125,8 @@ class CellTrainable(tune.Trainable):
         folder = Path(config["folder"])
         if (former := last_report(folder)) is not None:
             yield former
-        yield from map(asdict, fit(TrialConfig.from_flat(config["config"]), self._data, folder))
+        reports = fit(TrialConfig.from_flat(config["config"]), self._data, folder, device=self._device)
+        yield from map(asdict, reports)
 
     def _end(self, ending: str, detail: str) -> dict[str, Any]:
         return {REPORT: json.dumps(None), ENDING: ending, DETAIL: detail}
@@ -130,13 +137,34 @@ class CellTrainable(tune.Trainable):
         # The dashboard's list of worker processes and `ps` show the trial that runs now.
         ray._raylet.setproctitle(f"ray::{self._name}")
 
-    def _limit_threads(self) -> None:
+    def _take_resources(self) -> "torch.device":
+        """The device that Ray gave this process; threads and the memory of a shared GPU are limited to its share.
+
+        Ray hides no GPU from a process that was given none, so what torch sees is no evidence.
+
+        Raises:
+            UserError: a GPU was given, but torch sees none.
+        """
         import ray
         import torch
 
+        from cellseg.device import limit_gpu_memory
+
+        given = ray.get_runtime_context().get_assigned_resources()
         # Trials that share a machine and each take all its cores slow each other down by an order of magnitude.
-        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-        torch.set_num_threads(max(1, int(cpus)))
+        torch.set_num_threads(max(1, int(given.get("CPU", 1))))
+        share = given.get("GPU", 0)
+        if not share:
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"resources.gpu: torch must see the GPU that Ray gave the trial, but torch {torch.__version__} sees "
+                "none. Install a build of torch for this machine's driver, or write resources: {cpu: 1}."
+            )
+        device = torch.device("cuda")
+        if share < 1:
+            limit_gpu_memory(device, share)
+        return device
 
 
 def last_report(folder: Path) -> dict[str, Any] | None:
@@ -163,8 +191,3 @@ def last_report(folder: Path) -> dict[str, Any] | None:
         "seconds": 0.0,
         "ending": None,
     }
-
-
-def _cuda_is_broken(error: Exception) -> bool:
-    text = str(error)
-    return "CUDA error" in text or "cuDNN" in text or "device-side assert" in text

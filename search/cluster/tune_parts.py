@@ -109,7 +109,12 @@ class StudyScheduler(Disposable, FIFOScheduler):
         """The trial's process died, or can no longer be used."""
         if trial.status == trial.ERROR:
             return  # Tune starts it again
-        cause = first_line(_last_error(trial))
+        error = _last_error(trial)
+        cause = first_line(error)
+        if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray ends processes before the system does
+            self._study.end(trial.config["number"], "out-of-memory", f"its process was ended: {cause}")
+            self._on_event()
+            return
         when = "before it began" if trial.should_recover() else f"{MAX_MACHINE_LOSSES + 1} times"
         self._study.end(trial.config["number"], "lost", f"its process died {when}: {cause}")
         self._on_event()

@@ -13,6 +13,8 @@ Cost = Literal["seconds", "parameters", "memory"]
 """A kind of cost, see :func:`search.cost.trial_cost`."""
 COST_UNITS: Mapping[Cost, str] = {"seconds": "s/epoch", "parameters": "M parameters", "memory": "GiB"}
 """Unit of each kind of cost."""
+LEAST_GPU_SHARE = 0.01
+"""CUDA itself takes half a gigabyte of a GPU for each process."""
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -85,6 +87,21 @@ class Resources(_Settings):
 
     cpu: Positive = 1
     gpu: Annotated[float, Field(ge=0)] = 0
+    """GPUs: 0, 1, or a share of one, whose memory is then limited to that share."""
+
+    @field_validator("gpu")
+    @classmethod
+    def _one_gpu(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError(
+                f"a trial trains on one GPU or a share of it, so 0 <= gpu <= 1 must hold, but got {value:g}. "
+                "Write gpu: 1; more GPUs run more trials side by side."
+            )
+        if 0 < value < LEAST_GPU_SHARE:
+            raise ValueError(
+                f"a share of a GPU must be at least {LEAST_GPU_SHARE:g}, but got {value:g}. Write a larger one."
+            )
+        return value
 
 
 class Limits(_Settings):

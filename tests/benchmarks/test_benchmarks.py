@@ -14,7 +14,7 @@ import torch
 from benchmarks import all as all_benchmarks
 from benchmarks import epoch, evaluate, input_pipeline, measure, postprocess, train_step
 from benchmarks.cells import grid_sample
-from benchmarks.gpu import Utilisation
+from benchmarks.gpu import Utilisation, calls_of
 from cellseg.data.detections import Detections
 from cellseg.data.planes import read_instances
 from cellseg.errors import UserError
@@ -26,9 +26,10 @@ RATIOS = {
     "train_step": {"time_20", "memory_20", "time_16", "memory_16"},
     "epoch": {"time", "reported"},
     "evaluate": {"time"},
+    "prediction": {"time"},
 }
 
-NETWORKS = {"train_step", "epoch"}
+NETWORKS = {"train_step", "epoch", "prediction"}
 """Even their toys train a network."""
 
 linux_only = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
@@ -174,6 +175,41 @@ def test_a_gpu_is_read_while_a_function_runs(tmp_path, monkeypatch):
     on_cpu = Utilisation(torch.device("cpu"))
     assert on_cpu.during(len) is len
     assert math.isnan(on_cpu.mean())
+
+
+def test_what_a_step_asks_of_a_gpu_is_counted():
+    values = torch.arange(4.0)
+
+    def step() -> None:
+        if float((values + 1).sum()) > 0:  # two operators, and the host waits once
+            values.nonzero()
+
+    assert calls_of(step, torch.device("cpu")) == (4, 2)  # the number is read, and the places are counted
+
+
+@pytest.mark.slow
+def test_trials_side_by_side_are_measured(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.shared_gpu", "--toy", "--device", "cpu"]
+    subprocess.run([*command, "--json", str(tmp_path / "out.json")], check=True)
+    report = read_json(tmp_path / "out.json")
+    assert report["ratios"].keys() == {"gain_2"}
+    assert [len(times) for times in report["seconds"].values()] == [1, 2]
+    assert all(figure > 0 for figure in report["figures"].values())
+
+
+def test_only_a_machine_with_a_gpu_runs_its_benchmarks_and_writes_its_page(tmp_path, monkeypatch):
+    ran = []
+    report = measure.Report("x", "X", {}, {"ours": [1.0]}, {}).as_json()
+    monkeypatch.setattr(all_benchmarks, "_report", lambda name, *_: (ran.append(name), report)[1])
+    monkeypatch.setattr(all_benchmarks, "GPU_PAGE", tmp_path / "gpu.md")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert all_benchmarks.main([]) == 0
+    assert tuple(ran) == all_benchmarks.BENCHMARKS and not (tmp_path / "gpu.md").exists()
+    ran.clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert all_benchmarks.main([]) == 0
+    assert tuple(ran) == (*all_benchmarks.BENCHMARKS, *all_benchmarks.GPU_BENCHMARKS)
+    assert (tmp_path / "gpu.md").read_text().startswith("# Benchmarks")
 
 
 def test_a_gpu_without_nvidia_smi_is_told(tmp_path, monkeypatch):

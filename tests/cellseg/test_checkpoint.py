@@ -22,11 +22,12 @@ def model(value: float = 0.5) -> nn.Module:
     return layer
 
 
-def save(folder, epoch=3, value=0.5, training=TRAINING, **more):
+def save(folder, epoch=3, value=0.5, training=TRAINING, twin=None, **more):
     save_checkpoint(
         folder,
         model(value).state_dict(),
         training=training,
+        twin=twin,
         config=CONFIG.to_flat(),
         class_names=("round", "long"),
         metric="segm/AP50",
@@ -228,3 +229,24 @@ def test_code_in_a_file_of_tensors_is_not_run(tmp_path):
     with pytest.raises(UserError, match=r"bomb\.pt: must be a file of tensors and plain values only"):
         load_tensors(tmp_path / "bomb.pt")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_twin_shares_the_weights_and_outlives_the_other(tmp_path, monkeypatch, links):
+    def no_links(*_):
+        raise OSError("Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    save(tmp_path / "best")
+    writes = []
+    original = torch.save
+    monkeypatch.setattr(torch, "save", lambda value, file: (writes.append(file.name), original(value, file)))
+    save(tmp_path / "last", twin=tmp_path / "best")
+    assert [path.rsplit("/", 1)[-1] for path in writes] == ["training-0003.pt"]
+    files = [tmp_path / name / "weights-0003.pt" for name in ("best", "last")]
+    assert files[0].samefile(files[1]) == links
+    save(tmp_path / "best", epoch=4, value=0.75)
+    last = open_checkpoint(tmp_path / "last")
+    assert torch.equal(last.load_weights()["weight"], model(0.5).weight)
+    assert last.load_training() is not None

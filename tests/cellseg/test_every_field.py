@@ -116,7 +116,7 @@ def judged(config, packed, tmp_path):
         metrics: Future = Future()
         metrics.set_result({"segm/AP": 1 - value, "segm/AP50": value, "loss/validation": value})
         run.losses, run.validate = {"loss": 1.0}, lambda metrics=metrics: metrics
-        run.remember(run.judge(seconds=1.0))
+        run.report(run.judge(run.conclude(seconds=1.0)))
     return run.best_epoch, run.watched
 
 

@@ -102,8 +102,8 @@ class FakeTrainable(CellTrainable):
     def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return FITS[config["study"]](config)
 
-    def _limit_threads(self) -> None:
-        pass  # it would import torch
+    def _take_resources(self) -> Any:
+        return None  # the real one imports torch
 
     def cleanup(self) -> None:
         self._reports = iter(())

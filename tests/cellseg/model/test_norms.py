@@ -125,7 +125,7 @@ def test_what_a_frozen_norm_does_is_worked_out_once_and_again_when_it_changes(ki
     again.sum().backward()  # what was computed in prediction serves training
     frozen.load_state_dict({name: value + 1 for name, value in frozen.state_dict().items()})
     changed = frozen(images)
-    frozen.eps = 1.0
+    frozen.eps = 1.0  # type: ignore[assignment]  # torch.nn.Module may have anything
     assert not torch.equal(changed, again) and not torch.equal(frozen(images), changed)
     assert frozen(images.bfloat16()).dtype == torch.bfloat16
 
@@ -147,7 +147,7 @@ def test_norms_keep_half_precision_under_autocast_and_sum_in_float32(make, dtype
 
 def test_another_eps_than_such_norms_have_travels_with_the_weights():
     plain, trained_without = frozen_batch_norm(trained_norm()), frozen_batch_norm(trained_norm())
-    trained_without.eps = 0.0
+    trained_without.eps = 0.0  # type: ignore[assignment]
     assert set(trained_without.state_dict()) - set(plain.state_dict()) == {"eps"}
     state = trained_without.state_dict()
     plain.load_state_dict(state)

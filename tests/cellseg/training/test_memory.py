@@ -1,12 +1,14 @@
 """What a run does where memory is short. A GPU's is played by a model that counts the images it is given."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
 
 from cellseg.checkpoint import open_checkpoint
-from cellseg.data.loader import training_loader
+from cellseg.data.loader import TrainingImages, training_loader
 from cellseg.data.split import split
 from cellseg.training import memory, validation
 from cellseg.training import run as training
@@ -15,7 +17,6 @@ from cellseg.training.fit import fit
 from cellseg.training.memory import (
     describe_hardest,
     hardest_batches,
-    is_out_of_memory,
     moments_per_weight,
     peak_memory,
     rehearse,
@@ -26,6 +27,7 @@ from cellseg.training.stepper import Stepper
 
 CPU = torch.device("cpu")
 FULL = "CUDA out of memory. Tried to allocate 2 GiB."
+CUBLAS_FULL = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 BROKEN_CPU = (
     "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 )
@@ -81,27 +83,55 @@ def test_what_does_not_fit_one_at_a_time_ends_with_the_sizes(packed, tiny_config
     assert not (tmp_path / "last").exists()
 
 
-@pytest.mark.parametrize(("module", "name"), [(training, "build_model"), (validation, "predict_images")])
-def test_memory_may_run_out_anywhere(packed, tiny_config, tmp_path, monkeypatch, module, name):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError(FULL)
-
-    monkeypatch.setattr(module, name, full)
-    with pytest.raises(TrainingError, match="out-of-memory: images of up to"):
-        list(fit(tiny_config(), packed, tmp_path, device=CPU))
-
-
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(FULL), RuntimeError(CUBLAS_FULL), MemoryError()])
 @pytest.mark.parametrize(
-    ("error", "out_of_memory"),
+    ("module", "name", "images"),
     [
-        (torch.OutOfMemoryError(FULL), True),
-        (RuntimeError(BROKEN_CPU), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), False),
-        (MemoryError(), False),
+        (training, "build_model", "images of up to .* do not fit"),
+        (validation, "predict_images", "validation images of up to .* do not fit, one at a time"),
+        (validation, "validation_loss", "validation images of up to .* do not fit, one at a time"),
     ],
 )
-def test_torch_out_of_memory_is_told_from_other_errors(error, out_of_memory):
-    assert is_out_of_memory(error) == out_of_memory
+def test_memory_may_run_out_anywhere(packed, tiny_config, tmp_path, monkeypatch, module, name, images, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(TrainingError, match=f"out-of-memory: {images}") as raised:
+        list(fit(tiny_config(), packed, tmp_path, device=CPU))
+    assert raised.value.detail.endswith(f"({str(error) or 'MemoryError'})")
+
+
+def test_validation_that_does_not_fit_is_not_tried_with_smaller_training_batches(
+    packed, tiny_config, tmp_path, monkeypatch, room_for
+):
+    sizes = room_for(3)
+    monkeypatch.setattr(validation, "predict_images", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(TrainingError, match="validation images"):
+        list(fit(tiny_config(), packed, tmp_path, device=CPU))
+    assert sizes == [3, 3]
+
+
+def test_a_loader_process_that_the_system_kills_ends_no_run(packed, tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(train__epochs=1)
+    alone = list(fit(config, packed, tmp_path / "alone", device=CPU))
+    original, parent = TrainingImages.__getitem__, os.getpid()
+
+    def item(self, visit):
+        if os.getpid() != parent and visit[1] == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, visit)
+
+    monkeypatch.setattr(TrainingImages, "__getitem__", item)
+    (report,) = fit(config.replace(train__workers=2), packed, tmp_path / "killed", device=CPU)
+    assert report.losses == alone[0].losses, "it went on without loader processes"
+    assert report.micro_batch == 3
+
+
+def test_the_memory_of_this_machine_is_named_where_it_is_too_small(packed, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stepper, "_losses", lambda *_: (_ for _ in ()).throw(RuntimeError(BROKEN_CPU)))
+    with pytest.raises(TrainingError, match="do not fit into the memory of this machine, one at a time"):
+        list(fit(tiny_config(), packed, tmp_path, device=CPU))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(packed, tiny_config, tmp_path, monkeypatch):
@@ -142,7 +172,7 @@ def test_a_gpu_rehearses_before_the_first_epoch_and_not_after_the_last(packed, t
 def test_a_rehearsal_is_of_training_and_of_prediction(packed, tiny_config, tmp_path, monkeypatch, room_for):
     run = TrainingRun(tiny_config(), packed, tmp_path, CPU, micro_batch=2)
     predicted = []
-    monkeypatch.setattr(validation, "predict_images", lambda model, images, config: predicted.extend(images))
+    monkeypatch.setattr(validation, "predict_images", lambda model, images, *_, **__: predicted.extend(images))
     sizes = room_for(2)
     run.rehearse()
     assert set(sizes) == {2}

@@ -8,8 +8,11 @@ import torch
 
 from cellseg.checkpoint import open_checkpoint
 from cellseg.config import METRICS
+from cellseg.errors import UserError
+from cellseg.training import run as training
 from cellseg.training.fit import fit
-from cellseg.training.run import TrainingRun, to_cpu
+from cellseg.training.run import TrainingRun
+from cellseg.training.snapshot import Snapshot
 from cellseg.training.validation import Validation
 
 CPU = torch.device("cpu")
@@ -95,6 +98,99 @@ def test_a_run_stopped_at_a_report_has_the_checkpoint_of_that_epoch(packed, tiny
     assert [report.losses for report in rest] == [report.losses for report in whole[1:]]
 
 
+@pytest.fixture
+def saving(monkeypatch):
+    """``saving(before)``: every checkpoint is written after ``before(folder, epoch)``."""
+    original = training.save_checkpoint
+
+    def script(before) -> None:
+        def save(folder, *arguments, **keywords):
+            before(folder.name, keywords["epoch"])
+            original(folder, *arguments, **keywords)
+
+        monkeypatch.setattr(training, "save_checkpoint", save)
+
+    return script
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_a_gpu_trains_on_while_checkpoints_are_written_and_a_report_waits_for_them(
+    packed, tiny_config, tmp_path, like_a_gpu, saving, schedule
+):
+    second_began, trained, waited = threading.Event(), [], []
+
+    def on_step(done, total):
+        trained.append(done)
+        if len(trained) == 3:
+            second_began.set()
+
+    saving(lambda name, epoch: waited.append(epoch == 2 or second_began.wait(timeout=60)))
+    config = tiny_config(train__epochs=2, optim__schedule=schedule)
+    reports = fit(config, packed, tmp_path, device=CPU, on_step=on_step)
+    for epoch in (1, 2):
+        assert next(reports).epoch == epoch
+        assert open_checkpoint(tmp_path / "last").info.epoch == epoch, "a report promises its checkpoint"
+    assert all(waited) and len(waited) >= 3
+
+
+def test_an_epoch_that_fails_takes_neither_report_nor_checkpoint_from_the_one_before(
+    packed, tiny_config, tmp_path, like_a_gpu, saving
+):
+    failed = threading.Event()
+    saving(lambda name, epoch: failed.wait(timeout=60))
+
+    def on_step(done, total):
+        steps.append(done)
+        if len(steps) == 3:
+            failed.set()
+            raise ZeroDivisionError("epoch 2")
+
+    steps: list[int] = []
+    reports = fit(tiny_config(train__epochs=3), packed, tmp_path, device=CPU, on_step=on_step)
+    assert next(reports).epoch == 1
+    assert open_checkpoint(tmp_path / "last").info.epoch == 1
+    with pytest.raises(ZeroDivisionError, match="epoch 2"):
+        next(reports)
+
+
+def test_checkpoints_that_cannot_be_written_end_the_run(packed, tiny_config, tmp_path, like_a_gpu, saving):
+    def full_disk(name, epoch):
+        raise UserError("last: must be writable, but got 'No space left on device'. Check space and rights.")
+
+    saving(full_disk)
+    with pytest.raises(UserError, match="No space left on device"):
+        list(fit(tiny_config(), packed, tmp_path, device=CPU))
+
+
+def test_what_is_being_written_when_a_run_ends_is_written_to_its_end(packed, tiny_config, tmp_path, like_a_gpu):
+    run = TrainingRun(tiny_config(), packed, tmp_path, CPU)
+    run.epoch = 1
+    list(run.train_epoch())
+    run.judge(run.conclude(1.0))
+    run.close()
+    assert open_checkpoint(tmp_path / "last").info.epoch == 1
+
+
+def test_where_the_processor_trains_nothing_is_written_beside(packed, tiny_config, tmp_path):
+    run = TrainingRun(tiny_config(), packed, tmp_path, CPU)
+    run.epoch = 1
+    assert not run.saves_beside
+
+
+@pytest.mark.parametrize(
+    ("settings", "repeat"),
+    [
+        ({}, False),
+        ({"data__crop": 32}, True),
+        ({"data__resize": "square", "data__shorter_side": 64}, True),
+        ({"data__resize": "square", "data__shorter_side": 64, "data__train_scale_min": 0.5}, False),
+    ],
+)
+def test_few_shapes_are_worth_looking_for_the_quickest_way(packed, tiny_config, settings, repeat):
+    indices = tuple(range(len(packed)))
+    assert training.shapes_repeat(packed, indices, tiny_config(**settings)) == repeat
+
+
 def test_patience_ends_a_run_in_the_middle_of_the_next_epoch(packed, tiny_config, tmp_path, like_a_gpu, monkeypatch):
     monkeypatch.setattr(Validation, "_figures", lambda *_: dict.fromkeys(METRICS, 0.5))
     reports = list(fit(tiny_config(train__epochs=9, train__patience=2), packed, tmp_path, device=CPU))
@@ -130,7 +226,9 @@ def test_no_thread_outlives_a_run(packed, tiny_config, tmp_path, like_a_gpu):
 
 def test_a_copied_state_no_longer_changes():
     weight = torch.ones(2)
-    copied = to_cpu({"state": {0: {"step": weight}}, "groups": [{"lr": 1.0, "weights": [weight]}], "none": None})
+    copied = Snapshot(
+        {"state": {0: {"step": weight}}, "groups": [{"lr": 1.0, "weights": [weight]}], "none": None}
+    ).states()
     weight += 1
     assert copied["state"][0]["step"].tolist() == copied["groups"][0]["weights"][0].tolist() == [1, 1]
     assert copied["none"] is None

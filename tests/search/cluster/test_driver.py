@@ -341,6 +341,35 @@ def test_slots_are_what_the_machines_hold(resources, slots):
     assert num_slots(resources) == slots
 
 
+@pytest.mark.parametrize(
+    ("gpu", "slots"), [(0.2, 10), (0.6, 2), (0.5, 4), (1 / 3, 6), (0.3, 6), (1, 2), (0.1, 16), (0, 16)]
+)
+def test_shares_of_gpus_are_counted_on_each_gpu(monkeypatch, gpu, slots):
+    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}}
+    monkeypatch.setattr(search.cluster.driver.ray, "nodes", lambda: [node, {"Alive": False, "Resources": {"CPU": 9}}])
+    assert num_slots({"cpu": 1, "gpu": gpu}) == slots
+
+
+def test_shares_of_cpus_are_counted_too(monkeypatch):
+    monkeypatch.setattr(search.cluster.driver.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    assert num_slots({"cpu": 0.1, "gpu": 0}) == 10
+
+
+def test_a_trial_that_ray_ends_for_memory_is_infeasible_and_not_lost(monkeypatch):
+    from types import SimpleNamespace
+
+    import ray
+
+    from search.cluster import tune_parts
+
+    ended = []
+    study = SimpleNamespace(end=lambda *outcome: ended.append(outcome))
+    monkeypatch.setattr(tune_parts, "_last_error", lambda _: ray.exceptions.OutOfMemoryError("low on memory\nadvice"))
+    trial = SimpleNamespace(status="RUNNING", ERROR="ERROR", config={"number": 3}, should_recover=lambda: False)
+    tune_parts.StudyScheduler(study, lambda: None).on_trial_error(None, trial)
+    assert ended == [(3, "out-of-memory", "its process was ended: low on memory")]
+
+
 def test_fakes_report_what_fit_reports():
     from dataclasses import fields
 

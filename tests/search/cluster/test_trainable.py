@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import empty_table, make_report
 
 import cellseg.training.fit
@@ -12,6 +13,8 @@ from cellseg.errors import UserError
 from cellseg.files import write_json
 from cellseg.training.epoch_report import EpochReport, TrainingError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, last_report, trial_name
+
+CPU = torch.device("cpu")
 
 
 def config_of(number: int, folder: Path) -> dict:
@@ -26,11 +29,11 @@ def trainable(tmp_path, monkeypatch):
     trainable = CellTrainable.__new__(CellTrainable)
     trainable.titles, trainable.calls = [], []
     monkeypatch.setattr(ray._raylet, "setproctitle", trainable.titles.append)
-    monkeypatch.setattr(CellTrainable, "_limit_threads", lambda self: None)
+    monkeypatch.setattr(CellTrainable, "_take_resources", lambda self: CPU)
 
     def use(fit):
-        def recorded(*arguments):
-            trainable.calls.append(arguments)
+        def recorded(*arguments, device):
+            trainable.calls.append((*arguments, device))
             return fit()
 
         monkeypatch.setattr(cellseg.training.fit, "fit", recorded)
@@ -66,7 +69,8 @@ def test_fit_gets_the_typed_config_the_data_and_the_folder_and_not_before_the_fi
     trainable = trainable(epochs)
     assert trainable.calls == []
     trainable.step()
-    ((config, data, folder),) = trainable.calls
+    ((config, data, folder, device),) = trainable.calls
+    assert device == CPU
     assert config == TrialConfig.from_flat({"optim.lr": 0.01})
     assert (data.class_names, folder) == (("class1",), tmp_path / "t0007")
 
@@ -76,6 +80,9 @@ def test_fit_gets_the_typed_config_the_data_and_the_folder_and_not_before_the_fi
     [
         (TrainingError("non-finite", "loss_mask in epoch 2"), "non-finite", "loss_mask in epoch 2"),
         (TrainingError("out-of-memory", "80 GiB"), "out-of-memory", "80 GiB"),
+        (RuntimeError("CUDA error: out of memory\nmore"), "out-of-memory", "CUDA error: out of memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out-of-memory", "CUDNN_STATUS_ALLOC_FAILED"),
+        (MemoryError(), "out-of-memory", "MemoryError"),
         (UserError("model: too large.", "data: too few."), "invalid", "model: too large.\ndata: too few."),
         (KeyError("x"), "bug", "KeyError: 'x'"),
         (AssertionError(), "bug", "AssertionError"),
@@ -195,3 +202,58 @@ def test_there_is_no_report_of_a_new_trial_or_of_an_epoch_that_is_trained_again(
     write_checkpoint(tmp_path / "last", 1, 0.7)
     write_checkpoint(tmp_path / "best", 2, 0.8)
     assert last_report(tmp_path) is None
+
+
+class Assigned:
+    """Ray's runtime context in a process that was given ``resources``."""
+
+    def __init__(self, resources: dict):
+        self.resources = resources
+
+    def get_assigned_resources(self) -> dict:
+        return self.resources
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """``given(resources)``: the device and the threads that a process takes on a machine with a GPU, and its limit."""
+    import ray
+
+    import cellseg.device
+
+    def take(resources: dict, gpus: bool = True) -> tuple:
+        threads, limits = [], []
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: Assigned(resources))
+        monkeypatch.setattr(torch, "set_num_threads", threads.append)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+        monkeypatch.setattr(cellseg.device, "limit_gpu_memory", lambda _, share: limits.append(share))
+        return CellTrainable._take_resources(CellTrainable.__new__(CellTrainable)), threads, limits
+
+    return take
+
+
+def test_a_trial_without_a_gpu_of_its_own_trains_on_the_cpu_though_torch_sees_one(given):
+    assert given({"CPU": 2.0}) == (CPU, [2], [])
+    assert given({"CPU": 0.5, "GPU": 0.0}) == (CPU, [1], [])
+
+
+def test_a_trial_with_a_gpu_uses_it_and_with_a_share_of_one_no_more_than_its_memory(given):
+    assert given({"CPU": 1.0, "GPU": 1.0}) == (torch.device("cuda"), [1], [])
+    assert given({"CPU": 1.0, "GPU": 0.25}) == (torch.device("cuda"), [1], [0.25])
+
+
+def test_a_gpu_that_torch_does_not_see_is_the_users_problem(given):
+    with pytest.raises(UserError, match="torch must see the GPU that Ray gave the trial"):
+        given({"CPU": 1.0, "GPU": 1.0}, gpus=False)
+
+
+def test_what_a_process_cannot_use_ends_its_trials(trainable, monkeypatch):
+    trainable = trainable(epochs)
+
+    def unusable(self):
+        raise UserError("resources.gpu: torch must see it, but got none. Install it.")
+
+    monkeypatch.setattr(CellTrainable, "_take_resources", unusable)
+    results = [trainable.step(), trainable.step()]
+    assert [result[ENDING] for result in results] == ["invalid", "invalid"]
+    assert trainable.calls == []

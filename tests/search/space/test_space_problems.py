@@ -130,6 +130,8 @@ SETTING_PROBLEMS = [
     (HEAD + "data: {root: a, generate: {train: 3}}\n", r"data: must be either .* but got both or none"),
     (HEAD + "data: {generate: {trian: 3}}\n", r"data.generate.trian: .* Did you mean 'data.generate.train'\?"),
     (HEAD + "resources: {cpu: 0}\n", r"resources.cpu: must be greater than 0, but got 0"),
+    (HEAD + "resources: {gpu: 2}\n", r"resources.gpu: .*0 <= gpu <= 1 must hold, but got 2. Write gpu: 1"),
+    (HEAD + "resources: {gpu: 0.001}\n", r"resources.gpu: a share of a GPU must be at least 0.01, but got 0.001"),
     (HEAD + "start_from: {optim.lr: 1}\n", r"start_from: must be a list of configs, but got dict"),
     (HEAD + "start_from: [3]\n", r"start_from\[0\]: must be a mapping of settings, but got int"),
     (HEAD + "start_from: [{}]\n", r"start_from\[0\]: must name at least one sampled key"),

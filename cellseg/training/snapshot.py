@@ -1,0 +1,49 @@
+"""What an epoch leaves behind, kept as it was while the next epoch changes the original."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellseg.device import exhausted_memory
+
+
+class Snapshot:
+    """A copy of state dicts in the memory of this machine.
+
+    From a GPU it is made beside what follows: the copy goes into pinned memory and is ordered before every later
+    change, so neither the GPU nor the caller waits for it. :meth:`states` does.
+    """
+
+    def __init__(self, states: Mapping[str, Any]):
+        self._devices: set[torch.device] = set()
+        self._states = {name: self._copy(state) for name, state in states.items()}
+        self._events = [torch.cuda.current_stream(device).record_event() for device in self._devices]
+
+    def states(self) -> dict[str, Any]:
+        """The copy, complete. May be called in another thread."""
+        for event in self._events:
+            event.synchronize()
+        return self._states
+
+    def _copy(self, state: Any) -> Any:
+        if isinstance(state, Tensor):
+            return self._copy_tensor(state.detach())
+        if isinstance(state, dict):
+            return {key: self._copy(value) for key, value in state.items()}
+        if isinstance(state, list):
+            return [self._copy(value) for value in state]
+        return state
+
+    def _copy_tensor(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cuda":
+            return tensor.clone()
+        try:
+            pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        except Exception as error:
+            if exhausted_memory(error) is None:
+                raise
+            return tensor.cpu()  # memory that may not be paged out is scarcer than memory
+        self._devices.add(tensor.device)
+        return pinned.copy_(tensor, non_blocking=True)
