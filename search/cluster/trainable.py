@@ -183,6 +183,7 @@ def last_report(folder: Path) -> dict[str, Any] | None:
     unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes", "parameters", "micro_batch"))
     return unknown | {
         "epoch": last.epoch,
+        "skipped_steps": 0,
         "losses": {},
         "metrics": last.metrics,
         "value": last.value,

@@ -85,6 +85,7 @@ def make_report(
         "images_per_second": 10.0,
         "peak_memory_bytes": 10**6,
         "micro_batch": 4,
+        "skipped_steps": 0,
         "parameters": 1000,
         "ending": ending,
     }
@@ -92,7 +93,7 @@ def make_report(
 
 def empty_table() -> pa.Table:
     """A packed table without images."""
-    metadata = {"fingerprint": "0" * 32, "class_names": '["class1"]', "settings": "{}"}
+    metadata = {"fingerprint": "0" * 32, "class_names": '["class1"]', "category_ids": "[1]", "settings": "{}"}
     return pa.schema([("name", pa.string())]).with_metadata(metadata).empty_table()
 
 

@@ -62,7 +62,7 @@ def test_an_unknown_command_gets_the_nearest_one_whatever_follows(name, near, ca
 
 def test_an_unknown_command_far_from_all_gets_the_list(capsys):
     assert main(["xyzzy"]) == 2
-    assert f"There are {', '.join(COMMANDS)}." in capsys.readouterr().err
+    assert f"Valid names are {', '.join(COMMANDS)}." in capsys.readouterr().err
 
 
 def test_an_unknown_option_before_the_command_is_an_error(capsys):

@@ -74,7 +74,7 @@ BROKEN = {
     ),
     "test list is missing": (
         lambda root: (root / "test_image_name_to_ids.json").unlink(),
-        "must list the 2 images in test_release, but is absent",
+        "must list the 2 images in test_release, but got no such file",
     ),
     "test list is malformed": (
         lambda root: (root / "test_image_name_to_ids.json").write_text("{}"),

@@ -131,7 +131,7 @@ def test_a_data_set_without_test_images_has_an_empty_list(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"train": 0}, r"^train: at least 1 .* but got 0\."),
+        ({"train": 0}, r"^train: must be at least 1 image, but got 0\."),
         ({"test": -1}, r"^test: .* but got -1\."),
         ({"seed": -7}, r"^seed: .* but got -7\."),
         ({"size": 63}, r"^size: 64 <= size <= 2048 .* but got 63\."),

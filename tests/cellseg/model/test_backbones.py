@@ -162,7 +162,7 @@ def test_a_body_with_channels_last_gives_its_maps_with_channels_second():
     [
         ("resnet26dd", r"must be a model of timm .*, but got 'resnet26dd'\. Did you mean timm:resnet26d or "),
         ("resnet18.a1_in2k", r"Did you mean timm:resnet18\.a1_in1k"),
-        ("zzzzzzzzzz", r"but got 'zzzzzzzzzz'\. Take another, such as timm:"),
+        ("zzzzzzzzzz", r"but got 'zzzzzzzzzz'\. Use another, such as timm:"),
         ("vit_tiny_patch16_224", r"must give feature maps of strides 4, 8, 16, 32 .*, but got strides 16\."),
         ("swin_tiny_patch4_window7_224", r"images of any size, but got 'Input height \(64\) doesn't match model"),
         ("legacy_xception", r"but got maps of shape \[\(128, 15, 23\)"),
