@@ -22,6 +22,7 @@ from cellseg.config.model import (
     ModelConfig,
     parse_anchor_range,
     parse_normalization,
+    sizes_per_level,
 )
 from cellseg.config.optim import OptimConfig
 from cellseg.config.problems import problems_of
@@ -62,5 +63,6 @@ __all__ = [
     "parse_numbers",
     "parse_overrides",
     "problems_of",
+    "sizes_per_level",
     "unknown_key",
 ]

@@ -1,6 +1,7 @@
 """The Mask R-CNN: torchvision's detector with exchangeable parts."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -18,6 +19,8 @@ BACKBONES: tuple[str, ...] = (*RESNETS, *EFFICIENTNETS, *CONVNEXTS)
 TIMM_PREFIX = "timm:"
 NUM_STAGES = 5
 """Every backbone is divided into a stem and four stages, whose outputs have strides 4, 8, 16 and 32."""
+NUM_LEVELS = 5
+"""Levels of the FPN, strides 4, 8, 16, 32 and 64."""
 
 
 class ModelConfig(Part):
@@ -206,6 +209,13 @@ def parse_anchor_range(text: str) -> tuple[int, ...]:
         law = "SMALLEST must double at least four times to reach LARGEST"
         raise RuleError(Problem("", law, f"'{text}'", "'8-128' is 8,16,32,64,128."))
     return tuple(sizes)
+
+
+def sizes_per_level(sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return one tuple of sizes (px) per FPN level, finest first; surplus small sizes share the finest level."""
+    surplus = len(sizes) - NUM_LEVELS
+    assert surplus >= 0, f"{NUM_LEVELS} levels need as many sizes"
+    return (tuple(sizes[: surplus + 1]), *((size,) for size in sizes[surplus + 1 :]))
 
 
 def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,11 +1,15 @@
 """Statistics of a data set: enough to choose anchors, scale and detection limits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+
+from cellseg.config import DataConfig
+from cellseg.data.coverage import COVERAGE_IOUS, anchor_coverage, neighbours_of
+from cellseg.data.resize import scaled_size
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 COCO_DETECTIONS = 100
@@ -32,7 +36,10 @@ class DataStatistics:
     box_sides: tuple[float, ...] | None
     """Quantiles over cells of sqrt(box width * box height), px of the unscaled image."""
     anchors: str | None
-    """Anchor range that fits the boxes at the image's own scale, as ``model.anchors`` takes it. None without cells."""
+    """Anchor range that fits the boxes at the default scale, as ``model.anchors`` takes it. None without cells."""
+    coverage: Mapping[str, tuple[float, ...]]
+    """Anchor range -> share of cells that its anchors cover at the default scale, for each of ``COVERAGE_IOUS``:
+    ``anchors`` first, then its neighbours. Empty without cells."""
 
     @classmethod
     def collect(
@@ -51,9 +58,12 @@ class DataStatistics:
         """
 
         counts_IK = count_labels(labels, len(class_names))
-        sides = [np.sqrt((box_N4[:, 2] - box_N4[:, 0]) * (box_N4[:, 3] - box_N4[:, 1])) for box_N4 in boxes]
-        all_sides = np.concatenate([np.zeros(0), *sides])
         sizes_I2 = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+        scaled_I2 = np.array([scaled_size(*size, DataConfig()) for size in sizes_I2.tolist()]).reshape(-1, 2)
+        scale_I2 = scaled_I2 / sizes_I2
+        scaled_boxes = [box_N4 * np.tile(yx_2[::-1], 2) for box_N4, yx_2 in zip(boxes, scale_I2, strict=True)]
+        anchors = anchors_for(_sides(scaled_boxes)) if any(map(len, boxes)) else None
+        ranges = (anchors, *neighbours_of(anchors)) if anchors else ()
         return cls(
             class_names=tuple(class_names),
             images=len(labels),
@@ -63,8 +73,9 @@ class DataStatistics:
             cells_per_class=tuple(counts_IK.sum(axis=0).tolist()),
             images_per_class=tuple(np.count_nonzero(counts_IK, axis=0).tolist()),
             cells_per_image=_quantiles(counts_IK.sum(axis=1)),
-            box_sides=_quantiles(all_sides),
-            anchors=anchors_for(all_sides) if len(all_sides) else None,
+            box_sides=_quantiles(_sides(boxes)),
+            anchors=anchors,
+            coverage={name: anchor_coverage(scaled_boxes, scaled_I2, name) for name in ranges},
         )
 
     @property
@@ -91,7 +102,18 @@ class DataStatistics:
             lines.append(f"cells per image  {_spread(self.cells_per_image)}")
         if self.box_sides:
             lines.append(f"cell size        {_spread(self.box_sides)} px (square root of box width x height)")
-        return [*lines, *self._suggestions()]
+        return [*lines, *self._coverage_lines(), *self._suggestions()]
+
+    def _coverage_lines(self) -> list[str]:
+        if not self.anchors:
+            return []
+        (own, *_), (half, most) = self.coverage.values(), COVERAGE_IOUS
+        others = [f"{name} {_percent(shares)}" for name, shares in self.coverage.items() if name != self.anchors]
+        return [
+            f"anchor coverage  {self.anchors}: {own[0]:.0%} of the cells have an anchor of IoU >= {half}, "
+            f"{own[1]:.0%} one of IoU >= {most}",
+            f"                 for comparison: {', '.join(others)}",
+        ]
 
     def _suggestions(self) -> list[str]:
         lines = []
@@ -102,7 +124,7 @@ class DataStatistics:
             )
         if self.anchors and self.box_sides:
             lines.append(
-                f"suggestion: model.anchors '{self.anchors}' fits these cells at the images' own scale, which is what "
+                f"suggestion: model.anchors '{self.anchors}' fits these cells at the default scale, which is what "
                 "'auto' takes there."
             )
         absent = [name for name, count in zip(self.class_names, self.cells_per_class, strict=True) if not count]
@@ -117,6 +139,16 @@ def count_labels(labels: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
     for counts_K, labels_N in zip(counts_IK, labels, strict=True):
         counts_K[:] = np.bincount(labels_N, minlength=num_classes + 1)[1:]
     return counts_IK
+
+
+def _sides(boxes: Sequence[np.ndarray]) -> np.ndarray:
+    """Compute sqrt(width * height) of all boxes, (cells,)."""
+    boxes_N4 = np.concatenate([np.zeros((0, 4)), *boxes])
+    return np.sqrt((boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(axis=1))
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return " and ".join(f"{share:.0%}" for share in shares)
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, ...] | None:

@@ -13,16 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 
-NUM_LEVELS = 5
-"""Levels of the FPN, strides 4, 8, 16, 32 and 64."""
-
-
-def sizes_per_level(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return one tuple of sizes (px) per FPN level, finest first; surplus small sizes share the finest level."""
-    surplus = len(sizes) - NUM_LEVELS
-    assert surplus >= 0, f"{NUM_LEVELS} levels need as many sizes"
-    return (tuple(sizes[: surplus + 1]), *((size,) for size in sizes[surplus + 1 :]))
-
+from cellseg.config import sizes_per_level
 
 GRIDS_KEPT = 16
 """Sizes of images whose anchors are remembered: a batch's are those of the one before it more often than not."""

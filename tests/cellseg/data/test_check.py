@@ -22,6 +22,7 @@ def test_a_sound_data_set_has_no_findings(make_release, capsys):
     captured = capsys.readouterr()
     assert "errors: 0, warnings: 0" in captured.out
     assert "class3         4 in 2 images" in captured.out
+    assert captured.out.count("anchor coverage  ") == 1
     assert captured.err == ""  # no progress where nobody watches
 
 

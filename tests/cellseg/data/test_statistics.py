@@ -50,10 +50,34 @@ def test_dense_images_ask_for_more_detections():
     assert "model.anchors '16-256'" in text
 
 
+def test_the_anchors_coverage_is_told_for_the_suggestion_and_its_neighbours():
+    boxes = np.array([[120, 120, 136, 136], [124, 124, 140, 140], [120, 120, 136, 136], [10, 10, 12, 12]], np.float32)
+    found = DataStatistics.collect([boxes[:3], boxes[3:]], [np.ones(3, int), np.ones(1, int)], [(256, 256)] * 2, ("c",))
+    assert found.anchors == "8-128"
+    assert list(found.coverage) == ["8-128", "4-64", "16-256", "8-512"]
+    assert found.coverage["8-128"] == (0.5, 0.5)
+    assert found.coverage["8-512"] == (0.75, 0.75)
+    lines = found.describe()
+    line = "anchor coverage  8-128: 50% of the cells have an anchor of IoU >= 0.5, 50% one of IoU >= 0.7"
+    assert line in lines
+    assert lines[lines.index(line) + 1].endswith("16-256 75% and 75%, 8-512 75% and 75%")
+
+
+def test_anchors_are_judged_at_the_scale_of_the_network():
+    boxes, labels = np.array([[320.0, 320, 384, 384]]), [np.ones(1, int)]
+    same = DataStatistics.collect([boxes / 4], labels, [(1000, 1333)], ("cell",))
+    large = DataStatistics.collect([boxes], labels, [(4000, 5332)], ("cell",))
+    assert large.box_sides[2] == 64
+    assert same.anchors == large.anchors == "16-256"
+    assert large.coverage == same.coverage
+    assert large.coverage["16-256"] == (1.0, 1.0)
+
+
 def test_images_without_any_cell_are_described_too():
     empty = DataStatistics.collect([_boxes()], [np.zeros(0, int)], [(9, 9)], ("cell",))
     assert empty.box_sides is None
     assert empty.anchors is None
+    assert empty.coverage == {}
     assert "cells            0" in empty.describe()
 
 

@@ -4,7 +4,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 
-from cellseg.model.anchors import CellAnchors, SharedRPNHead, build_rpn_head, sizes_per_level
+from cellseg.config import sizes_per_level
+from cellseg.model.anchors import CellAnchors, SharedRPNHead, build_rpn_head
 
 RATIOS = (0.5, 1.0, 2.0)
 FIVE, SIX = (4, 8, 16, 32, 64), (2, 4, 8, 16, 32, 64)
