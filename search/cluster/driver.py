@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -145,7 +145,8 @@ def run_study(
 
 
 def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
-    """Decide what one trial occupies: as wanted, or one GPU where the cluster has one, else one CPU.
+    """Decide what one trial occupies: as wanted, or a GPU and its share of the CPUs where the cluster has one, else one
+    CPU.
 
     Raises:
         UserError: more than any machine of the cluster has.
@@ -153,7 +154,7 @@ def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if wanted is None:
         gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
-        wanted = {"cpu": 1, "gpu": 1 if gpu else 0}
+        wanted = {"cpu": _cpus_of_a_gpu(nodes), "gpu": 1} if gpu else {"cpu": 1, "gpu": 0}
     if not any(node.get("CPU", 0) >= wanted["cpu"] and node.get("GPU", 0) >= wanted["gpu"] for node in nodes):
         largest: Mapping[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise UserError(
@@ -161,6 +162,17 @@ def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
             f"the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs. Ask for less."
         )
     return {"cpu": wanted["cpu"], "gpu": wanted["gpu"]}
+
+
+def _cpus_of_a_gpu(nodes: Iterable[Mapping[str, float]]) -> int:
+    """CPUs for a trial on each GPU of ``nodes`` at once: the smallest share there is, at least 1, and no more than
+    training and the most loader processes of ``train.workers: auto`` use."""
+    from cellseg.data.workers import MOST
+
+    # A machine without CPUs for Ray takes no trial, so it has no say.
+    having_both = [node for node in nodes if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
+    share = min((int(node["CPU"] // node["GPU"]) for node in having_both), default=1)
+    return min(max(share, 1), MOST + 1)
 
 
 def num_slots(resources: Mapping[str, float]) -> int:

@@ -330,6 +330,28 @@ def test_a_trial_takes_one_cpu_where_there_is_no_gpu():
     assert trial_resources({"cpu": 2, "gpu": 0}) == {"cpu": 2, "gpu": 0}
 
 
+@pytest.mark.parametrize(
+    ("machines", "cpu", "slots"),
+    [
+        ([(16, 1)], 16, 1),
+        ([(64, 1)], 17, 1),  # 16 processes load, one trains
+        ([(64, 8)], 8, 8),
+        ([(30, 4)], 7, 4),
+        ([(2, 4)], 1, 2),
+        ([(64, 8), (8, 2)], 4, 10),  # the smallest share, or the small machine's GPUs would idle
+        ([(64, 8), (128, 0), (0, 1)], 8, 8),  # machines that take no such trial do not count
+    ],
+)
+def test_a_trial_on_a_gpu_takes_its_share_of_the_cpus(monkeypatch, machines, cpu, slots):
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for cpus, gpus in machines]
+    dead = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 1.0}}
+    monkeypatch.setattr(search.cluster.driver.ray, "nodes", lambda: [*nodes, dead])
+    resources = trial_resources(None)
+    assert resources == {"cpu": cpu, "gpu": 1}
+    assert num_slots(resources) == slots
+    assert trial_resources({"cpu": 1, "gpu": 1}) == {"cpu": 1, "gpu": 1}  # what a space gives is taken
+
+
 @pytest.mark.parametrize("wanted", [{"cpu": 3, "gpu": 0}, {"cpu": 1, "gpu": 1}])
 def test_a_trial_larger_than_any_machine_is_refused_with_the_largest(wanted):
     with pytest.raises(UserError, match=r"must fit on one machine, but got cpu=.*the largest has 2 CPUs and 0 GPUs"):
