@@ -5,6 +5,15 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m gpu`` looks for tests in tests/gpu only: elsewhere there are none, but imports that take their time, and
+    that a machine which only trains (no Ray, no Optuna) lacks."""
+    if config.option.markexpr != "gpu" or TESTS not in collection_path.parents:
+        return None
+    return collection_path.relative_to(TESTS).parts[0] != "gpu" or None
 
 
 @pytest.fixture(scope="session")
