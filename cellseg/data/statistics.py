@@ -59,7 +59,8 @@ class DataStatistics:
 
         counts_IK = count_labels(labels, len(class_names))
         sizes_I2 = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-        scaled_I2 = np.array([scaled_size(*size, DataConfig()) for size in sizes_I2.tolist()]).reshape(-1, 2)
+        default = DataConfig()
+        scaled_I2 = np.array([scaled_size(h, w, default) for h, w in sizes_I2.tolist()]).reshape(-1, 2)
         scale_I2 = scaled_I2 / sizes_I2
         scaled_boxes = [box_N4 * np.tile(yx_2[::-1], 2) for box_N4, yx_2 in zip(boxes, scale_I2, strict=True)]
         anchors = anchors_for(_sides(scaled_boxes)) if any(map(len, boxes)) else None
