@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--toy", action="store_true", help="sizes that take a second: shows that they run, not how fast"
     )
-    parser.add_argument("--only", metavar="NAME", nargs="+", choices=available(), help="some of them")
+    parser.add_argument("--only", metavar="NAME", nargs="+", choices=available(), help="run only these")
     return run_command(parser, _run_all, argv)
 
 

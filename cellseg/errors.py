@@ -61,5 +61,5 @@ def raise_all(problems: Iterable[Problem | str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without the advice or the traceback that follows."""
+    """Return the first line of an error's text, without the advice or the traceback that follows."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

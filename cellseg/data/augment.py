@@ -46,7 +46,7 @@ QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.RO
 
 @dataclass(frozen=True)
 class Changed:
-    """What an augmentation made of an image."""
+    """The result of an augmentation."""
 
     image_HWC: np.ndarray
     planes_PHW: np.ndarray
@@ -95,7 +95,7 @@ class Augmentation:
         return changed.image_HWC, changed.planes_PHW
 
     def change(self, image_HWC: np.ndarray, planes_PHW: np.ndarray, seed: int, crop: int | None = None) -> Changed:
-        """What a call returns, and how much larger areas became.
+        """Augment as a call does; the result also has the growth of areas.
 
         Args:
             crop: the result is a square of so many pixels, anywhere in the image. What a warp moves into it from

@@ -139,7 +139,7 @@ def run_study(
     if study.abort_reason is not None:
         raise UserError(
             f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "
-            "Fix the cause; the same command then continues."
+            "Fix the cause, then run the same command again."
         )
     return study.is_over
 
