@@ -17,12 +17,12 @@ from cellseg.files import atomic_path, read_json
 
 BENCHMARKS = ("input_pipeline", "postprocess", "train_step", "epoch", "evaluate")
 GPU_BENCHMARKS = ("prediction", "shared_gpu")
-"""Those that say something on a GPU only; ``--only`` runs them anywhere."""
-GPU_PAGE = Path("results/benchmarks/gpu.md")
-"""Where the page goes on a machine with a GPU, unless ``--out`` says otherwise.
+"""Benchmarks that are informative on a GPU only; ``--only`` runs them anywhere.
 
-All are modules with a command that takes ``--json FILE`` and ``--toy``; :class:`benchmarks.measure.Report` is what they
-write."""
+All are modules with a command that takes ``--json FILE`` and ``--toy`` and writes a
+:class:`benchmarks.measure.Report`."""
+GPU_PAGE = Path("results/benchmarks/gpu.md")
+"""Path of the page on a machine with a GPU, unless ``--out`` gives another."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -170,7 +170,7 @@ def _report(epoch: int, value: float) -> dict[str, Any]:
 
 
 def _num_levels(rng: np.random.Generator, levels: int) -> int:
-    """How many of the rungs and the full length a trial comes to, 1 to ``levels``: a third of those at one go on."""
+    """Number of rungs, full length included, that a trial reaches, 1 to ``levels``: a third continue at each."""
     return min(int(rng.geometric(2 / 3)), levels)
 
 

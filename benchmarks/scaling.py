@@ -39,7 +39,7 @@ LENGTHS_EACH = 4
 
 @dataclass(frozen=True)
 class Reached:
-    """How a run came to one target."""
+    """Progress of a run to one target."""
 
     policy: str
     workers: int
@@ -52,7 +52,7 @@ class Reached:
     epochs: int | None
     """Trained by all workers until then."""
     trials: int
-    """Begun in the whole run, that is until the hardest target."""
+    """Trials started in the whole run, that is until the hardest target."""
 
 
 def reached(run: Run, goal: float) -> tuple[float, int] | None:

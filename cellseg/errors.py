@@ -13,9 +13,9 @@ class Problem:
     law: str
     """The rule that is broken."""
     got: str
-    """What was found instead."""
+    """The offending value or state."""
     remedy: str = ""
-    """How to fix it, as whole sentences. Empty where the rule says it."""
+    """The fix, in whole sentences. Empty if the rule implies it."""
 
     def within(self, where: str) -> "Problem":
         """Return the same problem with ``where`` before its own place."""

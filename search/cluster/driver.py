@@ -182,7 +182,7 @@ def num_slots(resources: Mapping[str, float]) -> int:
 
 
 def _times(whole: float, part: float) -> int:
-    """How many times ``part`` goes into ``whole``, in ten-thousandths as Ray counts: 5 for 1 and 0.2."""
+    """Return how many times ``part`` fits into ``whole``, in ten-thousandths as Ray counts: 5 for 1 and 0.2."""
     return round(whole * RAY_UNITS) // max(round(part * RAY_UNITS), 1)
 
 
