@@ -81,7 +81,7 @@ def test_a_study_that_reached_a_limit_says_which_and_how_to_go_on(searched, tmp_
     shutil.copytree(searched.folder, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     arguments = ["tiny cells.yaml", "--set", "limits.target=0"]
-    ended = "study 'tiny cells' ended by limits.target: segm/AP50 of "
+    ended = "study 'tiny cells' ended by limits.target: segm/AP50 reached "
     assert main([*arguments, "--trials", "9"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(ended)
