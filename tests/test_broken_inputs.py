@@ -78,7 +78,8 @@ class Place:
         folder.mkdir(parents=True)
         (folder / "weights-0001.pt").write_bytes(weights)
         small = {"model.fpn_channels": 8, "model.box_head_width": 8, "model.mask_head_width": 8}
-        fixed = {"model.anchors": "8-128", "model.detections_per_image": 10}
+        counts = ("model.detections_per_image", "model.rpn_candidates", "model.rpn_proposals")
+        fixed = {"model.anchors": "8-128"} | dict.fromkeys(counts, 10)
         description = {
             "config": TrialConfig.from_flat(config | small | fixed).to_flat(),
             "class_names": ["1", "2", "3", "4"],

@@ -94,7 +94,8 @@ class Resources(_Settings):
     def _one_gpu(cls, value: float) -> float:
         if value > 1:
             law = "a trial trains on one GPU or a share of it, so 0 <= gpu <= 1 must hold"
-            raise RuleError(Problem("", law, f"{value:g}", "Write gpu: 1; more GPUs run more trials side by side."))
+            remedy = "Write gpu: 1; more GPUs run more trials side by side."
+            raise RuleError(Problem("", law, f"{value:g}", remedy))
         if 0 < value < LEAST_GPU_SHARE:
             law = f"a share of a GPU must be at least {LEAST_GPU_SHARE:g}"
             raise RuleError(Problem("", law, f"{value:g}", "Write a larger one."))
