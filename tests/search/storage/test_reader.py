@@ -105,7 +105,6 @@ def test_the_best_model_predicts_and_is_loaded_once(results, monkeypatch):
     from cellseg.model.build import build_model
 
     best = search.open_study("study", results).best
-    limits = {"model.detections_per_image": 9, "model.rpn_candidates": 100, "model.rpn_proposals": 100}
     tiny = {"model.backbone": "resnet10t", "model.fpn_channels": 8, "model.anchors": "8-128", "model.box_head_width": 8}
     counts = dict.fromkeys(("model.detections_per_image", "model.rpn_candidates", "model.rpn_proposals"), 9)
     config = TrialConfig.from_flat(tiny | counts | {"model.weights": "none"})
