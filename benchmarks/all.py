@@ -17,12 +17,12 @@ from cellseg.files import atomic_path, read_json
 
 BENCHMARKS = ("input_pipeline", "postprocess", "train_step", "epoch", "evaluate")
 GPU_BENCHMARKS = ("prediction", "shared_gpu")
-"""Those that say something on a GPU only; ``--only`` runs them anywhere."""
-GPU_PAGE = Path("results/benchmarks/gpu.md")
-"""Where the page goes on a machine with a GPU, unless ``--out`` says otherwise.
+"""Benchmarks that are informative on a GPU only; ``--only`` runs them anywhere.
 
-All are modules with a command that takes ``--json FILE`` and ``--toy``; :class:`benchmarks.measure.Report` is what they
-write."""
+All are modules with a command that takes ``--json FILE`` and ``--toy`` and writes a
+:class:`benchmarks.measure.Report`."""
+GPU_PAGE = Path("results/benchmarks/gpu.md")
+"""Path of the page on a machine with a GPU, unless ``--out`` gives another."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--toy", action="store_true", help="sizes that take a second: shows that they run, not how fast"
     )
-    parser.add_argument("--only", metavar="NAME", nargs="+", choices=available(), help="some of them")
+    parser.add_argument("--only", metavar="NAME", nargs="+", choices=available(), help="run only these")
     return run_command(parser, _run_all, argv)
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " or ".join(f"{sizes[name]} ({device})" for device, sizes in SIZES.items())
         parser.add_argument(f"--{name}", metavar="N", type=int, help=f"default: {text}")
     parser.add_argument("--backbone", choices=("resnet18", "resnet50"), help="default: resnet50, on a CPU resnet18")
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU where there is one")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     return run(parser, measure, {"images": 4, "side": 64, "epochs": 1, "batch": 2, "rounds": 1}, argv)
 
 
@@ -211,7 +211,7 @@ class StackedImages:
 
 
 def _predict(model: Any, image_HWC: np.ndarray, device: "torch.device") -> Detections:
-    """What the model finds in an image, with masks pasted and encoded as torchvision and pycocotools do it."""
+    """Predict an image, with masks pasted and encoded by torchvision and pycocotools."""
     import torch
     from pycocotools import mask as coco_mask
 

@@ -1,4 +1,4 @@
-"""How busy a GPU is, as `nvidia-smi` sees it, and what a step asks of it."""
+"""Utilisation of a GPU, as `nvidia-smi` reports it, and the work of a step."""
 
 import subprocess
 from collections.abc import Callable

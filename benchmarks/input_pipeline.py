@@ -156,7 +156,7 @@ def boxes_of_masks(masks_NHW: np.ndarray, labels_N: np.ndarray, min_area: int = 
 
 
 def cells_of_planes(sample: Sample, seed: int) -> Stack:
-    """What ours makes of a sample with the seed that :func:`same_transforms_way` takes."""
+    """Make our targets of a sample, with the seed of :func:`same_transforms_way`."""
     from cellseg.data.targets import make_target  # here, because it imports torch
 
     augmentation = build_augmentation(CONFIG.augment)

@@ -32,7 +32,7 @@ _SECONDS, _ACCURACY, _CROSS_ENTROPY = 0, 1, 2
 
 @dataclass(frozen=True)
 class Curve:
-    """What training one config to the end would show."""
+    """Learning curve of one config, trained to the end."""
 
     accuracy: np.ndarray
     """(epochs,) validation accuracy in %, after each epoch."""

@@ -1,4 +1,4 @@
-"""What every benchmark shares: fair timing, peak memory, and results that say where they come from.
+"""Shared parts of the benchmarks: fair timing, peak memory, and results with their origin.
 
 A benchmark compares contenders, usually ``ours`` and ``reference``, which do the same work in one process. They take
 turns, so that a change in the machine's load meets all of them; figures are medians.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "pycocotools")
-"""What the figures depend on."""
+"""Packages that affect the figures."""
 
 LEAST_BYTES = 1 << 20
 """A smaller need cannot be told: it fits into what the process freed before and still holds."""
@@ -34,14 +34,14 @@ LEAST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Measurement:
-    """What :func:`alternate` saw; every dict has an entry for each contender."""
+    """Result of :func:`alternate`; every dict has an entry for each contender."""
 
     seconds: dict[str, list[float]]
     """Time of each run."""
     peak_extra_bytes: dict[str, int]
     """Most memory that a run held beyond what was there before it; empty where it was not asked for."""
     results: dict[str, Any]
-    """What the last run returned."""
+    """Return value of the last run."""
 
     def ratio(self, over: str, under: str) -> float:
         """Median time of ``over`` for each second of ``under``."""
@@ -59,7 +59,7 @@ class Report:
     benchmark: str
     """The name of its module."""
     description: str
-    """What is compared, in a sentence."""
+    """The comparison in one sentence."""
     parameters: dict[str, Any]
     """Sizes of the work."""
     seconds: dict[str, list[float]]

@@ -1,4 +1,4 @@
-"""What a piece of work would cost a GPU's host, counted on any device: kernel launches and waits.
+"""Cost of a piece of work for a GPU's host, counted on any device: kernel launches and waits.
 
 Operators are counted as torch dispatches them, behind autograd and autocast. One that makes or moves values is a
 launch; views and allocations are none. A GPU may take a few kernels for one, so launches are a lower bound.
@@ -93,7 +93,7 @@ class Operators(TorchDispatchMode):
 
 
 def count_as_on_a_gpu(work: Callable[[], Any]) -> Operators:
-    """What ``work`` dispatches on the way that a GPU takes, whatever device it runs on: see
+    """Count the operators of ``work`` on its GPU code path, whatever device it runs on: see
     :mod:`cellseg.model.waiting`."""
     original = waiting.may_wait
     waiting.may_wait = lambda device: False

@@ -1,4 +1,4 @@
-"""What a trial costs beside its training: slot-seconds of an empty one, ours against Ray Tune's default.
+"""Overhead of a trial: slot-seconds of a trial without training, ours against Ray Tune's default.
 
     python -m benchmarks.overhead --json overhead.json
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from search.study.study import Study
 
 SPACE = Path(__file__).parents[1] / "spaces" / "quickstart.yaml"
-"""What is sampled: a space that the product comes with."""
+"""The sampled space: one that ships with the product."""
 PACKAGES = ("ray", "optuna", "torch", "pyarrow")
 TARGETS = {
     "ours": ("<=", 0.5),
@@ -299,15 +299,25 @@ def _command(arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the measurements go")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="file for the measurements")
     parser.add_argument("--trials", type=at_least_one, default=60, metavar="N", help="empty trials; default: 60")
-    parser.add_argument("--ray-trials", type=at_least_one, metavar="N", help="of Ray's default; default: as many")
     parser.add_argument(
-        "--skip", type=at_least_one, default=20, metavar="N", help="trials before the further ones; default: 20"
+        "--ray-trials", type=at_least_one, metavar="N", help="trials with Ray's default; default: as --trials"
+    )
+    parser.add_argument(
+        "--skip",
+        type=at_least_one,
+        default=20,
+        metavar="N",
+        help="first trials that ours_further leaves out; default: 20",
     )
     parser.add_argument("--repeats", type=at_least_one, default=2, metavar="N", help="rounds; default: 2")
-    parser.add_argument("--sleeping", type=at_least_one, default=200, metavar="N", help="sleeping trials; default: 200")
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="sleep of each; default: 1")
+    parser.add_argument(
+        "--sleeping", type=at_least_one, default=200, metavar="N", help="trials that only sleep; default: 200"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="duration of each sleeping trial; default: 1"
+    )
     return parser
 
 

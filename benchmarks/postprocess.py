@@ -31,7 +31,7 @@ MASK_SIDE = 28
 BOX_SIDES = 10.0, 40.0
 OURS_PER_ROUND = 5
 BYTES_PER_PIXEL = 9
-"""What the reference needs for each pixel of each mask: two float32 copies, as it stacks them, and a bool."""
+"""Memory of the reference per pixel and mask: two float32 copies, as it stacks them, and a bool."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> Report:
 
 
 def detections(rng: np.random.Generator, count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a mask head says of cells: probabilities (N, M, M) of uneven blobs, and boxes (N, 4); both float32."""
+    """Draw outputs of a mask head: probabilities (N, M, M) of uneven blobs, and boxes (N, 4); both float32."""
     y_MM, x_MM = (np.mgrid[:MASK_SIDE, :MASK_SIDE] + 0.5) / MASK_SIDE - 0.5
     angle_MM = np.arctan2(y_MM, x_MM)
     waves_N11, phase_N11 = rng.integers(2, 6, (count, 1, 1)), rng.uniform(0, 2 * np.pi, (count, 1, 1))

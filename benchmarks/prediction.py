@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("prediction", "Prediction: several images at a time against one after the other.", rounds=3)
     sizes = {"side": (512, "pixels of the square images' side"), "images": (32, "images"), "cells": (200, "in each")}
     add_sizes(parser, sizes)
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU where there is one")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     return run(parser, measure, {"side": 96, "images": 2, "cells": 9, "rounds": 1}, argv)
 
 

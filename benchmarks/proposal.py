@@ -1,4 +1,4 @@
-"""What the driver has to do for each trial and epoch, by the number of finished trials.
+"""Time of the driver for each trial and epoch, by the number of finished trials.
 
     python -m benchmarks.proposal --trials 100,1000,10000 --json proposal.json
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EPOCHS = 54
 SPACE = Path(__file__).parents[1] / "spaces" / "quickstart.yaml"
-"""What the study samples: a space that the product comes with."""
+"""The sampled space: one that ships with the product."""
 PACKAGES = ("optuna", "torch", "numpy", "scipy", "pyarrow")
 
 
@@ -170,7 +170,7 @@ def _report(epoch: int, value: float) -> dict[str, Any]:
 
 
 def _num_levels(rng: np.random.Generator, levels: int) -> int:
-    """How many of the rungs and the full length a trial comes to, 1 to ``levels``: a third of those at one go on."""
+    """Number of rungs, full length included, that a trial reaches, 1 to ``levels``: a third continue at each."""
     return min(int(rng.geometric(2 / 3)), levels)
 
 
@@ -183,8 +183,10 @@ def _timed(times: list[float]) -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proposal", description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", default="100,1000,10000", help="finished trials, several by commas")
-    parser.add_argument("--proposals", type=int, default=20, metavar="N", help="measured at each, and events")
+    parser.add_argument("--trials", default="100,1000,10000", help="numbers of finished trials, comma-separated")
+    parser.add_argument(
+        "--proposals", type=int, default=20, metavar="N", help="proposals and events measured at each number"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 

@@ -1,4 +1,4 @@
-"""What more workers buy: the time until a search reaches its target, by the number of workers.
+"""Benefit of more workers: the time until a search reaches its target, by the number of workers.
 
     python -m benchmarks.scaling --data DIR --tasks 189873,126026 --seeds 2 --workers 8,64,512
 
@@ -39,7 +39,7 @@ LENGTHS_EACH = 4
 
 @dataclass(frozen=True)
 class Reached:
-    """How a run came to one target."""
+    """Progress of a run to one target."""
 
     policy: str
     workers: int
@@ -52,7 +52,7 @@ class Reached:
     epochs: int | None
     """Trained by all workers until then."""
     trials: int
-    """Begun in the whole run, that is until the hardest target."""
+    """Trials started in the whole run, that is until the hardest target."""
 
 
 def reached(run: Run, goal: float) -> tuple[float, int] | None:
@@ -141,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", default="189873,126026", help="OpenML ids, or all")
     parser.add_argument("--seeds", type=at_least_one, default=2, metavar="N")
     parser.add_argument("--workers", default="8,64,512", metavar="A,B", help="numbers of workers")
-    parser.add_argument("--budget", type=at_least_one, default=10_000, metavar="EPOCHS", help="least that ends a run")
+    parser.add_argument(
+        "--budget", type=at_least_one, default=10_000, metavar="EPOCHS", help="least epochs of an unfinished run"
+    )
     parser.add_argument("--policies", default=f"{OURS},random+asha(grace 3)", metavar="A,B")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser

@@ -1,4 +1,4 @@
-"""How many epochs a search needs: ours against what people get elsewhere, on learning curves nobody here made.
+"""Epochs that a search needs: ours against other tools, on published learning curves.
 
     python -m benchmarks.search_efficiency --data DIR --tasks 167168,189873 --seeds 5 --workers 8 --budget 3640
 
@@ -30,7 +30,7 @@ from cellseg.errors import UserError, raise_all
 from cellseg.files import write_json
 
 PACKAGES = ("optuna", "ray", "torch", "numpy", "scipy", "onnxruntime")
-"""What the figures depend on."""
+"""Packages that affect the figures."""
 TARGET_POOL = 4000
 """Random configs that a task's target is estimated from."""
 
@@ -128,9 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", default="167168,189873,189906,126026", help="OpenML ids, or all")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("--workers", type=int, default=8, metavar="W")
-    parser.add_argument("--budget", type=int, default=3640, metavar="EPOCHS", help="trained by all workers together")
+    parser.add_argument(
+        "--budget", type=int, default=3640, metavar="EPOCHS", help="epochs trained by all workers together"
+    )
     parser.add_argument("--policies", metavar="A,B", help="default: all that are installed")
-    parser.add_argument("--to-target", action="store_true", help="end a run at the target: its regret is not known")
+    parser.add_argument("--to-target", action="store_true", help="end a run at the target; its regret stays unknown")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
@@ -177,7 +179,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
 
 def surrogate_and_tasks(arguments: argparse.Namespace) -> tuple[Surrogate, tuple[str, ...]]:
-    """What ``--data`` and ``--tasks`` name; keeps Optuna quiet."""
+    """Return the surrogate and tasks of ``--data`` and ``--tasks``; silences Optuna."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "workers": (2, "loader processes of each trial"),
     }
     add_sizes(parser, sizes)
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU where there is one")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     toy = {"trials": 2, "images": 4, "side": 64, "epochs": 1, "batch": 2, "workers": 1}
     return run(parser, measure, toy, argv)
 

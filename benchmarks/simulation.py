@@ -18,7 +18,7 @@ class Resume:
 
 
 class Policy(Protocol):
-    """What a search decides. Numbers are given to trials in the order in which they begin, from 0."""
+    """Decisions of a search. Trials are numbered in the order in which they begin, from 0."""
 
     def ask(self, number: int) -> Mapping[str, Any] | Resume:
         """The params of a new trial, which gets this number, or what to do instead."""
@@ -30,7 +30,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """What a simulated search reached."""
+    """Result of a simulated search."""
 
     best: np.ndarray
     """(epochs,) best metric of any trial after 1, 2, 3 ... epochs trained by all workers together."""

@@ -53,7 +53,7 @@ MODEL = {
     "detections_per_image": 100,
     "normalization": "imagenet",
 }
-"""What ``torchvision.models.detection.MaskRCNN`` is by default."""
+"""The defaults of ``torchvision.models.detection.MaskRCNN``."""
 
 Step = Callable[[], dict[str, float]]
 """A step; returns its losses."""
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "batch": (1, "images in a step"),
     }
     add_sizes(parser, sizes)
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU where there is one")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     return run(parser, measure, {"side": 160, "cells": 16, "rounds": 1}, argv)
 
 

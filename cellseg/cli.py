@@ -29,7 +29,7 @@ def run_command(
     The command finds the words that were typed behind its name in ``arguments.argv``.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.prog, parser.description = spell(parser.prog), spell(parser.description or "")
+    parser.prog, parser.description = spell(parser.prog), spell(parser.description or "").replace("``", "")
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(words, argparse.Namespace(argv=words))
     try:

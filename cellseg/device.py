@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and what its errors mean."""
+"""Devices: choice, precision, memory, and the meaning of their errors."""
 
 import errno
 import gc
@@ -11,13 +11,13 @@ import torch
 from cellseg.errors import UserError
 
 Memory = Literal["device", "host"]
-"""Whose memory ran out: where the network computes, or that of this machine's processes beside it."""
+"""The memory that ran out: the GPU's, or the main memory of this machine."""
 
 CUDA_CONTEXT_BYTES = 600_000_000
-"""What CUDA itself takes of a GPU for each process. torch's allocator does not count it."""
+"""GPU memory that CUDA itself takes for each process. torch's allocator does not count it."""
 
 PIXELS_AT_ONCE = 8 << 20
-"""Of the images that a GPU predicts together: eight of 1024 x 1024."""
+"""Total pixels of the images that a GPU predicts together: eight of 1024 x 1024."""
 
 _CUDA_OUT_OF_MEMORY = 2
 """``cudaErrorMemoryAllocation``."""
@@ -25,8 +25,8 @@ _DEVICE_TEXTS = re.compile(
     r"CUDA error: out of memory|CUDA out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED"
     r"|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
 )
-"""What torch raises as a plain RuntimeError on a GPU. Old versions, and what comes from another process, also lose
-the type of the errors that have one."""
+"""Texts of plain RuntimeErrors that torch raises on a GPU. In old versions, and in errors from another process, typed
+errors lose their type too."""
 _HOST_TEXTS = re.compile(
     r"DefaultCPUAllocator|CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED|-4:Insufficient memory"
     r"|Caught \w*MemoryError in DataLoader worker|DataLoader worker \(pid \d+\) is killed by signal: (Killed|Bus error)"
@@ -58,16 +58,16 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision that ``train.amp`` asks for on ``device``; None for float32, as always on a CPU."""
+    """Return the mixed-precision type of ``train.amp`` on ``device``; None for float32, which a CPU always uses."""
     if device.type != "cuda":
         return None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def exhausted_memory(error: BaseException) -> Memory | None:
-    """Whose memory ``error`` says has run out; None for any other error.
+    """Return the memory whose exhaustion caused ``error``; None for any other error.
 
-    Exceptions that have a type are told by it. Only where a library raises a bare RuntimeError its text decides.
+    Typed exceptions are recognised by type. Only for a bare RuntimeError does the text decide.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return "device"
@@ -102,7 +102,7 @@ def _is_accelerator_error(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more, here and on the GPU."""
+    """Release unreferenced memory, in this process and on the GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -115,25 +115,25 @@ def limit_gpu_memory(device: torch.device, share: float) -> None:
 
 
 class Room:
-    """How much goes through the network at a time in prediction: as much as is known to fit into memory."""
+    """The number of images that go through the network at a time: as many as are known to fit into memory."""
 
     def __init__(self, pixels: int):
-        """``pixels``: of the images that go together, to begin with. One image goes however large it is."""
+        """``pixels``: initial limit on the pixels of a batch. A single image is always allowed."""
         self.pixels = pixels
 
     @classmethod
     def of(cls, device: torch.device) -> Self:
-        """A GPU is kept busy by several images at a time; a CPU gains nothing by them."""
+        """Start with several images on a GPU, to keep it busy, and with one on a CPU, which gains nothing from more."""
         return cls(PIXELS_AT_ONCE if device.type == "cuda" else 1)
 
     def count(self, pixels: int) -> int:
-        """How many images of so many ``pixels`` go together, at least 1."""
+        """Return how many images of ``pixels`` each go together, at least 1."""
         return max(self.pixels // max(pixels, 1), 1)
 
     def map(self, function: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], pixels: int) -> list:
-        """The results of ``function`` for all ``items``, each an image of ``pixels``. It gets as many as go together.
+        """Apply ``function`` to batches of ``items``, each an image of ``pixels``, and return all results.
 
-        Where memory runs out, half as many go together from then on; what is done stays done.
+        If memory runs out, batches are half as large from then on; finished results are kept.
 
         Raises:
             torch.OutOfMemoryError, ...: a single item does not fit; see :func:`exhausted_memory`.
@@ -147,7 +147,7 @@ class Room:
             except Exception as error:
                 if exhausted_memory(error) is None or len(chunk) == 1:
                     raise
-            # Behind the handler, where nothing holds what the failed attempt had allocated.
+            # Outside the handler, where nothing refers to the memory of the failed attempt.
             self.pixels = len(chunk) // 2 * pixels
             free_memory()
         return results

@@ -13,9 +13,9 @@ class Problem:
     law: str
     """The rule that is broken."""
     got: str
-    """What was found instead."""
+    """The offending value or state."""
     remedy: str = ""
-    """How to fix it, as whole sentences. Empty where the rule says it."""
+    """The fix, in whole sentences. Empty if the rule implies it."""
 
     def within(self, where: str) -> "Problem":
         """Return the same problem with ``where`` before its own place."""
@@ -61,5 +61,5 @@ def raise_all(problems: Iterable[Problem | str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without the advice or the traceback that follows."""
+    """Return the first line of an error's text, without the advice or the traceback that follows."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

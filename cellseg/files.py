@@ -118,7 +118,7 @@ class _Loader(yaml.SafeLoader):
                 continue  # the base class reports it
             if key in seen:
                 line = key_node.start_mark.line + 1
-                raise yaml.YAMLError(f"the key '{key}' stands twice in one mapping, the second time in line {line}")
+                raise yaml.YAMLError(f"the key '{key}' appears twice in one mapping, the second time in line {line}")
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -62,7 +62,7 @@ def draw_overlay(
     assert truth.size == size == prediction.size, f"image {size}, truth {truth.size}, prediction {prediction.size}"
     shown = prediction.above(min_score)
     panels = [
-        (f"truth: {_cells(len(truth))}", _draw_cells(image_HWC, truth)),
+        (f"annotation: {_cells(len(truth))}", _draw_cells(image_HWC, truth)),
         (f"prediction: {_cells(len(shown))}, score >= {min_score:.2f}", _draw_cells(image_HWC, shown)),
     ]
     return _set_page(panels, class_names)

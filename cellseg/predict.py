@@ -10,10 +10,12 @@ from cellseg.cli import EXIT_OK, run_command, say
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cellseg.predict", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
-    parser.add_argument("root", type=Path, help="data set with test_release/ and test_image_name_to_ids.json")
-    parser.add_argument("out", type=Path, help="the COCO results file to write")
-    parser.add_argument("--device", default=None, help="cuda, cuda:1 or cpu; default: a GPU where there is one")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder")
+    parser.add_argument(
+        "root", metavar="ROOT", type=Path, help="data set with test_release/ and test_image_name_to_ids.json"
+    )
+    parser.add_argument("out", metavar="OUT.json", type=Path, help="COCO results file to write")
+    parser.add_argument("--device", default=None, help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     return parser
 
 

@@ -15,12 +15,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "config",
         type=Path,
-        help=spell("YAML file of settings (`python -m cellseg.config` lists them), nested or dotted"),
+        metavar="CONFIG",
+        help=spell("YAML file of settings (python -m cellseg.config lists them), nested or dotted"),
     )
-    parser.add_argument("--data", type=Path, help="folder of the data set; default: the config's data.root")
-    parser.add_argument("--out", type=Path, help="folder of the run; default: results/train-<config's name>")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting over the file's")
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU where there is one")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of the data set; default: the config's data.root"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run; default: results/train-<config's name>"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of the file"
+    )
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     return parser
 
 

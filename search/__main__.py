@@ -11,10 +11,10 @@ from cellseg.names import unknown_name
 
 PROGRAM = "cellseg-search"
 COMMANDS = {
-    "check": ("cellseg.data.check", "find every problem of a data set before a search does"),
+    "check": ("cellseg.data.check", "find the problems of a data set before you search"),
     "config": ("cellseg.config", "list every hyperparameter with its values, default and meaning"),
-    "run": ("search.run", "search a space, or continue a study that was stopped"),
-    "report": ("search.report", "show what a study measured, also while it runs"),
+    "run": ("search.run", "search a space, or continue a stopped study"),
+    "report": ("search.report", "show the results of a study, also while it runs"),
     "export": ("search.export", "write the best trial's predictions for the test images"),
     "predict": ("cellseg.predict", "predict the test images of a data set with any checkpoint"),
     "train": ("cellseg.train", "train a single config, without a search"),

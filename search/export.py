@@ -21,14 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.export", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--best", action="store_true", help="the trial that the study ranks first")
-    which.add_argument("--trial", type=int, metavar="N", help="a trial by its number")
-    parser.add_argument("--study", metavar="NAME", help="default: the study that was written last")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data set of the test images; default: the study's")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    which.add_argument("--best", action="store_true", help="export the best trial of the study")
+    which.add_argument("--trial", type=int, metavar="N", help="export trial N")
+    parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set with the test images; default: the study's")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+    )
     parser.add_argument("--out", type=Path, default=Path(_ARCHIVED_NAME), metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--zip", action="store_true", help=f"also write FILE.zip with {_ARCHIVED_NAME} at its root")
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU where there is one")
+    parser.add_argument("--zip", action="store_true", help="also write FILE.zip for upload")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     return parser
 
 
@@ -68,7 +70,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if missing := describe_absent(images):
         say(missing)
     num_predicted = sum(image.path is not None for image in images)
-    say(f"{arguments.out}: {count} detections on {num_predicted} images, read back with pycocotools")
+    say(f"{arguments.out}: {count} detections on {num_predicted} images, validated with pycocotools")
     if arguments.zip:
         say(f"{_write_archive(arguments.out)}: {_ARCHIVED_NAME} at its root")
     return EXIT_OK

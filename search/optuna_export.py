@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.optuna_export", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--study", metavar="NAME", help="default: the study that was worked on last")
+    parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("optuna.log"), metavar="FILE", help="default: %(default)s")
     return parser

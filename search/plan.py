@@ -105,10 +105,12 @@ def describe_cost(space: Space) -> list[str]:
     if len(cost.trials_at) == 1:
         return [f"cost: {space.trials} trials, {cost.full_epochs:,} epochs"]
     share = 100 * cost.epochs / cost.full_epochs
-    reach = ", ".join(f"{_rounded(trials)} epoch {epoch}" for epoch, trials in cost.trials_at.items())
+    first, *others = cost.trials_at.items()
+    reach = [f"{_rounded(first[1])} trials reach epoch {first[0]}"]
+    reach += [f"{_rounded(trials)} reach epoch {epoch}" for epoch, trials in others]
     return [
         f"cost: {space.trials} trials, about {cost.epochs:,.0f} epochs, {share:.0f} % of {cost.full_epochs:,}",
-        f"rungs: of the trials reach about {reach}",
+        f"rungs: about {', '.join(reach)}",
     ]
 
 
@@ -203,7 +205,7 @@ class ModelTrials:
         if not self._problems:
             for model in {min(self.sizes, key=self.sizes.__getitem__), max(self.sizes, key=self.sizes.__getitem__)}:
                 self.size(model, "cpu")
-        raise_all(f"{problem} Got it with {_described(model)}." for problem, model in self._problems.items())
+        raise_all(f"{problem} Seen with {_described(model)}." for problem, model in self._problems.items())
 
 
 def build_models(models: Iterable[ModelConfig]) -> dict[ModelConfig, int]:

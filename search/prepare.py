@@ -164,14 +164,14 @@ def _check_same(name: str, study: Mapping[str, Any], experiment: Experiment, dat
     problems = []
     if study.get("space_fingerprint") != experiment.fingerprint:
         problems.append(
-            f"study '{name}': must go on with the space it began with, but got other values, metric, objective, "
-            "epochs or ASHA: its trials could not be compared. Choose another --study NAME, or go back to the former "
+            f"study '{name}': must continue with the space it started with, but got other values, metric, objective, "
+            "epochs or ASHA: its trials could not be compared. Choose another --study NAME, or restore the earlier "
             "space."
         )
     if study.get("data_fingerprint") != data_fingerprint:
         problems.append(
-            f"study '{name}': must go on with the data it began with, but got other images, masks or reading settings "
-            f"(it began with {study.get('data_root')}). Choose another --study NAME."
+            f"study '{name}': must continue with the data it started with, but got other images, masks or reading "
+            f"settings (it started with {study.get('data_root')}). Choose another --study NAME."
         )
     if problems:
         raise UserError(*problems)

@@ -1,7 +1,7 @@
-"""Show what a study measured: ``python -m search.report``. An ablation beside the published figures, or a search's
-leaderboard and its front of metric and cost.
+"""Show the results of a study: ``python -m search.report``. For an ablation, its figures beside the
+published ones; for a search, the leaderboard and the Pareto front.
 
-Only the study's tables are read: it may be running, and neither Ray nor torch is loaded.
+Reads only the study's tables, so the study may be running, and loads neither Ray nor torch.
 """
 
 import argparse
@@ -20,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.report", description=__doc__)
-    parser.add_argument("--study", metavar="NAME", help="default: the study that was written last")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write it as Markdown")
+    parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
     return parser
 
 
@@ -36,7 +38,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.markdown is not None:
         with atomic_path(arguments.markdown) as temporary:
             temporary.write_text(report.markdown(), encoding="utf-8")
-        say(f"\n{arguments.markdown}: the same as Markdown")
+        say(f"\n{arguments.markdown}: the report as Markdown")
     return EXIT_OK
 
 

@@ -32,18 +32,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "space",
         type=Path,
-        help="a YAML file, a space (docs/spaces.md) or an ablation (docs/reports.md), or the name of a shipped one",
+        metavar="SPACE",
+        help="YAML file of a space (docs/spaces.md) or an ablation (docs/reports.md), or the name of a shipped one",
     )
-    parser.add_argument("--study", metavar="NAME", help="name of the study; default: that of the file")
+    parser.add_argument("--study", metavar="NAME", help="name of the study; default: the name of the file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set; default: the file's data")
-    parser.add_argument("--trials", type=int, metavar="N", help="trials to finish, those of earlier runs included")
-    parser.add_argument("--epochs", type=int, metavar="N", help="full length of a trial")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="number of trials to finish, including those of earlier runs"
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of a trial that is not stopped early")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a config field or change a setting"
     )
-    parser.add_argument("--rows", metavar="A,B", help="of an ablation, train only these rows")
-    parser.add_argument("--address", metavar="ADDR", help="a Ray cluster, or auto; default: this machine alone")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: results")
+    parser.add_argument("--rows", metavar="A,B", help="for an ablation: train only these rows")
+    parser.add_argument(
+        "--address", metavar="ADDR", help="address of a Ray cluster, or auto; default: only this machine"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="folder of all studies; default: results"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the file and print the plan; no data, no training"
     )
@@ -134,11 +141,13 @@ def _why_over(study: "Study") -> list[str]:
     """Why a study has no more to do, and with which setting it would have; a line for each reason."""
     lines, trials = [], study.experiment.trials
     if study.num_finished >= trials:
-        lines.append(f"study '{study.name}' has its {trials} trials; more with {study.experiment.more_trials}")
+        lines.append(
+            f"study '{study.name}' has finished its {trials} trials; run more with {study.experiment.more_trials}"
+        )
     if limit := study.limits.reached:
         cut = sum(row.state == "INTERRUPTED" for row in study.rows)
         unfinished = f" ({cut} trials are unfinished)" if cut else ""
-        lines.append(f"study '{study.name}' ended by {limit}; it goes on with --set {limit.setting}=N{unfinished}")
+        lines.append(f"study '{study.name}' ended by {limit}; continue with --set {limit.setting}=N{unfinished}")
     return lines
 
 
@@ -148,7 +157,7 @@ def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace)
 
     best = study.leaderboard[0] if study.leaderboard else None
     if best is None or best.metric is None:
-        say("No trial has a value.")
+        say("No trial has reported a value yet.")
         return
     overlays = write_overlays(study, data.packed)
     metric = study.experiment.metric

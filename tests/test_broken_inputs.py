@@ -78,7 +78,8 @@ class Place:
         folder.mkdir(parents=True)
         (folder / "weights-0001.pt").write_bytes(weights)
         small = {"model.fpn_channels": 8, "model.box_head_width": 8, "model.mask_head_width": 8}
-        fixed = {"model.anchors": "8-128", "model.detections_per_image": 10}
+        counts = ("model.detections_per_image", "model.rpn_candidates", "model.rpn_proposals")
+        fixed = {"model.anchors": "8-128"} | dict.fromkeys(counts, 10)
         description = {
             "config": TrialConfig.from_flat(config | small | fixed).to_flat(),
             "class_names": ["1", "2", "3", "4"],
@@ -154,7 +155,7 @@ def run_broken(place: Place, capsys, command, arguments, *laws: str) -> None:
 BAD_SPACES = {
     "bad YAML": ("epochs: 3", "epochs: [3", r"space.yaml: must be valid YAML, but got: .*line"),
     "a tab": ("epochs: 3", "\tepochs: 3", r"space.yaml: must be valid YAML"),
-    "a repeated key": ("epochs: 3", "epochs: 3\nepochs: 4", r"the key 'epochs' stands twice .* line 6"),
+    "a repeated key": ("epochs: 3", "epochs: 3\nepochs: 4", r"the key 'epochs' appears twice .* line 6"),
     "an unknown key": ("optim.lr:", "optim.lrr:", r"optim.lrr: must be a config field.*Did you mean 'optim.lr'\?"),
     "an unknown setting": ("trials: 2", "trails: 2", r"trials: must be given", r"trails: .*Did you mean 'trials'\?"),
     "low > high": ("low: 1e-4, high: 1e-2", "low: 1e-2, high: 1e-4", r"low < high must hold, but got low=0.01"),
@@ -293,7 +294,7 @@ def test_all_problems_of_a_data_set_come_at_once(place, capsys):
 def test_a_study_of_another_space(place, capsys):
     place.make_study()
     run_broken(
-        place, capsys, search, ["--data", "data", "--epochs", "9"], r"go on with the space it began with, but got"
+        place, capsys, search, ["--data", "data", "--epochs", "9"], r"continue with the space it started with, but got"
     )
 
 
@@ -301,7 +302,12 @@ def test_a_study_of_other_data(place, capsys):
     place.make_study()
     shutil.rmtree(place.sample)
     run_broken(
-        place, capsys, search, ["--data", "data", "--set", "data.num_folds=3"], r"space it began", r"data it began with"
+        place,
+        capsys,
+        search,
+        ["--data", "data", "--set", "data.num_folds=3"],
+        r"space it started",
+        r"data it started with",
     )
 
 
@@ -341,7 +347,7 @@ def test_a_study_file_without_its_fingerprints(place, capsys):
     place.make_study()
     content = {"format": "cellseg-study", "format_version": 1, "written": ""}
     (place.study / "study.json").write_text(json.dumps(content))
-    run_broken(place, capsys, search, ["--data", "data"], r"space it began with", r"data it began with")
+    run_broken(place, capsys, search, ["--data", "data"], r"space it started with", r"data it started with")
 
 
 @pytest.mark.parametrize(

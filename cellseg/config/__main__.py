@@ -1,4 +1,4 @@
-"""Every field of a config with its values, default and meaning: ``python -m cellseg.config [PART]``."""
+"""List every config field with its values, default and meaning: ``python -m cellseg.config [PART]``."""
 
 import argparse
 import sys
@@ -47,7 +47,9 @@ def _bounds(metadata: list[Any]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cellseg.config", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=list(TrialConfig.model_fields), help="only this part's fields")
+    parser.add_argument(
+        "part", nargs="?", choices=list(TrialConfig.model_fields), help="list only the fields of this part"
+    )
     return parser
 
 

@@ -25,12 +25,12 @@ class AugmentConfig(Part):
         "reported-elastic",
     ] = "flips"
     """Named pipeline, see ``PRESETS`` in ``cellseg/data/augment.py``. All but ``none`` and the reported ones flip along
-    both axes and turn by quarters. ``stain-full`` is ``full`` with stains in place of colours. The reported ones are
-    those of ``spaces/reports/augmentation_freezing.yaml``."""
+    both axes and rotate by multiples of 90 degrees. ``stain-full`` is ``full`` with stains in place of colours. The
+    reported ones are those of ``spaces/reports/augmentation_freezing.yaml``."""
     strength: Fraction = 0.5
-    """How far the preset's ranges reach, from 0 (hardly) to 1 (as far as cells stay cells). Not for ``none``, ``flips``
-    and the reported ones, whose ranges are fixed."""
+    """Width of the preset's random ranges, from 0 (hardly any change) to 1 (cells just stay plausible). Not for
+    ``none``, ``flips`` and the reported ones, whose ranges are fixed."""
     min_visible: Fraction = 0.25
-    """Of a cell that a crop or a warp cuts, at least this share of the area must be left for it to be taught. Less is
-    neither cell nor background: nothing is learnt from it. 0: every piece counts. A cell that the image itself cuts is
+    """Least share of a cell's area that a crop or warp must leave for the cell to be a target. Below it, the rest is
+    ignored: neither cell nor background. 0: every piece is a target. A cell cut by the image's own edge counts as
     whole."""

@@ -45,7 +45,7 @@ class DataConfig(Part):
     split_seed: Seed = 0
     """Seed of the split. Trials are comparable only if they share it."""
     groups: str | None = None
-    """Images of one group, such as a patient or a slide, share a fold, so that near copies never sit on both sides.
+    """Images of one group, such as a patient or a slide, share a fold, so that near copies are never on both sides.
     Either a file that names the group of each image, relative to ``root`` (``.csv``: lines of image and group;
     ``.json``, ``.yaml``: a mapping), or a regular expression with one group, searched in an image's name, such as
     ``^([^_]+)_``. None: each image may fall into any fold."""
@@ -62,7 +62,7 @@ class DataConfig(Part):
                     "data.fold",
                     "fold < num_folds must hold",
                     f"fold={self.fold}, num_folds={self.num_folds}",
-                    "Folds count from 0.",
+                    "Folds are numbered from 0.",
                 )
             )
         if self.groups is not None and not is_group_file(self.groups) and (found := _pattern_problem(self.groups)):

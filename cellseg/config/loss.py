@@ -12,7 +12,7 @@ class LossConfig(Part):
     """Weights of the losses, whose weighted sum training minimises. 0 leaves a loss out."""
 
     objectness: NotNegative = 1.0
-    """RPN: is there a cell at this anchor (binary cross-entropy)."""
+    """RPN: cell or background at each anchor (binary cross-entropy)."""
     rpn_box_reg: NotNegative = 1.0
     """RPN: from the anchor to the cell's box (smooth L1)."""
     classifier: NotNegative = 1.0

@@ -63,31 +63,32 @@ class ModelConfig(Part):
     roi_levels: Literal["0,1", "0,1,2,3"] = "0,1,2,3"
     """FPN levels, finest first, from which the box and mask heads pool."""
     rpn_candidates: Count | Literal["auto"] = "auto"
-    """Best-scored anchors per image and FPN level that enter the RPN's non-maximum suppression. ``auto``: four times
-    the most cells of any image, at least 1000."""
+    """Anchors per image and FPN level, best first, that enter the RPN's non-maximum suppression. ``auto``: four times
+    the largest number of cells in an image, at least 1000."""
     rpn_proposals: Count | Literal["auto"] = "auto"
-    """Proposals per image that remain after it. ``auto``: twice the most cells of any image, at least 1000."""
+    """Largest number of proposals per image after it. ``auto``: twice the largest number of cells in an image, at
+    least 1000."""
     rpn_nms_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Proposals that overlap a better one by more than this IoU are dropped."""
     rpn_samples: Annotated[int, Field(ge=2)] = 256
     """Anchors per image that the RPN's losses sample."""
     rpn_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Largest share of the sampled anchors that stand for cells."""
+    """Largest share of cells (positives) among the sampled anchors."""
     rpn_assignment: Literal["iou", "atss"] = "iou"
-    """Which anchors stand for a cell: ``iou``, those that overlap it by ``rpn_foreground_iou``; ``atss``, those near
-    its centre whose IoU reaches the mean plus the standard deviation of all near it (Zhang et al. 2020)."""
+    """Matching of anchors to cells. ``iou``: by the threshold ``rpn_foreground_iou``. ``atss``: anchors near a cell's
+    centre whose IoU reaches the mean plus the standard deviation of all anchors near it (Zhang et al. 2020)."""
     rpn_foreground_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """iou: an anchor stands for the cell it overlaps most if their IoU is at least this."""
+    """iou: an anchor is matched to the cell it overlaps most if their IoU is at least this."""
     rpn_background_iou: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """iou: an anchor is background if its IoU with every cell is below this. Between both it is not trained."""
+    """iou: an anchor is background if its IoU with every cell is below this. Anchors between both are ignored."""
     rpn_atss_places: Count = 9
-    """atss: on each FPN level, the anchors at so many places nearest to the cell's centre are asked."""
+    """atss: number of places per FPN level, nearest to a cell's centre, whose anchors are candidates."""
     rpn_best_anchor: bool = True
-    """The anchors that overlap a cell most stand for it, however little that is: no cell is left without."""
+    """Match the anchors that overlap a cell most even below the threshold, so that every cell has an anchor."""
     roi_samples: Count = 512
     """Proposals per image that are sampled for the losses of the heads."""
     roi_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Largest share of the sampled proposals that lie on cells."""
+    """Largest share of cells (positives) among the sampled proposals."""
     box_head_width: Annotated[int, Field(ge=8)] = 1024
     """Features of the box head's fully connected layers."""
     mask_head: Literal["plain", "pointrend"] = "plain"

@@ -43,7 +43,7 @@ class TrainConfig(Part):
     """Compile the backbone and its pyramid with ``torch.compile``: costs minutes at the start and at each new image
     size, and saves time per step. Needs a C++ compiler, and Triton for a GPU."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Loader processes. Any number gives the same samples. ``auto``: none if a CPU trains; for a GPU the trial's CPUs
-    less one, at least 1, and no more than shared memory has room for."""
+    """Loader processes. Any number gives the same samples. ``auto``: 0 on a CPU; for a GPU, the trial's CPUs minus
+    one, at least 1, at most what shared memory has room for."""
     seed: Seed = 0
     """Seed of weights, order, augmentation and sampling."""

@@ -155,7 +155,7 @@ def _content_problems(path: Path, content: Any) -> Iterator[str]:
         yield f"{path}: must be a mapping with lists of images, annotations and categories. Is it a COCO file?"
         return
     broken = [
-        f"{path}: {kind}[{index}]: {key} must be a {'text' if valid is _is_name else 'whole number'}, "
+        f"{path}: {kind}[{index}]: {key} must be a {'string' if valid is _is_name else 'whole number'}, "
         f"but got {entry.get(key)!r}."
         if isinstance(entry, dict)
         else f"{path}: {kind}[{index}]: must be a mapping, but got {entry!r}."

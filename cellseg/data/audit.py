@@ -105,7 +105,7 @@ def _sample_warnings(sample: Sample) -> Iterator[str]:
             _, pieces = ndimage.label((sample.planes_PHW == numbers[0]).any(axis=0), structure=np.ones((3, 3)))
             if pieces >= SUSPICIOUS_PIECES:
                 yield (
-                    f"{sample.name}: the only cell of class {label} lies in {pieces} separate pieces. "
+                    f"{sample.name}: the only cell of class {label} is in {pieces} separate pieces. "
                     "If its map is a mask of all cells, use --instances components."
                 )
 

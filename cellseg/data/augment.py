@@ -46,13 +46,13 @@ QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.RO
 
 @dataclass(frozen=True)
 class Changed:
-    """What an augmentation made of an image."""
+    """The result of an augmentation."""
 
     image_HWC: np.ndarray
     planes_PHW: np.ndarray
     magnification: float
-    """How many times as large the area of a cell became that lies inside as a whole. A deformation or a grid, which
-    make some cells larger and others smaller, do not count."""
+    """Factor by which the area of a cell grew that lies inside completely. Deformations and grids, which grow some
+    cells and shrink others, do not count."""
 
 
 def build_augmentation(augment: AugmentConfig) -> "Augmentation":
@@ -95,7 +95,7 @@ class Augmentation:
         return changed.image_HWC, changed.planes_PHW
 
     def change(self, image_HWC: np.ndarray, planes_PHW: np.ndarray, seed: int, crop: int | None = None) -> Changed:
-        """What a call returns, and how much larger areas became.
+        """Augment as a call does; the result also has the growth of areas.
 
         Args:
             crop: the result is a square of so many pixels, anywhere in the image. What a warp moves into it from
@@ -135,7 +135,7 @@ class Augmentation:
 
 
 def orientation(augment: AugmentConfig, rng: np.random.Generator) -> tuple[int, bool]:
-    """(quarter turns, whether mirrored): the first that an augmentation draws, and what decides the image's shape."""
+    """(quarter turns, whether mirrored): an augmentation's first draws, which determine the image's shape."""
     steps = PRESETS[augment.preset]
     if "flips" in steps:
         return int(rng.integers(4)), rng.integers(2) == 1
@@ -143,7 +143,7 @@ def orientation(augment: AugmentConfig, rng: np.random.Generator) -> tuple[int, 
 
 
 def turns_sides(augment: AugmentConfig, seed: int) -> bool:
-    """Whether the augmentation with this seed lets height and width of an image change places."""
+    """Whether the augmentation with this seed swaps the height and width of an image."""
     return orientation(augment, np.random.default_rng(seed))[0] % 2 == 1
 
 
@@ -158,7 +158,7 @@ def ranges(augment: AugmentConfig) -> Reach:
 def random_crop(
     image_HWC: np.ndarray, planes_PHW: np.ndarray, size: int, rng: np.random.Generator, margin: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A square of ``size`` pixels, anywhere in the image with equal chance, and ``margin`` pixels around it.
+    """Draw a square of ``size`` pixels uniformly from the image, with ``margin`` pixels around it.
 
     An image with a side below ``size`` is padded at the bottom and right with its background's colour, without cells;
     so is a margin that leaves the image, on any side. Cells may be cut.

@@ -64,12 +64,12 @@ def cell_sides(data: PackedDataset, config: DataConfig) -> np.ndarray:
 
 
 def candidates_for(data: PackedDataset) -> int:
-    """Four times the most cells of any image, and no fewer than torchvision's 1000."""
+    """Return four times the largest number of cells in an image, at least torchvision's 1000."""
     return max(FEWEST_PROPOSALS, CANDIDATES_PER_CELL * most_cells(data))
 
 
 def proposals_for(data: PackedDataset) -> int:
-    """Twice the most cells of any image, and no fewer than torchvision's 1000."""
+    """Return twice the largest number of cells in an image, at least torchvision's 1000."""
     return max(FEWEST_PROPOSALS, PROPOSALS_PER_CELL * most_cells(data))
 
 

@@ -14,7 +14,7 @@ from cellseg.data.reading_options import add_reading_options, config_from
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m cellseg.data.check", description="List every problem of a data set, and its counts."
+        prog="python -m cellseg.data.check", description="List the problems of a data set and its counts."
     )
     add_reading_options(parser)
     return run_command(parser, _command, argv)

@@ -1,8 +1,8 @@
-"""Batches of images of like size, and what padding them to a common size costs.
+"""Batches of images of similar size, and the cost of padding them to a common size.
 
-A detector pads the images of a batch to the largest height and the largest width among them. Where sizes differ, most
-of what it computes may be padding: of nuclei at their native size, 8 in a batch, seven tenths. So batches are put
-together of images that resemble each other, though no more than needed: where a plain shuffle wastes little, it stays.
+A detector pads the images of a batch to the largest height and the largest width among them. If sizes differ, most
+of the computation may be padding: 70 % for images of nuclei at native size, 8 in a batch. So batches are made of
+images of similar size, but only as far as needed: a plain shuffle that wastes little stays.
 
 Shape suffixes: N images, B images of a batch, 2 = height, width in pixels.
 """
@@ -16,41 +16,40 @@ DIVISIBLE = 32
 """Pixels: sides of a padded batch are multiples of this, the coarsest stride of the pyramid."""
 
 WASTE_AIM = 1.05
-"""Padded pixels for each pixel of the images, padded one by one: up to this a batch's images may come as they fall."""
+"""Acceptable ratio of padded pixels to those of the images padded one by one: below it, a plain shuffle stays."""
 
 BLOCK_GROWTH = 4
 """Images are sorted within blocks of 4, 16, 64, ... batches, until the aim is met."""
 
 PARTIAL_TRIES = 4
-"""Random images of which each may give the partial batch its size: to take all but one of the largest images away costs
-more than the partial batch is worth."""
+"""Random images tried as the one that gives the partial batch its size. A bad choice, such as all but one of the
+largest images, costs more than the partial batch is worth."""
 
 
 def padded(shapes_N2: np.ndarray) -> np.ndarray:
-    """Sides rounded up to what the network takes."""
+    """Round sides up to multiples of ``DIVISIBLE``."""
     return -(-np.asarray(shapes_N2) // DIVISIBLE) * DIVISIBLE
 
 
 def batch_pixels(shapes_B2: np.ndarray) -> int:
-    """Pixels of a batch of images of these shapes, padding included. 0 without images."""
+    """Count the pixels of a batch of images of these shapes, padding included. 0 without images."""
     if not len(shapes_B2):
         return 0
     return len(shapes_B2) * math.prod(padded(shapes_B2).max(axis=0).tolist())
 
 
 def waste(batches: Sequence[Sequence[int]], shapes_N2: np.ndarray) -> float:
-    """Pixels of the padded batches for each pixel of their images, each padded by itself; 1 is the least."""
+    """Return the ratio of padded pixels in the batches to those of the images padded one by one; at least 1."""
     alone = sum(padded(shapes_N2[[*batch]]).prod(axis=1).sum() for batch in batches)
     return sum(batch_pixels(shapes_N2[[*batch]]) for batch in batches) / alone
 
 
 def group_batches(shapes_N2: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
-    """Every image once, in batches of ``batch_size``, all full but perhaps the last, in random order.
+    """Group every image once into batches of ``batch_size``, all full except perhaps one, in random order.
 
-    The images are shuffled and dealt into batches as they come. Where that wastes more than ``WASTE_AIM`` allows, they
-    are cut into blocks of that order, each of which is sorted into batches by :func:`_sort_block`; the blocks are as
-    small as the aim allows, and the whole epoch is the largest. So an image meets others by chance as far as sizes
-    leave room for it, and no image or size has a place of its own in the order.
+    The images are shuffled and split into batches. If that wastes more than ``WASTE_AIM`` allows, the shuffled order is
+    cut into blocks, each sorted into batches by :func:`_sort_block`. The blocks are as small as the aim allows, at most
+    the whole epoch. So batches are as random as sizes allow, and no image or size has a fixed place in the order.
 
     Args:
         shapes_N2: (N, 2) height and width of the images as the network sees them, N > 0.
@@ -79,8 +78,8 @@ def group_batches(shapes_N2: np.ndarray, batch_size: int, rng: np.random.Generat
 
 
 def _take_last(order: list[int], first: int, count: int, shapes_N2: np.ndarray) -> tuple[list[int], list[int]]:
-    """The images without the ``count`` that make the partial batch, and those: the ones most like the image at
-    ``first`` in the order."""
+    """Split off the ``count`` images of the partial batch: those closest in size to the image at ``first`` in the
+    order. Returns the other images and the partial batch."""
     if not count:
         return order, []
     logs = np.log(shapes_N2[order])
@@ -90,8 +89,7 @@ def _take_last(order: list[int], first: int, count: int, shapes_N2: np.ndarray) 
 
 
 def _sort_block(block: list[int], shapes_N2: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Batches of a block, whose number of images is a multiple of ``batch_size``: it is cut in two until batches are
-    left."""
+    """Cut a block, whose number of images is a multiple of ``batch_size``, in two until only batches are left."""
     batches, parts = [], [block]
     while parts:
         part = parts.pop()
@@ -103,10 +101,10 @@ def _sort_block(block: list[int], shapes_N2: np.ndarray, batch_size: int) -> lis
 
 
 def _cut(part: list[int], shapes_N2: np.ndarray, batch_size: int) -> tuple[list[int], list[int]]:
-    """Two parts, of whole batches each.
+    """Cut ``part`` into two parts of whole batches.
 
-    The images are sorted by height or by width, and cut where both parts together, each padded to its own largest
-    sides, have fewest pixels. Among equals their order decides.
+    The images are sorted by height or by width, and cut where the two parts, each padded to its own largest
+    sides, have the fewest pixels in total. Ties keep their order.
     """
     shapes_B2 = padded(shapes_N2[part])
     cuts = np.arange(batch_size, len(part), batch_size)
@@ -117,7 +115,7 @@ def _cut(part: list[int], shapes_N2: np.ndarray, batch_size: int) -> tuple[list[
         before_B = np.maximum.accumulate(sides_B2, axis=0).prod(axis=1)  # area of the first i + 1, padded together
         after_B = np.maximum.accumulate(sides_B2[::-1], axis=0).prod(axis=1)[::-1]  # of those from i on
         pixels = before_B[cuts - 1] * cuts + after_B[cuts] * (len(part) - cuts)
-        # Of equally good cuts the middle one: that keeps parts large, and their number of cuts small.
+        # Of equally good cuts, take the middle one: it needs the fewest further cuts.
         least = np.flatnonzero(pixels == pixels.min())
         if best is None or pixels.min() < best[0]:
             best = float(pixels.min()), int(cuts[least[len(least) // 2]]), order

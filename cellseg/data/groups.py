@@ -1,4 +1,4 @@
-"""Which images belong together: those of a patient or a slide, which must not sit on both sides of a split."""
+"""Groups of images, such as those of a patient or slide, which must not be on both sides of a split."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ from cellseg.errors import UserError, raise_all
 from cellseg.files import read_json, read_yaml
 
 HEADER = ["image", "group"]
-"""The first line of a CSV file, which may be left out."""
+"""The optional first line of a CSV file."""
 
 SHOWN = 5
-"""Of many image names, so many are told."""
+"""Image names that a message lists at most."""
 
 
 def read_groups(data: DataConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """The group of each of ``names``, as ``data.groups`` says.
+    """Return the group of each of ``names``, as ``data.groups`` defines it.
 
     Raises:
         UserError: an image without a group, or a file that cannot be understood.
@@ -75,7 +75,7 @@ def _read_mapping(path: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: must map image names to groups, but got {type(content).__name__}.")
     raise_all(
-        f"{path}: {image}: a group must be a text or a whole number, but got {group!r}."
+        f"{path}: {image}: a group must be a string or a whole number, but got {group!r}."
         for image, group in content.items()
         if not isinstance(group, str | int) or isinstance(group, bool) or group == ""
     )

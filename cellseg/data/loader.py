@@ -24,7 +24,7 @@ from cellseg.device import pick_device
 
 
 def plain_item(sample: Sample, data: DataConfig) -> Item:
-    """A sample as prediction sees it, with its target: scaled and coloured, neither cropped nor augmented."""
+    """Make a sample with its target as in prediction: scaled and coloured, neither cropped nor augmented."""
     image_HWC, planes_PHW = _scaled(sample, scaled_size(*sample.size, data), data)
     return _channels_first(image_HWC), make_target(planes_PHW, sample.labels_N)
 
@@ -62,13 +62,13 @@ class TrainingImages(Dataset):
         return _channels_first(changed.image_HWC), target
 
     def shapes(self, epoch: int) -> np.ndarray:
-        """(N, 2): height and width in pixels of the items of an epoch, which are not made for it."""
+        """(N, 2): height and width in pixels of an epoch's items, without making the items."""
         sizes = ((int(height), int(width)) for height, width in self.data.sizes[[*self.indices]])
         plans = (plan_visit(self.config, epoch, index, size) for index, size in zip(self.indices, sizes, strict=True))
         return np.array([plan.shape for plan in plans])
 
     def _cell_areas(self, index: int, sample: Sample) -> np.ndarray:
-        """(N,) pixels of each cell of a sample as it was annotated; counted once."""
+        """(N,) annotated pixels of each cell of a sample; counted once."""
         if index not in self._areas:
             counts = np.bincount(sample.planes_PHW.ravel(), minlength=len(sample.labels_N) + 1)
             self._areas[index] = counts[1:]
@@ -79,7 +79,7 @@ class EpochBatches(Sampler):
     """Batches of (epoch, position) for one epoch, in an order that follows from (seed, epoch)."""
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, shapes: Callable[[int], np.ndarray] | None = None):
-        """``shapes``: (N, 2) heights and widths of an epoch's items, by which they are grouped. None: all alike."""
+        """``shapes``: (N, 2) heights and widths of an epoch's items, to group them by. None: all are of one size."""
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed

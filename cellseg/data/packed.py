@@ -53,7 +53,7 @@ class PackedDataset:
         self.groups: tuple[str, ...] | None = tuple(json.loads(metadata["groups"])) if "groups" in metadata else None
         """The group of each image, which shares a fold; None: there are no groups."""
         self.settings: dict[str, str] = json.loads(metadata["settings"])
-        """How the files were read, see :class:`cellseg.data.source.Dataset`."""
+        """Settings that the files were read with, see :class:`cellseg.data.source.Dataset`."""
 
     def __reduce__(self) -> tuple:
         return type(self), (self.table,)

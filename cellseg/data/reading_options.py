@@ -8,8 +8,18 @@ from cellseg.config import DataConfig
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Add ROOT and the options that become fields of ``DataConfig``."""
     parser.add_argument("root", metavar="ROOT", help="folder of the data set")
-    parser.add_argument("--layout", choices=("auto", "release", "coco"), default="auto", help="default: auto")
-    parser.add_argument("--instances", choices=("ids", "components"), default="ids", help="default: ids")
+    parser.add_argument(
+        "--layout",
+        choices=("auto", "release", "coco"),
+        default="auto",
+        help="how the files are arranged; default: auto",
+    )
+    parser.add_argument(
+        "--instances",
+        choices=("ids", "components"),
+        default="ids",
+        help="what a class map of the release layout holds; default: ids",
+    )
     parser.add_argument("--annotations", metavar="FILE", help="COCO layout: the annotation file, relative to ROOT")
 
 

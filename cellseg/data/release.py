@@ -220,7 +220,7 @@ def _stray_notes(train: Path, sources: list[ReleaseSource]) -> Iterable[str]:
     paths += [path for path in train.iterdir() if path not in set(folders)]
     for path in sorted(paths):
         if not path.name.startswith("."):
-            yield f"{path}: is no part of the release layout and was ignored."
+            yield f"{path}: is not part of the release layout and was ignored."
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -68,7 +68,7 @@ def _decode_rle(rle: dict, height: int, width: int) -> tuple[np.ndarray, tuple[i
     counts = rle.get("counts")
     runs = _parse_counts(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
-        raise ValueError(f"RLE counts must be a list of whole numbers or COCO's text, but got {str(counts)[:60]!r}.")
+        raise ValueError(f"RLE counts must be a list of whole numbers or COCO's string, but got {str(counts)[:60]!r}.")
     if sum(runs) != height * width:
         raise ValueError(f"RLE counts must add up to the image's {height * width} pixels, but got {sum(runs)}.")
     # Runs of background and cell alternate, column by column. All cell pixels as indices in that order:

@@ -100,7 +100,7 @@ def split(label_counts_NC: np.ndarray, data: DataConfig, groups: Sequence[str] |
     if groups is not None and len(set(groups)) < data.num_folds:
         raise UserError(
             f"data.num_folds: each fold needs a group of images, but got {data.num_folds} folds, {len(set(groups))} "
-            "groups. Take fewer folds, or smaller groups in data.groups."
+            "groups. Use fewer folds, or smaller groups in data.groups."
         )
     if len(label_counts_NC) < data.num_folds:
         raise UserError(

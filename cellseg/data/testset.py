@@ -90,7 +90,7 @@ def _entry_problems(path: Path, index: int, entry: Any) -> Iterator[str]:
         yield f"{where}: must be a mapping with file_name, id, height and width, but got {entry!r}."
         return
     if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-        yield f"{where}: file_name must be a text, but got {entry.get('file_name')!r}."
+        yield f"{where}: file_name must be a string, but got {entry.get('file_name')!r}."
     for key, least in (("id", 0), ("height", 1), ("width", 1)):
         value = entry.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

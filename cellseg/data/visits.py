@@ -1,4 +1,4 @@
-"""What is random about a visit to a training image, as far as its size: known before any pixel is read."""
+"""Random scale and size of each visit to a training image, known before any pixel is read."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ from cellseg.data.resize import multiply_size, scaled_size
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """How a training image is seen in one epoch."""
+    """Scale, seed and final size of a training image in one epoch."""
 
     scaled: tuple[int, int]
     """(height, width) in pixels that the whole image is scaled to."""
     seed: int
     """Seed of the crop's place and of the augmentation."""
     shape: tuple[int, int]
-    """(height, width) in pixels that the network sees: the crop, or the whole image after it was turned."""
+    """(height, width) in pixels that the network sees: the crop, or the whole image after rotation."""
 
 
 def plan_visit(config: TrialConfig, epoch: int, index: int, size: tuple[int, int]) -> Visit:
-    """The visit of ``epoch`` to sample ``index``, whose image has ``size`` (height, width).
+    """Plan the visit of ``epoch`` to sample ``index``, whose image has ``size`` (height, width).
 
-    It follows from these and the run's seed alone, whichever process asks.
+    Depends only on these and the run's seed, so all processes agree.
     """
     rng = np.random.default_rng([config.train.seed, epoch, index])
     scaled = scaled_size(*size, config.data)

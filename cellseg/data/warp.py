@@ -1,8 +1,7 @@
-"""The affine warp of an image, or of a crop that is placed so that the image fills it.
+"""Affine warps of an image, or of a crop placed so that the image fills it.
 
-To crop first and warp then leaves corners that the crop lacks, though the image has them: 11 % of the pixels, and a
-third of them in one crop of ten. Here the crop is cut out of the image by the warp itself, so what costs is the crop,
-however far around it the warp reaches.
+Cropping before warping leaves empty corners although the image has those pixels: 11 % of a crop on average, and a third
+in one crop of ten. Here the warp itself cuts the crop out of the image, so the cost depends on the crop's size only.
 
 Shape suffixes: P planes, H height, W width, C colour channels, 33 a matrix for (x, y, 1) in pixels.
 """
@@ -18,10 +17,10 @@ from cellseg.data.transforms import PROBABILITY, through_four_channels
 
 
 def draw_affine(transform: Any, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray | None:
-    """A random affine matrix_33 from places in an image of ``size`` (height, width) to where they go in one of the same
-    size, about its centre; None where, by chance, nothing is to be warped.
+    """Draw a random affine matrix_33 about the centre of an image of ``size`` (height, width), which maps source to
+    target coordinates; None if the draw skips the warp.
 
-    ``transform`` is what ``STEPS["affine"]`` made: it holds the ranges.
+    ``transform``: made by ``STEPS["affine"]``; holds the ranges.
     """
     chance = random.Random(int(rng.integers(2**63)))
     if chance.random() >= PROBABILITY["affine"]:
@@ -31,24 +30,24 @@ def draw_affine(transform: Any, size: tuple[int, int], rng: np.random.Generator)
 
 
 def magnification(matrix_33: np.ndarray) -> float:
-    """How many times as large areas become."""
+    """Return the factor by which areas grow."""
     return abs(float(np.linalg.det(matrix_33[:2, :2])))
 
 
 def place_crop(
     matrix_33: np.ndarray, size: tuple[int, int], crop: int, side: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """``matrix_33`` about the centre of a square, moved to a random place of an image.
+    """Move ``matrix_33``, drawn about the centre of a square, to a random place of an image.
 
-    Along each axis the place is drawn from all those where the middle of the square, ``crop`` pixels wide, shows
-    nothing from outside of the image, or, where it needs more than there is, all of the image.
+    Along each axis, the place is drawn from those where the middle ``crop`` pixels of the square show nothing from
+    outside the image; if the image is too small for that, from those that show all of it.
 
     Args:
         matrix_33: see :func:`draw_affine`, for a square of ``side``.
         size: (height, width) of the image.
 
     Returns:
-        The matrix from places in the image to places in the square.
+        The matrix from image to square coordinates.
     """
     back_22 = np.linalg.inv(matrix_33[:2, :2])
     reach_2 = np.abs(back_22).sum(axis=1) * crop / 2  # of the crop's corners from its centre, along x and y
@@ -68,9 +67,9 @@ def warp(
     size: tuple[int, int],
     fill: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image and planes as ``matrix_33`` moves them into ``size`` (height, width).
+    """Warp image and planes by ``matrix_33`` into ``size`` (height, width).
 
-    What comes from outside of the image has the colour ``fill`` and no cell.
+    Pixels from outside the image get the colour ``fill`` and no cell.
     """
     to = partial(
         cv2.warpAffine, M=matrix_33[:2], dsize=(size[1], size[0]), borderMode=cv2.BORDER_CONSTANT

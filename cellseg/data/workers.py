@@ -1,4 +1,4 @@
-"""How many processes load the training images, and whether what they send fits into shared memory."""
+"""The number of loader processes, and whether their batches fit into shared memory."""
 
 import os
 import sys
@@ -14,29 +14,29 @@ from cellseg.data.resize import scaled_size
 from cellseg.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where batches of other processes lie on Linux, until the one that trains has taken them."""
+"""Linux's shared memory, which holds the batches of loader processes until training takes them."""
 
 MOST = 16
-"""Of ``auto``: more loaders than this feed no GPU faster, but take memory each."""
+"""Upper limit of ``auto``: more loaders take memory but do not feed a GPU faster."""
 
 BATCHES_AHEAD = 2
-"""Batches that each loader has ready or at hand: torch's ``prefetch_factor``."""
+"""Batches that each loader prefetches: torch's ``prefetch_factor``."""
 
 IN_HAND = 3
-"""Batches besides: one that trains, one that is pinned, one on its way."""
+"""Further batches: one in training, one being pinned, one in transit."""
 
 
 def num_workers(
     data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, device: torch.device, num_batches: int
 ) -> int:
-    """The number of loader processes for ``train.workers``.
+    """Return the number of loader processes for ``train.workers``.
 
-    ``auto`` is 0 where a CPU trains: it has no time to spare. For a GPU it is the CPUs that this process was given for
-    it less one, which stays with training, but at least 1 and at most ``MOST`` and ``num_batches``; and fewer, with a
-    warning, where shared memory has no room for their batches. A number that was asked for is taken, or refused.
+    ``auto`` is 0 on a CPU, which has no time to spare. For a GPU it is this process's share of the CPUs minus one for
+    training, but at least 1 and at most ``MOST`` and ``num_batches``; and fewer, with a warning, if shared memory has
+    no room for their batches. An explicit number is used as it is, or refused.
 
     Raises:
-        UserError: shared memory has no room for the batches of so many.
+        UserError: shared memory has no room for the batches of that many.
     """
     asked = config.train.workers
     wanted = _automatic(device, num_batches) if asked == "auto" else asked
@@ -52,20 +52,20 @@ def num_workers(
     )
     remedy = "Give the container more (docker run --shm-size=8g)"
     if asked == "auto":
-        warnings.warn(f"{problem} {fitting} are used. {remedy} for all of them.", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{problem} Using {fitting}. {remedy} to use all of them.", RuntimeWarning, stacklevel=2)
         return fitting
-    raise UserError(f"{problem} {remedy}, or take at most {fitting} workers.")
+    raise UserError(f"{problem} {remedy}, or use at most {fitting} workers.")
 
 
 def given_cpus() -> int:
-    """CPUs for this process: those it may run on, shared among the GPUs it sees, and no more than torch's threads,
-    which a search sets to what a trial was given."""
+    """Return the CPUs of this process: those it may run on, divided by the GPUs it sees, at most torch's threads, which
+    a search sets to a trial's CPUs."""
     may_run_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min(may_run_on // max(torch.cuda.device_count(), 1), torch.get_num_threads()), 1)
 
 
 def free_shared_memory() -> int | None:
-    """Bytes; None on systems where batches travel in other ways."""
+    """Return the free bytes; None on systems that send batches in other ways."""
     if sys.platform != "linux" or not SHARED_MEMORY.is_dir():
         return None
     state = os.statvfs(SHARED_MEMORY)
@@ -73,7 +73,7 @@ def free_shared_memory() -> int | None:
 
 
 def largest_batch_bytes(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> int:
-    """Bytes of the images and planes of the largest batch there can be."""
+    """Return the bytes of images and planes of the largest possible batch."""
     crop = config.data.crop
     bytes_of_images = []
     for index in indices:

@@ -62,20 +62,20 @@ def predict_images(
     what it finds is merged as it merges detections itself, by ``inference.nms`` and up to
     ``model.detections_per_image`` (for each tile). A cell keeps the mask that was predicted with it.
 
-    On a GPU images and tiles of equal size go through the network together, as many as ``room`` says, and mixed
-    precision of training holds for its backbone; proposals, boxes, scores and masks are float32. Nothing is padded
-    for the sake of another image, so each is predicted as it would be alone.
+    On a GPU, images and tiles of equal size go through the network together, as many as ``room`` allows, and the
+    backbone uses the mixed precision of training; proposals, boxes, scores and masks are float32. No image is padded
+    to the size of another, so each is predicted as if alone.
 
-    Beyond what the network needs, memory is that of the scaled images that go together, of the masks found in them, 28
-    x 28 values each, and of the largest box.
+    Besides the network, memory holds the scaled images of one batch, their masks of 28 x 28 values each, and the
+    largest box.
 
     Args:
         model: its parameters' device does the work.
-        images: (H, W, 3) uint8 RGB of any size, as :func:`cellseg.data.images.to_rgb` makes them. They are brought to
-            the scale and colour the model was trained on.
+        images: (H, W, 3) uint8 RGB of any size, as :func:`cellseg.data.images.to_rgb` makes them. They are
+            converted to the scale and colour of training.
         config: resolved by :func:`cellseg.data.auto.resolve_auto`.
-        room: what is known about the memory, and learns more. None: nothing yet.
-        scale: gives the images as the network sees them. None: they are scaled here.
+        room: the memory limit found so far; updated. None: start with the default.
+        scale: provides the images as the network sees them. None: scale them here.
 
     Raises:
         torch.OutOfMemoryError, ...: an image or tile does not fit into memory by itself.
@@ -86,7 +86,7 @@ def predict_images(
     from cellseg.inference.tiles import concatenate, tile_windows
 
     images = list(images)
-    for image_HWC in images:  # pixels of another type would silently give wrong cells
+    for image_HWC in images:  # other types would silently give wrong cells
         assert image_HWC.dtype == np.uint8, f"to_rgb comes first, but got {image_HWC.dtype}"
         assert image_HWC.ndim == 3 and image_HWC.shape[2] == 3, f"to_rgb comes first, but got {image_HWC.shape}"
     inference = config.inference
@@ -130,12 +130,12 @@ class _Detector:
     room: "Room"
     inference: "InferenceConfig"
     size: tuple[int, int]
-    """(height, width) of the images as they came; detections are in these pixels."""
+    """(height, width) of the original images; detections are in these pixels."""
 
     def find(
         self, scaled: list[np.ndarray], scaled_size: tuple[int, int], windows: "list[Window]"
     ) -> "list[Detections]":
-        """What the model finds in each of the ``scaled`` images, seen through ``windows``."""
+        """Find the cells in each of the ``scaled`` images, seen through ``windows``."""
         from cellseg.inference.tiles import merge_tiles
 
         def tiles_of(views: "Sequence[tuple[np.ndarray, Window]]") -> "list[TileDetections]":
@@ -153,7 +153,7 @@ class _Detector:
         return merged
 
     def _tile(self, found: dict[str, np.ndarray], window: "Window", scaled_size: tuple[int, int]) -> "TileDetections":
-        """A tile's detections in pixels of the image as it came."""
+        """Convert a tile's detections to pixels of the original image."""
         from cellseg.data.detections import Detections
         from cellseg.inference.paste import paste_masks
         from cellseg.inference.tiles import TileDetections
@@ -173,7 +173,7 @@ class _Detector:
 def detect(
     model: "nn.Module", images: Sequence[np.ndarray], amp_dtype: "torch.dtype | None" = None
 ) -> list[dict[str, np.ndarray]]:
-    """What the model finds in each of ``images``, (H, W, 3) uint8 and all of one size: boxes (N, 4) in their pixels,
+    """Detect cells in each of ``images``, (H, W, 3) uint8 and all of one size: boxes (N, 4) in their pixels,
     scores (N,), labels (N,) and masks (N, 1, M, M).
 
     Args:
@@ -195,7 +195,7 @@ def detect(
 def _forward(
     model: "nn.Module", images: "list[torch.Tensor]", amp_dtype: "torch.dtype | None"
 ) -> "list[dict[str, torch.Tensor]]":
-    """The model's detections, with its backbone in mixed precision and everything behind it in float32."""
+    """Run the model with its backbone in mixed precision and everything after it in float32."""
     import torch
 
     if amp_dtype is None:
@@ -223,7 +223,7 @@ def _suppress(found: "Detections", inference: "InferenceConfig", limit: int) -> 
 
 @contextmanager
 def _evaluating(model: "nn.Module") -> Iterator[None]:
-    """``model`` in evaluation mode, and back."""
+    """Put ``model`` into evaluation mode, and back."""
     was_training = model.training
     model.eval()
     try:
@@ -233,6 +233,6 @@ def _evaluating(model: "nn.Module") -> Iterator[None]:
 
 
 def batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """``items`` in turn, ``size`` at a time, the last time as many as are left."""
+    """Yield ``items`` in chunks of ``size``; the last may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cellseg.device import Room
 
 IMAGES_AT_ONCE = 16
-"""Test images that are read before a GPU predicts them, those of equal size together."""
+"""Test images read ahead on a GPU, to predict those of equal size together."""
 
 
 def write_results(
@@ -36,7 +36,7 @@ def write_results(
     """Predict test images and write COCO results (RLE masks) to ``out``; the number of detections.
 
     Classes are written as the category ids of the annotations that the model was trained on. Every listed image whose
-    file is there is predicted; the caller decides about absent ones. The file is read back with pycocotools against the
+    file is there is predicted; the caller decides about absent ones. The file is validated with pycocotools against the
     list before it takes its name.
 
     Raises:
@@ -71,7 +71,7 @@ def write_results(
 
 
 def _read(images: "Sequence[TestImage]", problems: list[str]) -> "tuple[list[TestImage], list[np.ndarray]]":
-    """The images whose pixels are what the list says, and those pixels; what is wrong with the others is added to
+    """Read the images that match the test list, and their pixels; problems of the others are added to
     ``problems``."""
     from cellseg.data.images import read_image
 

@@ -16,15 +16,15 @@ from torchvision.models.detection.rpn import RPNHead
 from cellseg.config import sizes_per_level
 
 GRIDS_KEPT = 16
-"""Sizes of images whose anchors are remembered: a batch's are those of the one before it more often than not."""
+"""Image sizes whose anchors are cached: consecutive batches mostly have the same size."""
 
 
 @dataclass(frozen=True)
 class AnchorLevel:
-    """The anchors of one FPN level: each shape stands at each place of a regular grid."""
+    """The anchors of one FPN level: every shape at every place of a regular grid."""
 
     first: int
-    """Where the level's anchors begin among those of the image."""
+    """Index of the level's first anchor among those of the image."""
     stride: tuple[int, int]
     """Pixels from a row to the next and from a column to the next."""
     x_SW2: Tensor
@@ -46,7 +46,7 @@ class AnchorGrid:
     """float32, level by level; within a level by row, column and shape, as the RPN's head answers."""
     levels: tuple[AnchorLevel, ...]
     from_planes_A: Tensor
-    """int64: where each anchor stands when a level's are counted by shape, row and column instead."""
+    """int64: index of each anchor if a level is ordered by shape, row and column instead."""
     edges: tuple[Tensor, Tensor, Tensor]
     """``x_SW2`` of all levels as (X, 2), ``y_SH2`` of all levels as (Y, 2), and the areas (Y,) of the anchors that each
     row is of."""

@@ -15,18 +15,18 @@ BACKGROUND = -1
 
 
 def assign_by_statistics(boxes_N4: Tensor, grid: AnchorGrid, places: int, *, best_anchor: bool) -> Tensor:
-    """Which cell each anchor stands for.
+    """Match anchors to cells.
 
-    On every level, the anchors at the ``places`` nearest to a cell's centre are its candidates. Those stand for it
-    whose IoU reaches the mean plus the standard deviation of all candidates' IoUs, and whose centre lies in its box. Of
-    several cells an anchor takes the one it overlaps most.
+    On every level, the anchors at the ``places`` nearest to a cell's centre are its candidates. A candidate
+    matches if its IoU reaches the mean plus the standard deviation of all candidates' IoUs and its centre lies in the
+    box. An anchor that matches several cells takes the one it overlaps most.
 
-    No cell is compared with more than its candidates: there is no table of cells and anchors.
+    Each cell is compared with its candidates only: there is no table of cells and anchors.
 
     Args:
         boxes_N4: at least one, float32.
-        places: at least 1; a level with fewer has that many.
-        best_anchor: the candidates of the highest IoU stand for a cell in any case.
+        places: at least 1; a smaller level uses all of its places.
+        best_anchor: the candidates with the highest IoU always match.
 
     Returns:
         (A,) int64: a cell in 0..N-1, or -1, background.
@@ -41,7 +41,7 @@ def assign_by_statistics(boxes_N4: Tensor, grid: AnchorGrid, places: int, *, bes
     if best_anchor:
         is_its_NK |= iou_NK == iou_NK.amax(dim=1, keepdim=True)
     is_its_NK &= iou_NK > 0
-    # An anchor's highest IoU with a cell that wants it, and the first cell that has it.
+    # Each anchor's highest IoU among the cells it matches, and the first cell with that IoU.
     wanted_NK = torch.where(is_its_NK, iou_NK, 0)
     num_anchors, num_cells = len(grid.boxes_A4), len(boxes_N4)
     flat = index_NK.flatten()
@@ -57,7 +57,7 @@ def assign_by_statistics(boxes_N4: Tensor, grid: AnchorGrid, places: int, *, bes
 def _nearest(boxes_N4: Tensor, level: AnchorLevel, places: int) -> Tensor:
     """(N, places * S) int64: the anchors of a level at the places nearest to each cell's centre.
 
-    They lie in a window around the nearest one, which is moved into the grid where it would reach beyond it.
+    They lie in a window around the nearest place, shifted to stay inside the grid.
     """
     shapes, height, width = level.shape
     reach = math.ceil(math.sqrt(places))
@@ -73,7 +73,7 @@ def _nearest(boxes_N4: Tensor, level: AnchorLevel, places: int) -> Tensor:
 
 
 def _window(centre_N: Tensor, edges_SL2: Tensor, stride: int, reach: int, length: int) -> tuple[Tensor, Tensor]:
-    """Rows or columns (N, Y) int64 around each centre, and their distances from it in px. All shapes stand alike."""
+    """Rows or columns (N, Y) int64 around each centre, and their distances from it in px. The same for all shapes."""
     first_place = edges_SL2[0, 0].mean()
     nearest_N = ((centre_N - first_place) / stride).round().to(torch.int64)
     side = min(2 * reach + 1, length)
@@ -83,7 +83,7 @@ def _window(centre_N: Tensor, edges_SL2: Tensor, stride: int, reach: int, length
 
 
 def _iou(boxes_N14: Tensor, anchors_NK4: Tensor) -> Tensor:
-    """(N, K) of each cell with its own candidates."""
+    """(N, K): IoU of each cell with its own candidates."""
     shared_NK2 = (
         torch.minimum(boxes_N14[..., 2:], anchors_NK4[..., 2:])
         - torch.maximum(boxes_N14[..., :2], anchors_NK4[..., :2])

@@ -1,4 +1,4 @@
-"""Boxes in float32 under every precision of training: how they are coded, and which of them stay.
+"""Box coding and suppression, in float32 under every precision of training.
 
 Shape suffixes: B images, K candidates of an image, X kept ones of all images, N boxes, C classes, 4 = x1, y1, x2, y2 in
 pixels.
@@ -12,15 +12,15 @@ from torchvision.ops import batched_nms, nms
 from cellseg.model import waiting
 
 TOGETHER = 1 << 15
-"""Boxes that one call of a GPU's suppression compares, at most: each with each, a bit a pair, 128 MiB. An image with
-more is a call of its own."""
+"""Most boxes that one suppression call on a GPU compares: all pairs, one bit each, 128 MiB. An image with more boxes
+is a call of its own."""
 
 
 class Float32BoxCoder(BoxCoder):
-    """torchvision's coder, which takes boxes and deltas of any precision to float32, and makes no tensor of numbers."""
+    """torchvision's coder for any precision, computed in float32 without making tensors from scalars."""
 
     def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
-        """What the network should say at ``proposals`` (N, 4) where ``reference_boxes`` (N, 4) are the cells'."""
+        """Return the deltas (N, 4) that turn ``proposals`` (N, 4) into the cells' ``reference_boxes`` (N, 4)."""
         centre_N2, side_N2 = _centres_and_sides(proposals.float())
         true_centre_N2, true_side_N2 = _centres_and_sides(reference_boxes.float())
         (wx, wy, ww, wh), shift_N2 = self.weights, true_centre_N2 - centre_N2
@@ -28,7 +28,7 @@ class Float32BoxCoder(BoxCoder):
         return torch.stack([dx / side_N2[:, 0], dy / side_N2[:, 1], ww * dw, wh * dh], dim=1)
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        """(N, 4C) float32: the boxes that the deltas (N, 4C) make of ``boxes`` (N, 4)."""
+        """Return ``boxes`` (N, 4) changed by the deltas (N, 4C): (N, 4C) float32."""
         centre_N2, side_N2 = _centres_and_sides(boxes.float())
         dx, dy, dw, dh = (
             delta_NC / weight
@@ -44,12 +44,12 @@ class Float32BoxCoder(BoxCoder):
 def suppress_in_groups(
     boxes_BK4: Tensor, scores_BK: Tensor, groups_K: Tensor, is_there_BK: Tensor, threshold: float
 ) -> Tensor:
-    """Positions in (B * K) of the boxes that non-maximum suppression leaves, the better before the worse in each image.
+    """Return the positions in (B * K) of boxes that survive non-maximum suppression, best first within each image.
 
-    Boxes of different images or groups leave each other alone. Of those that are not there any may stay.
+    Boxes of different images or groups do not suppress each other. Absent boxes may survive.
 
-    On a GPU the boxes of several images and all groups go through one call, for which the host waits once; each group
-    is moved to a place of its own for that. Coordinates stay below 2^14 px, so they are good for 0.001 px.
+    On a GPU the boxes of several images and all groups share one call, for which the host waits once; each group
+    is shifted to a separate place. Coordinates stay below 2^14 px, so float32 resolves 0.001 px.
 
     Args:
         groups_K: int64 from 0, the same for all images.
@@ -78,10 +78,10 @@ def suppress_in_groups(
 def best_of_each_image(
     kept: Tensor, boxes_BK4: Tensor, scores_BK: Tensor, is_there_BK: Tensor, limit: int
 ) -> tuple[Tensor, Tensor]:
-    """The first ``limit`` of each image among the ``kept`` positions in (B * K), with their scores.
+    """Gather the first ``limit`` boxes of each image among the ``kept`` positions in (B * K), with their scores.
 
     Returns:
-        Boxes (B, limit, 4) and scores (B, limit). Where an image has fewer, the rest is 0: such boxes have no area.
+        Boxes (B, limit, 4) and scores (B, limit). Images with fewer are padded with 0: boxes without area.
     """
     batch, count = scores_BK.shape
     image_B = torch.arange(batch, device=kept.device)

@@ -145,5 +145,5 @@ def _check_size(model: nn.Module, limit: int) -> None:
     if trainable > limit:
         raise UserError(
             f"model.max_trainable: at most {limit:,} trainable parameters are allowed, but got {trainable:,}, "
-            f"{trainable - limit:,} too many. Freeze stages or take a smaller backbone."
+            f"{trainable - limit:,} too many. Freeze stages or use a smaller backbone."
         )

@@ -14,7 +14,7 @@ from cellseg.config import parse_normalization
 class Normalize(GeneralizedRCNNTransform):
     """torchvision's transform without its resizing and pasting: normalises, then pads with 0 to a batch.
 
-    Scale is set once, in :mod:`cellseg.data.resize`, for training and prediction alike; masks leave as they are.
+    Scale is set once, in :mod:`cellseg.data.resize`, for training and prediction alike; masks are returned unchanged.
     """
 
     mean_C11: Tensor
@@ -23,7 +23,7 @@ class Normalize(GeneralizedRCNNTransform):
     def __init__(self, normalization: str) -> None:
         mean, std = parse_normalization(normalization)
         super().__init__(0, 0, list(mean), list(std))
-        # On the device with the weights, and no part of them: to make them anew for each image would be a wait.
+        # Buffers move with the model but are not saved. New tensors for each image would wait for the GPU.
         self.register_buffer("mean_C11", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std_C11", torch.tensor(std)[:, None, None], persistent=False)
 
@@ -43,8 +43,8 @@ class Normalize(GeneralizedRCNNTransform):
 
 
 class Detector(GeneralizedRCNN):
-    """torchvision's, without the look at every box of every target, for which the host would wait for a GPU: those of
-    :func:`cellseg.data.targets.make_target` have a width and a height."""
+    """torchvision's, without its check of every target box, for which the host would wait for a GPU: boxes of
+    :func:`cellseg.data.targets.make_target` always have an area."""
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None

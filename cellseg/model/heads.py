@@ -31,26 +31,26 @@ from cellseg.model.pooling import PyramidRoIAlign
 from cellseg.model.sampling import Sampler
 
 MASKS_AT_ONCE = 256
-"""Detections that go through the mask head together in prediction: its layers take 2 MB of each."""
+"""Detections that share a pass through the mask head in prediction; its layers take 2 MB for each."""
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The proposals of one image that a training step looks at, those on cells before those beside."""
+    """The proposals of one image in a training step, positives (on cells) before negatives."""
 
     boxes_P4: Tensor
     matched_P: Tensor
-    """int64: the cell that each overlaps most; any beside cells."""
+    """int64: the cell that each overlaps most; arbitrary for negatives."""
     labels_P: Tensor
-    """int64: the class of that cell, 0 beside cells."""
+    """int64: the class of that cell, 0 for negatives."""
     levels_P: np.ndarray
-    """int64: from which level the heads pool."""
+    """int64: the level that the heads pool from."""
     points_R2: np.ndarray
-    """int64, of those on cells: :func:`cellseg.data.targets.sampling_points` of their masks."""
+    """int64, of the positives: :func:`cellseg.data.targets.sampling_points` of their masks."""
 
     @property
     def on_cells(self) -> int:
-        """R, how many lie on cells."""
+        """R, the number of positives."""
         return len(self.points_R2)
 
 
@@ -88,7 +88,7 @@ class CellRoIHeads(RoIHeads):
         M) probabilities within the box. Losses are scalars, unweighted: ``loss_classifier``, ``loss_box_reg``,
         ``loss_mask``, ``loss_dice`` and, with a point head, ``loss_point``.
         """
-        # Pooling computes in float32 and in the plain order of memory: once for both heads instead of twice.
+        # Pooling needs float32 in contiguous memory: convert once for both heads instead of twice.
         features = {
             name: map_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
             for name, map_BCHW in features.items()
@@ -150,8 +150,8 @@ class CellRoIHeads(RoIHeads):
     def regions(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> list[Regions]:
         """Draw the proposals that a step learns from, with torch's global generator.
 
-        The cells' own boxes are proposals too. Those without area are none. The host waits once for a GPU, to learn how
-        many of each kind were drawn and what else decides sizes.
+        The cells' own boxes are proposals too; proposals without area are dropped. The host waits for a GPU once, for
+        the numbers that decide the sizes of tensors.
         """
         self.check_targets(targets)
         drawn = [
@@ -181,8 +181,8 @@ class CellRoIHeads(RoIHeads):
         return found
 
     def _draw(self, boxes_P4: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Boxes, cells and labels of what is drawn from an image's proposals, and whether each is a positive or a
-        negative one; some are neither. Within each kind those drawn come first."""
+        """Boxes, cells and labels of the proposals drawn from an image, and whether each is positive or negative; some
+        are neither. Within each kind, drawn ones come first."""
         true_boxes_N4 = target["boxes"].float()
         is_none_P = ~(boxes_P4[:, 2] > boxes_P4[:, 0])
         matched_P = torch.zeros(len(boxes_P4), dtype=torch.int64, device=boxes_P4.device)
@@ -202,7 +202,7 @@ class CellRoIHeads(RoIHeads):
     def _box_losses(
         self, logits_PC: Tensor, deltas: Tensor, regions: list[Regions], targets: list[dict[str, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """torchvision's ``fastrcnn_loss``, which asks where the positive ones are."""
+        """torchvision's ``fastrcnn_loss``, which has to look up the positives."""
         logits_PC, deltas_PC4 = logits_PC.float(), deltas.float().unflatten(1, (-1, 4))
         labels_P = torch.cat([of_image.labels_P for of_image in regions])
         edges = np.cumsum([0, *(len(of_image.labels_P) for of_image in regions)]).tolist()

@@ -1,4 +1,4 @@
-"""Regions that say neither cell nor background: what a crop has left of cells it cuts away almost whole.
+"""Ignored regions: remains of cells that a crop cuts away almost completely are neither cell nor background.
 
 Shape suffixes: A anchors or regions, J ignored boxes, 4 = x1, y1, x2, y2 in pixels.
 """
@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 COVERED = 0.3
-"""Share of an anchor or region, from which on an ignored box decides that it is no example of background. An IoU is
-never larger than this share, so whatever overlaps with an IoU of 0.3 is covered too. It is low on purpose: examples of
-background abound, and one too few does no harm, while one that shows a cell does."""
+"""Least share of an anchor or region under an ignored box that keeps it from being background. An IoU is never larger
+than this share, so an overlap with an IoU of 0.3 is covered too. The value is low on purpose: background is abundant,
+so a missing example does no harm, while one that shows a cell does."""
 
 PAIRS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}
-"""Anchors times ignored boxes compared at a time, by type of device, which takes about 16 bytes a pair."""
+"""Anchors times ignored boxes compared at a time, by type of device; a pair takes about 16 bytes."""
 
 NOTHING = -1
-"""The label that samplers leave out."""
+"""The label that samplers skip."""
 
 
 @torch.no_grad()
 def without_ignored(labels_A: Tensor, boxes_A4: Tensor, ignored_J4: Tensor | None) -> Tensor:
     """Return ``labels_A`` with -1 for the background (0) that lies under an ignored box; cells stay.
 
-    Nothing waits for the device.
+    Never waits for the device.
 
     Args:
-        labels_A: any type: 0 background, above it a cell, -1 nothing.
+        labels_A: any type: 0 background, above 0 a cell, -1 ignored.
         boxes_A4: anchors or regions.
         ignored_J4: boxes as in the ``ignored`` of :func:`cellseg.data.targets.make_target`. None: no box.
     """
@@ -37,7 +37,7 @@ def without_ignored(labels_A: Tensor, boxes_A4: Tensor, ignored_J4: Tensor | Non
 
 
 def _covered_share(boxes_a4: Tensor, ignored_J4: Tensor) -> Tensor:
-    """(a,) share of each box that lies under that ignored box which covers most of it; 0 for a box without area."""
+    """(a,) largest share of each box that any one ignored box covers; 0 for a box without area."""
     corners_a14 = boxes_a4[:, None]
     width_aJ = torch.minimum(corners_a14[..., 2], ignored_J4[:, 2]) - torch.maximum(
         corners_a14[..., 0], ignored_J4[:, 0]

@@ -1,4 +1,4 @@
-"""Which cell an anchor stands for, found without a table of all cells and all anchors, and without waiting for a GPU.
+"""Anchor matching by IoU, without a table of all cells and anchors and without waiting for a GPU.
 
 Shape suffixes: N cells, A anchors, S shapes of a level's anchors, H, W its rows and columns, X all columns of all
 shapes and levels, Y all rows, 4 = x1, y1, x2, y2 in pixels.
@@ -16,7 +16,7 @@ PAIRS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Cells times anchors compared at a time, 4 bytes each: what a CPU's cache holds, and what keeps a GPU busy with
 few kernels. An image with 1,000 cells and 250,000 anchors has 250 million."""
 ROUNDING = 1e-6
-"""Relative. Overlaps this near to a threshold or to each other count as equal."""
+"""Relative. Overlaps this close to a threshold or to each other count as equal."""
 
 
 def match_anchors(boxes_N4: Tensor, grid: AnchorGrid, matcher: Matcher) -> Tensor:
@@ -25,9 +25,9 @@ def match_anchors(boxes_N4: Tensor, grid: AnchorGrid, matcher: Matcher) -> Tenso
     An anchor belongs to the cell it overlaps most if that IoU reaches the matcher's high threshold, or, where the
     matcher allows it, if no anchor overlaps some cell more (so that every cell has an anchor).
 
-    The anchors of a shape differ only in where they stand: an intersection is the product of a height, of cell and
-    row, and a width, of cell and column. Over the sum of both areas it rises as the IoU does: r = IoU / (1 + IoU).
-    That table costs one multiplication for each pair.
+    The anchors of a shape differ only in position: an intersection is the product of a height, of cell and
+    row, and a width, of cell and column. Divided by the sum of both areas, it is r = IoU / (1 + IoU), monotonic in the
+    IoU. That table costs one multiplication per pair.
 
     Args:
         boxes_N4: at least one, float32.
@@ -49,7 +49,7 @@ def match_anchors(boxes_N4: Tensor, grid: AnchorGrid, matcher: Matcher) -> Tenso
     iou_A = best_A / (1 - best_A)
     taken_A = iou_A >= matcher.high_threshold * (1 - ROUNDING)
     if matcher.allow_low_quality_matches:
-        # Shares of each cell's best overlap. One that overlaps no anchor at all takes none.
+        # As shares of each cell's best overlap. A cell that overlaps no anchor takes none.
         shares_NY /= tops_CN.amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
         for place, rows, columns in parts:
             torch.amax(_table(shares_NY, widths_NX, rows, columns), dim=0, out=best_A[place])
@@ -66,7 +66,7 @@ and first of X, shapes and columns."""
 
 
 def _parts(grid: AnchorGrid, limit: int) -> Iterator[Part]:
-    """The anchors in parts of at most ``limit`` where a row has no more: whole levels, shapes, or rows of a shape."""
+    """Split the anchors into parts of at most ``limit``, or one row: whole levels, or rows of a shape."""
     first_y = first_x = 0
     for level in grid.levels:
         shapes, height, width = level.shape
@@ -91,7 +91,7 @@ def _table(shares_NY: Tensor, widths_NX: Tensor, rows: tuple[int, int, int], col
 
 
 def _overlaps(boxes_N4: Tensor, grid: AnchorGrid) -> tuple[Tensor, Tensor]:
-    """What each cell shares with each column, in pixels, and with each row, divided by both areas: (N, X), (N, Y)."""
+    """Overlaps of each cell with each column, in pixels, and with each row, divided by both areas: (N, X), (N, Y)."""
     x_X2, y_Y2, area_Y = grid.edges
     x1_N, y1_N, x2_N, y2_N = boxes_N4[:, :, None].unbind(dim=1)
     widths_NX = (torch.minimum(x2_N, x_X2[:, 1]) - torch.maximum(x1_N, x_X2[:, 0])).clamp_(min=0)

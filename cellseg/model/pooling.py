@@ -1,6 +1,6 @@
 """Pooling of regions of interest (RoIs) from the levels of a feature pyramid.
 
-Shape suffixes: R RoIs of all images, C channels, M side of what is pooled, 4 = x1, y1, x2, y2 in pixels of the
+Shape suffixes: R RoIs of all images, C channels, M side of the pooled features, 4 = x1, y1, x2, y2 in pixels of the
 network's input.
 """
 
@@ -17,11 +17,11 @@ EPSILON = 1e-6
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):
-    """torchvision's pooling from FPN levels, with the strides known instead of guessed, in one wait for a GPU or none.
+    """torchvision's pooling from FPN levels, with fixed instead of guessed strides and at most one GPU synchronisation.
 
-    torchvision guesses them at the first forward, from that batch's image sizes before padding, for the life of the
-    module. An image 33 px high is padded to 64: it would halve the strides for every image after it, and what a run
-    learns would depend on which images came first, after a resume too.
+    torchvision guesses the strides in the first forward pass, from the image sizes before padding, and keeps them. An
+    image 33 px high is padded to 64: it would halve the strides for all later images, and results would depend on
+    which images came first, also after a resume.
     """
 
     def __init__(self, levels: list[str], output_size: int):
@@ -32,7 +32,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
         self.map_levels = initLevelMapper(exponents[0], exponents[-1])
 
     def levels_of(self, boxes_R4: Tensor) -> Tensor:
-        """(R,) int64: for each RoI the place among the levels of the one it is pooled from."""
+        """(R,) int64: index of the level that each RoI is pooled from."""
         side_R = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(dim=1).sqrt()
         level_R = torch.floor(CANONICAL_LEVEL + torch.log2(side_R / CANONICAL_SIDE) + EPSILON)
         finest, coarsest = (int(-np.log2(scale)) for scale in (self.scales[0], self.scales[-1]))
@@ -48,10 +48,10 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
         """(R, C, M, M), in the type of the feature maps.
 
         Args:
-            x: feature maps by name; float32 in the plain order of memory is pooled as it is, others are copied.
+            x: feature maps by name; contiguous float32 is pooled as it is, others are copied.
             boxes: (r, 4) float32 for each image.
-            image_shapes: not needed.
-            levels_R: what :meth:`levels_of` gives for the boxes of all images, where the host knows it already.
+            image_shapes: not used.
+            levels_R: result of :meth:`levels_of` for the boxes of all images, if the host already has it.
         """
         maps = [x[name] for name in self.featmap_names]
         image_R1 = torch.cat([torch.full_like(b[:, :1], index) for index, b in enumerate(boxes)])
@@ -59,7 +59,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
         level_R = self.levels_of(boxes_R4)
         counts = np.bincount(level_R.cpu().numpy() if levels_R is None else levels_R, minlength=len(maps))
         rois_R5 = torch.cat([image_R1, boxes_R4], dim=1)
-        if len(rois_R5) and counts.max() == len(rois_R5):  # cells are mostly of the finest level
+        if len(rois_R5) and counts.max() == len(rois_R5):  # most cells belong to the finest level
             index = int(counts.argmax())
             return roi_align(maps[index], rois_R5, self.output_size, self.scales[index], self.sampling_ratio)
         order_R = level_R.argsort(stable=True)

@@ -1,4 +1,4 @@
-"""The region proposal network: what each anchor is told to say, and the proposals that are made of what they say.
+"""The region proposal network: targets of the anchors, and proposals from their predictions.
 
 Shape suffixes: B images, A anchors of an image, K candidates, N cells, P, Q drawn anchors, 4 = x1, y1, x2, y2 in px.
 """
@@ -22,14 +22,14 @@ from cellseg.model.matching import match_anchors
 from cellseg.model.sampling import Sampler
 
 Assign = Callable[[Tensor, AnchorGrid], Tensor]
-"""From cells' boxes (N, 4), at least one, and anchors to (A,) int64: the cell each anchor stands for, -1 background, or
--2 neither."""
+"""Maps the boxes of at least one cell (N, 4) and the anchors to (A,) int64: the cell matched to each anchor, -1 for
+background, -2 for neither."""
 
 
 class CellRPN(RegionProposalNetwork):
-    """torchvision's RPN, with boxes in float32 under every precision, no N x A tensor, and one wait for a GPU.
+    """torchvision's RPN, with float32 boxes under every precision, no N x A tensor, and a single GPU synchronisation.
 
-    Where a GPU trains, every image has as many proposals as may remain; where fewer do, the rest have no area.
+    In training on a GPU, every image has the maximum number of proposals; surplus ones have no area.
     """
 
     anchor_generator: CellAnchors
@@ -40,7 +40,7 @@ class CellRPN(RegionProposalNetwork):
         """``parts`` and ``more`` are torchvision's arguments.
 
         Args:
-            best_anchor: the anchors that overlap a cell most stand for it, however little that is.
+            best_anchor: the anchors with the highest IoU with a cell are matched to it, however low that IoU is.
             assign: replaces the assignment by IoU thresholds.
         """
         super().__init__(*parts, **more)
@@ -81,7 +81,7 @@ class CellRPN(RegionProposalNetwork):
         decoded = self.box_coder.decode_single(deltas_BK4.flatten(0, 1), anchors_BK4.flatten(0, 1))
         boxes = zip(decoded.unflatten(0, top_BK.shape), image_sizes, strict=True)
         boxes_BK4 = torch.stack([clip_boxes_to_image(boxes_K4, size) for boxes_K4, size in boxes])
-        # What is not a number is not there.
+        # NaN compares false, so such proposals are dropped.
         side_BK = (boxes_BK4[..., 2:] - boxes_BK4[..., :2]).amin(dim=2)
         is_there_BK = (side_BK >= self.min_size) & (scores_BK.sigmoid() >= self.score_thresh)
         boxes_BK4 = torch.where(is_there_BK[..., None], boxes_BK4, 0)
@@ -126,13 +126,13 @@ class CellRPN(RegionProposalNetwork):
 
     @torch.no_grad()
     def labels(self, boxes_N4: Tensor, grid: AnchorGrid, ignored_J4: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Say what an image's anchors should say.
+        """Assign an image's anchors their objectness labels and cells.
 
         Args:
-            ignored_J4: boxes under which there is no example of background, see :mod:`cellseg.model.ignore`.
+            ignored_J4: boxes under which no anchor is background, see :mod:`cellseg.model.ignore`.
 
         Returns:
-            (A,) float32, 1 cell, 0 background, -1 nothing; and the cell that each anchor stands for, (A,) int64,
+            (A,) float32, 1 cell, 0 background, -1 ignored; and the cell matched to each anchor, (A,) int64,
             negative where there is none.
         """
         if len(boxes_N4):

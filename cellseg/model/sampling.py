@@ -1,4 +1,4 @@
-"""Which anchors and proposals a step learns from: drawn at random, as many positive ones as are wanted and there."""
+"""Random sampling of the anchors and proposals that a training step learns from."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 @dataclass(frozen=True)
 class Sample:
-    """What was drawn from an image's anchors or proposals; of both kinds those that are there come first.
+    """Anchors or proposals drawn from one image; within positives and negatives, drawn ones come first.
 
-    The sizes of the tensors do not depend on values, so a GPU's host need not wait for them.
+    The sizes of the tensors do not depend on values, so the host need not wait for a GPU.
     """
 
     positive_P: Tensor
-    """(P,) int64, as many as may be drawn at most."""
+    """(P,) int64; P is the largest number that may be drawn."""
     is_positive_P: Tensor
     """(P,) bool: whether it was drawn."""
     negative_Q: Tensor
@@ -23,14 +23,14 @@ class Sample:
 
 
 class Sampler(BalancedPositiveNegativeSampler):
-    """torchvision's sampler with other random numbers: it draws a number for each anchor and takes the largest.
+    """torchvision's sampler with another way to draw: each anchor gets a random number, and the largest ones win.
 
-    Where torchvision counts the positives, to draw a permutation of so many, the host would wait for a GPU.
+    torchvision counts the positives to draw a permutation of that length, for which the host would wait for a GPU.
     """
 
     @classmethod
     def like(cls, other: BalancedPositiveNegativeSampler) -> "Sampler":
-        """One that draws as many as ``other``."""
+        """Build a sampler with the numbers of ``other``."""
         return cls(other.batch_size_per_image, other.positive_fraction)
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -47,7 +47,7 @@ class Sampler(BalancedPositiveNegativeSampler):
         """Draw from torch's global generator.
 
         Args:
-            labels_A: from 1 on is positive, 0 negative; others are not drawn.
+            labels_A: 1 and above is positive, 0 negative; others are not drawn.
         """
         total, num_anchors = self.batch_size_per_image, len(labels_A)
         chance_A = torch.rand(num_anchors, device=labels_A.device)

@@ -1,8 +1,8 @@
-"""Where values may decide shapes: on a CPU at no cost, on a GPU at that of waiting for all it has been given to do."""
+"""Choice between shapes that depend on values, free on a CPU, and fixed shapes, which spare a GPU synchronisation."""
 
 import torch
 
 
 def may_wait(device: torch.device) -> bool:
-    """Whether code may look at values as it goes. Where not, it works with fixed sizes and marks what is not there."""
+    """Whether code may read tensor values as it goes. If not, it uses fixed sizes and marks absent entries."""
     return device.type != "cuda"

@@ -27,14 +27,14 @@ def fit(
 ) -> Generator[EpochReport, None, None]:
     """Train as ``config`` says and yield an :class:`EpochReport` after each epoch.
 
-    Before each report it writes ``folder/last`` and, for a new best, ``folder/best``. A folder that holds ``last`` is
-    resumed; on a CPU the numbers are those of an uninterrupted run. The generator may be closed at any report.
+    Before each report it writes ``folder/last`` and, for a new best, ``folder/best``. A folder with ``last`` is
+    resumed; on a CPU the results equal those of an uninterrupted run. The generator may be closed at any report.
     Torch's global generator is seeded from (seed, epoch) at the start of each epoch.
 
-    On a GPU the images that need most memory are tried first. Where memory runs out, then or later, half as many images
-    at a time go through the network, from the last checkpoint on; the effective batch stays. On a GPU an epoch
-    also begins while the figures of the one before are computed and its checkpoints written; that one is reported
-    between two steps, when both are done.
+    On a GPU, the images that need most memory are tried first. If memory runs out, then or later, training continues
+    from the last checkpoint with half as many images at a time; the effective batch size stays. On a GPU, an epoch may
+    begin while the metrics of the previous one are computed and its checkpoints written; the report of the previous
+    epoch follows between two steps, when both are done.
 
     Args:
         on_step: called with (batches done, batches of the epoch).
@@ -66,10 +66,10 @@ def fit(
                 where = "" if memory == "device" else " into the memory of this machine"
                 raise TrainingError(
                     "out-of-memory",
-                    f"images of {hardest} do not fit{where}, one at a time, of a batch of {config.train.batch_size} "
-                    f"({first_line(error)})",
+                    f"images of {hardest} do not fit{where}, even one at a time, from a batch of "
+                    f"{config.train.batch_size} ({first_line(error)})",
                 ) from error
-        # Behind the handler, where nothing holds the network any more that did not fit.
+        # Outside the handler, where nothing refers to the failed network any more.
         free_memory()
 
 
@@ -94,8 +94,8 @@ def _attempt(
 def _epochs(run: "TrainingRun", on_step: Callable[[int, int], None] | None) -> Iterator[EpochReport]:
     """Train, judge and report one epoch after the other until the run is over.
 
-    An epoch is reported when its figures are known and its checkpoints on the disk. Until then the next one trains,
-    where the two may overlap.
+    An epoch is reported when its metrics are known and its checkpoints are on disk. Until then the next one trains, if
+    the two may overlap.
     """
     waiting: _Waiting | None = None
     while True:
@@ -122,8 +122,8 @@ class _EpochTraining:
         self._failure: Exception | None = None
 
     def step(self) -> bool:
-        """Train on the next batch; False if there is none left. An error waits for :meth:`finish`: the epoch before is
-        done, and is to be reported first."""
+        """Train on the next batch; False if none is left. :meth:`finish` raises any error: the previous epoch must be
+        reported first."""
         started = time.perf_counter()
         if self._steps is None:
             self.run.epoch += 1
@@ -138,7 +138,7 @@ class _EpochTraining:
         return progress is not None
 
     def finish(self) -> None:
-        """Train on all batches that are left, and raise what failed in any of them."""
+        """Train on all remaining batches, and raise the error of any batch."""
         while self._failure is None and self.step():
             pass
         if self._failure is not None:
@@ -146,7 +146,7 @@ class _EpochTraining:
 
 
 class _Waiting:
-    """An epoch that was trained and is not reported yet."""
+    """A trained epoch that is not reported yet."""
 
     def __init__(self, run: "TrainingRun", seconds: float):
         """``seconds``: the time that its training took."""
@@ -159,15 +159,15 @@ class _Waiting:
             self._judge()
 
     def is_ready(self) -> bool:
-        """Whether its report is there without waiting; goes on with what is."""
+        """Whether the report is ready. Starts to write the checkpoints as soon as the metrics are known."""
         return self._trained.metrics.done() and self._judge().saved.done()
 
     def report(self) -> EpochReport:
-        """Return its report; waits for it."""
+        """Wait for the report and return it."""
         return self.run.report(self._judge())
 
     def _judge(self) -> "JudgedEpoch":
-        """Wait for its figures and have its checkpoints written, if that was not done."""
+        """Wait for the metrics and start to write the checkpoints, once."""
         if self._judged is None:
             self._judged = self.run.judge(self._trained)
         return self._judged

@@ -19,7 +19,7 @@ from cellseg.data.resize import scaled_size
 from cellseg.training.stepper import Stepper
 
 PLANNED_VISITS = 20_000
-"""Visits to images that a rehearsal looks ahead, at least an epoch's: a few seconds."""
+"""Image visits that a rehearsal plans ahead, at least one epoch: a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Together:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak in bytes so far: allocated on a GPU, or resident in this process where a CPU computes."""
+    """Return the peak in bytes so far: allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
@@ -42,12 +42,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, size: int) -> list[list[Item]]:
-    """What needs most memory of all that the run's epochs bring, at most ``size`` images at a time: the most pixels,
-    padding included, and the most cells.
+    """Return the batches of the run that need most memory, at most ``size`` images at a time: the one with the most
+    pixels, padding included, and the one with the most cells.
 
-    The batches are those that training will meet, images scaled, turned and grouped as they will be then: which images
-    come together follows from the seed. Of a run of very many visits the first ``PLANNED_VISITS`` are looked at, whole
-    epochs. Where a crop or warp cuts cells away they count nevertheless. One batch where the fullest is the largest.
+    They are batches of the training itself, with its scaling, rotation and grouping, which follow from the seed. Of a
+    very long run, only whole epochs within the first ``PLANNED_VISITS`` are searched. Cells that a crop or warp cuts
+    away count too. A single batch if it has both the most pixels and the most cells.
     """
     images = TrainingImages(data, indices, config)
     batches = epoch_batches(images)
@@ -82,7 +82,7 @@ def _hardest_first(data: PackedDataset, indices: tuple[int, ...], config: TrialC
 
 
 def rehearse(stepper: Stepper, batch: list[Item]) -> None:
-    """Take a step on ``batch`` but for the change of the weights, with as much memory taken as a later step finds.
+    """Compute the gradients of ``batch`` with the memory of a later step in use; the weights do not change.
 
     Weights, statistics of norms, gradients and torch's generators are left as they were.
 
@@ -104,7 +104,7 @@ def rehearse(stepper: Stepper, batch: list[Item]) -> None:
 
 @contextmanager
 def _state_to_come(stepper: Stepper) -> Iterator[None]:
-    """Hold as much memory as the optimiser will, which takes it at its first step."""
+    """Hold the memory that the optimiser will allocate in its first step."""
     optimizer = stepper.optimizer
     count = 0 if optimizer.state else moments_per_weight(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]

@@ -34,13 +34,13 @@ BEST, LAST = "best", "last"
 """Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
 
 FEW_SHAPES = 4
-"""cuDNN tries its ways for each shape of each layer, tenths of a second each time. Images of two sizes, each also
-turned, and batches padded to the larger of them, are few shapes."""
+"""cuDNN benchmarks its algorithms for each shape of each layer, tenths of a second each time. Two image sizes, also
+rotated, and batches padded to the larger one are few shapes."""
 
 
 @dataclass(frozen=True)
 class TrainedEpoch:
-    """A trained epoch whose figures may still be being computed."""
+    """A trained epoch whose metrics may still be pending."""
 
     epoch: int
     losses: dict[str, float]
@@ -49,28 +49,28 @@ class TrainedEpoch:
     """Rate of its last optimiser step; the backbone's may be a share of it."""
     images_per_second: float
     seconds: float
-    """Wall-clock time of training and of what validation needed the network for."""
+    """Wall-clock time of training and of the network's part of validation."""
     metrics: "Future[dict[str, float]]"
     states: Callable[[], dict[str, Any]]
-    """Of the model that is judged, and of what a resumed run needs."""
+    """States of the judged model and of whatever a resumed run needs."""
 
 
 @dataclass(frozen=True)
 class JudgedEpoch:
-    """An epoch whose figures are known, and whose checkpoints may still be being written."""
+    """An epoch with known metrics, whose checkpoints may still be in writing."""
 
     report: EpochReport
-    """Without the time that is still waited for the checkpoints."""
+    """Without the remaining wait for the checkpoints."""
     saved: "Future[None]"
 
 
 class TrainingRun:
     """The state of one training run.
 
-    An epoch is trained (:meth:`train_epoch`), validated (:meth:`validate`), judged (:meth:`judge`), which begins to
-    write its checkpoints, and reported (:meth:`report`) when they are on the disk. The next one may be trained while
-    the figures of one are worked out, if that :meth:`overlaps`, and while its checkpoints are written, if
-    :meth:`saves_beside`.
+    An epoch is trained (:meth:`train_epoch`), validated (:meth:`validate`), judged (:meth:`judge`), which starts to
+    write its checkpoints, and reported (:meth:`report`) when they are on disk. The next epoch may train while
+    the metrics of the last one are computed, if :attr:`overlaps`, and while its checkpoints are written, if
+    :attr:`saves_beside`.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class TrainingRun:
         self.judged_epoch = self.best_epoch = 0
         self.best_value = gain(config.train.metric, -math.inf)
         self.watched: list[float] = []
-        """The value that ``optim.plateau_watch`` names, of each judged epoch, sign-adjusted: larger is better."""
+        """Values of ``optim.plateau_watch``, one per judged epoch, sign-adjusted so that larger is better."""
         self.losses: dict[str, float] = {}
         """Mean losses of the last epoch, see :class:`cellseg.training.epoch_report.EpochReport`."""
         self.skipped_steps = 0
-        """Of the last epoch: those whose gradients were not finite."""
+        """Steps of the last epoch whose gradients were not finite."""
         self.learning_rate = config.optim.lr
         self.shapes_repeat = self.on_gpu and shapes_repeat(data, self.split.training, config)
-        """Whether it pays to have cuDNN try which of its ways is quickest for each shape."""
+        """Whether cuDNN's search for the fastest algorithm for each shape pays off."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
 
     @property
@@ -122,20 +122,20 @@ class TrainingRun:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether memory can be tried (where a CPU's ends, systems swap or kill), and the host has time to spare."""
+        """Whether a lack of memory is an error (without a GPU, systems swap or kill) and the host has time to spare."""
         return self.device.type == "cuda"
 
     @property
     def overlaps(self) -> bool:
-        """Whether the next epoch may begin before this one's figures are known: a GPU trains while the processor
-        compares masks. The figures are the same."""
+        """Whether the next epoch may begin before this one's metrics are known: the GPU trains while the CPU compares
+        masks. The metrics are the same."""
         needs_them = self.config.optim.schedule == "plateau" or self.epoch == self.config.train.epochs
         return self.on_gpu and not needs_them
 
     @property
     def saves_beside(self) -> bool:
         """Whether the next epoch may begin before this one's checkpoints are written: the GPU need not wait for disk
-        and hash. Where the processor trains they would take their time from each other."""
+        and hash. On a CPU, writing would only slow training down."""
         return self.on_gpu and self.epoch < self.config.train.epochs
 
     def rehearse(self) -> None:
@@ -145,7 +145,7 @@ class TrainingRun:
             torch.OutOfMemoryError: they do not fit, ``micro_batch`` at a time.
         """
         micro_batch = self.stepper.micro_batch
-        torch.backends.cudnn.benchmark = self.shapes_repeat  # as training will: a quicker way may take more memory
+        torch.backends.cudnn.benchmark = self.shapes_repeat  # as in training: a faster algorithm may take more memory
         for batch in hardest_batches(self.data, self.split.training, self.config, micro_batch):
             rehearse(self.stepper, batch)
         torch.backends.cudnn.benchmark = False
@@ -208,7 +208,7 @@ class TrainingRun:
             self.average.update(self.model, step)
 
     def validate(self) -> "Future[dict[str, float]]":
-        """Start to compute the figures of the judged model on the validation images, see :class:`Validation`."""
+        """Start to compute the metrics of the judged model on the validation images, see :class:`Validation`."""
         torch.backends.cudnn.benchmark = False
         return self.validation.start(self.judged_model, self.stepper.amp_dtype, self.epoch)
 
@@ -225,10 +225,10 @@ class TrainingRun:
         return None
 
     def conclude(self, seconds: float) -> TrainedEpoch:
-        """Validate the epoch whose training has just ended, after ``seconds``, and hold on to what it leaves."""
+        """Validate the epoch whose training has just ended, after ``seconds``, and capture its state."""
         started = time.perf_counter()
         metrics = self.validate()
-        # The next epoch changes the weights, maybe before they are written.
+        # The next epoch may change the weights before they are written.
         beside = self.overlaps or self.saves_beside
         states = Snapshot(self._states()).states if beside else self._states
         return TrainedEpoch(
@@ -243,10 +243,10 @@ class TrainingRun:
         )
 
     def judge(self, trained: TrainedEpoch) -> JudgedEpoch:
-        """Wait for the figures of an epoch, update the best epoch and what plateaus watch, and begin to write the
+        """Wait for the metrics of an epoch, update the best epoch and the plateau values, and start to write the
         checkpoints.
 
-        Call it for all epochs in turn, and each time :meth:`report` before the next.
+        Call it for each epoch in turn, and :meth:`report` before the next.
         """
         started = time.perf_counter()
         metrics = trained.metrics.result()
@@ -279,7 +279,7 @@ class TrainingRun:
         return JudgedEpoch(report, saved)
 
     def report(self, judged: JudgedEpoch) -> EpochReport:
-        """The report of an epoch, when its checkpoints are on the disk: a report promises them.
+        """Return the report of an epoch once its checkpoints are on disk: a report promises them.
 
         Raises:
             UserError: they cannot be written.
@@ -289,7 +289,7 @@ class TrainingRun:
         return replace(judged.report, seconds=judged.report.seconds + time.perf_counter() - started)
 
     def _states(self) -> dict[str, Any]:
-        """Collect what an epoch leaves behind. The tensors change with the next step."""
+        """Collect the states to save. Their tensors change with the next step."""
         return {
             "judged": self.judged_model.state_dict(),
             "optimizer": self.stepper.optimizer.state_dict(),
@@ -300,7 +300,7 @@ class TrainingRun:
         }
 
     def _description(self, trained: TrainedEpoch, metrics: dict[str, float]) -> dict[str, Any]:
-        """What the checkpoints of an epoch say about themselves."""
+        """Return the description of an epoch's checkpoints."""
         return {
             "config": self.config.to_flat(),
             "class_names": self.data.class_names,
@@ -314,13 +314,13 @@ class TrainingRun:
         }
 
     def _memory(self) -> dict[str, Any]:
-        """What a resumed run knows of its epochs so far, as it is now."""
+        """Return a copy of the history that a resumed run needs."""
         return {"best_value": self.best_value, "best_epoch": self.best_epoch, "watched": list(self.watched)}
 
     def _save(
         self, states: Callable[[], dict[str, Any]], description: dict[str, Any], memory: dict[str, Any], improved: bool
     ) -> None:
-        """Write the checkpoints of an epoch, in a thread that reads nothing of the run that changes."""
+        """Write the checkpoints of an epoch, in a thread that reads no changing state of the run."""
         training = states()
         weights = training.pop("judged")
         best = self.folder / BEST
@@ -330,7 +330,7 @@ class TrainingRun:
         save_checkpoint(self.folder / LAST, weights, training=training | memory, twin=twin, **description)
 
     def resume(self) -> None:
-        """Go on from ``folder/last`` if it is there.
+        """Continue from ``folder/last`` if it exists.
 
         Raises:
             UserError: that run had other settings or other data.
@@ -363,7 +363,7 @@ class TrainingRun:
         self.epoch = self.judged_epoch = checkpoint.info.epoch
 
     def close(self) -> None:
-        """Give up what is still being worked out, and let what is being written come to its end."""
+        """Cancel pending validations and finish writing checkpoints."""
         self.validation.close()
         self._writer.shutdown()
         torch.backends.cudnn.benchmark = False
@@ -383,7 +383,7 @@ def shapes_repeat(data: PackedDataset, indices: tuple[int, ...], config: TrialCo
 
 
 def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[str, float]) -> float:
-    """Return the value that ``optim.plateau_watch`` names, of one epoch, sign-adjusted: larger is better."""
+    """Return the value of ``optim.plateau_watch`` for one epoch, sign-adjusted so that larger is better."""
     match config.optim.plateau_watch:
         case "metric":
             return gain(config.train.metric, metrics[config.train.metric])

@@ -1,4 +1,4 @@
-"""What an epoch leaves behind, kept as it was while the next epoch changes the original."""
+"""Snapshots of an epoch's state, unaffected by the next epoch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from cellseg.device import exhausted_memory
 class Snapshot:
     """A copy of state dicts in the memory of this machine.
 
-    From a GPU it is made beside what follows: the copy goes into pinned memory and is ordered before every later
-    change, so neither the GPU nor the caller waits for it. :meth:`states` does.
+    Copies from a GPU are asynchronous: they go into pinned memory and are ordered before every later change, so
+    neither the GPU nor the caller waits. :meth:`states` does.
     """
 
     def __init__(self, states: Mapping[str, Any]):
@@ -44,6 +44,6 @@ class Snapshot:
         except Exception as error:
             if exhausted_memory(error) is None:
                 raise
-            return tensor.cpu()  # memory that may not be paged out is scarcer than memory
+            return tensor.cpu()  # pinned memory is scarcer than pageable memory
         self._devices.add(tensor.device)
         return pinned.copy_(tensor, non_blocking=True)

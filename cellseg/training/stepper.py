@@ -12,8 +12,8 @@ from cellseg.training.loss_weights import total_loss
 from cellseg.training.optim import begin_momentum, build_optimizer, set_learning_rate
 
 MOST_SKIPPED_IN_A_ROW = 20
-"""Optimiser steps. float16 begins with losses scaled by 2^16 and halves that at each step it skips: once 16 did not
-help, no scale does."""
+"""Optimiser steps. float16 starts with losses scaled by 2^16 and halves the scale at each skipped step: after 16 of
+them, no scale helps."""
 
 
 class Stepper:
@@ -40,7 +40,7 @@ class Stepper:
         # Only float16 has too few exponent bits for gradients; disabled, the scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
         self._skipped_3 = torch.zeros(3, device=device)
-        """Steps skipped since they were last asked for, the last ones in a row, and the most in a row."""
+        """Steps skipped since the last call of :meth:`take_skipped`, those in a row now, and the most in a row."""
 
     def add_gradients(self, batch: list[Item], share: float = 1.0) -> dict[str, Tensor]:
         """Add ``share`` of the batch's gradients to those of the step.
@@ -90,7 +90,7 @@ class Stepper:
 
     @property
     def skipped_in_a_row(self) -> int:
-        """The last steps, if they were skipped: how many. Waits for the device."""
+        """Number of steps skipped in a row up to now. Waits for the device."""
         return int(self._skipped_3[1])
 
     @skipped_in_a_row.setter
@@ -98,7 +98,7 @@ class Stepper:
         self._skipped_3 = torch.tensor([0.0, count, count], device=self.device)
 
     def take_skipped(self) -> tuple[int, int]:
-        """How many steps were skipped since this was last asked, and the most in a row. Waits for the device."""
+        """Return the steps skipped since the last call, and the most of them in a row. Waits for the device."""
         total, in_a_row, most = (int(value) for value in self._skipped_3.tolist())
         self.skipped_in_a_row = in_a_row
         return total, most

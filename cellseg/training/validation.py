@@ -1,4 +1,4 @@
-"""Validation: COCO figures and the training loss on the validation images. The run stays as it is."""
+"""Validation: COCO metrics and the training loss on the validation images, without an effect on the run."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,14 +28,14 @@ from cellseg.training.loss_weights import total_loss
 from cellseg.training.validation_images import ValidationImages
 
 SAMPLING_SEED = 0
-"""Seed of the sampling of anchors, proposals and points: each image's is the same in every epoch and every run."""
+"""Seed of the sampling of anchors, proposals and points: the same for each image in every epoch and run."""
 
 CHOOSERS = (GeneralizedRCNN, RegionProposalNetwork, RoIHeads)
 """The modules of a detector that compute losses in training and detections in evaluation."""
 
 
 class Validation:
-    """The validation images of a run, and a thread of its own that compares masks while the caller goes on."""
+    """The validation images of a run, with a background thread that compares masks."""
 
     def __init__(self, data: PackedDataset, indices: tuple[int, ...], config: TrialConfig, device: torch.device):
         """``config``: resolved by :func:`cellseg.data.auto.resolve_auto`."""
@@ -49,9 +49,9 @@ class Validation:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
 
     def start(self, model: nn.Module, amp_dtype: torch.dtype | None, epoch: int) -> "Future[dict[str, float]]":
-        """Predict with ``model``, which may change after this call; the figures follow in the background.
+        """Predict with ``model``, which may change after this call; the metrics follow in the background.
 
-        Where memory runs out, fewer images at a time go through the network.
+        If memory runs out, fewer images at a time go through the network.
 
         Returns:
             Those of :func:`cellseg.evaluate.evaluate`, ``loss/validation``, and the totals ``count/detections`` and
@@ -70,7 +70,7 @@ class Validation:
         return self._thread.submit(self._figures, predictions, loss)
 
     def rehearse(self, model: nn.Module) -> None:
-        """Predict the largest image, for the memory it takes.
+        """Predict the largest image, to see whether it fits into memory.
 
         Raises:
             TrainingError: it does not fit.
@@ -94,7 +94,7 @@ class Validation:
 
     @contextmanager
     def _naming_images(self) -> Iterator[None]:
-        """Within this context a lack of memory is one for validation images: no smaller training batch would help."""
+        """Report a lack of memory as one of validation images: a smaller training batch would not help."""
         try:
             yield
         except Exception as error:
@@ -103,11 +103,12 @@ class Validation:
             height, width = max(self._sizes(), key=math.prod)
             raise TrainingError(
                 "out-of-memory",
-                f"validation images of up to {height} x {width} px do not fit, one at a time ({first_line(error)})",
+                f"validation images of up to {height} x {width} px do not fit, even one at a time "
+                f"({first_line(error)})",
             ) from error
 
     def close(self) -> None:
-        """Wait for the comparison in progress and drop those that have not begun."""
+        """Wait for the comparison in progress and cancel those that have not started."""
         self._thread.shutdown(cancel_futures=True)
 
     def _figures(self, predictions: list[Detections], loss: float) -> dict[str, float]:
@@ -143,12 +144,12 @@ def validation_loss(
     """Compute the mean over the images of each image's weighted sum of losses.
 
     It does not depend on the batch size. The weights, the statistics of norms and torch's generators are left as they
-    are. Images of equal size that follow each other share a pass through the backbone, as many as ``room`` says.
+    are. Consecutive images of equal size share a pass through the backbone, as many as ``room`` allows.
 
     Args:
         items: one or more images with targets, on any device.
         amp_dtype: that of the training's autocast, or None.
-        room: what is known about the memory, and learns more. None: nothing yet.
+        room: the memory limit found so far; updated. None: start with the default.
 
     Returns:
         Possibly not finite, as the weights may be.
@@ -174,7 +175,7 @@ def validation_loss(
 
 
 def _alike(items: Iterable[Item], room: Room) -> Iterator[list[Item]]:
-    """Items of equal size that follow each other, as many together as ``room`` says."""
+    """Group consecutive items of equal size, as many together as ``room`` allows."""
     together: list[Item] = []
     for item in items:
         shape = item[0].shape
@@ -187,7 +188,7 @@ def _alike(items: Iterable[Item], room: Room) -> Iterator[list[Item]]:
 
 
 def _losses_of_each(model: Any, items: Sequence[Item], config: LossConfig) -> list[Tensor]:
-    """The weighted loss of each of ``items``, which are of one size, as it is without the others."""
+    """Compute the weighted loss of each of ``items``, all of one size, independently of the others."""
     device = next(model.parameters()).device
     images = [image_CHW.to(device).float() / 255 for image_CHW, _ in items]
     targets = [{name: value.to(device) for name, value in target.items()} for _, target in items]

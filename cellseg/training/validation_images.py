@@ -1,4 +1,4 @@
-"""The validation images as the network sees them, made once and kept for the epochs and trials that follow."""
+"""Cache of the validation images as the network sees them, for later epochs and trials."""
 
 from weakref import WeakKeyDictionary
 
@@ -12,14 +12,14 @@ from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import resize_image, scaled_size, to_color
 
 KEPT_BYTES = 512 << 20
-"""Most memory that a process spends on kept images and targets. What is beyond that is made anew each time."""
+"""Largest memory for cached images and targets in a process. The rest is recomputed each time."""
 
 _KEPT: "WeakKeyDictionary[PackedDataset, ValidationImages]" = WeakKeyDictionary()
-"""Those of the last settings, for as long as the data are in use."""
+"""The images of the last settings, as long as the data are in use."""
 
 
 class ValidationImages:
-    """Scaled images, targets and truths of the samples of ``data``, each made when it is first asked for."""
+    """Scaled images, targets and truths of the samples of ``data``, each computed on first use."""
 
     def __init__(self, data: PackedDataset, settings: DataConfig, limit: int = KEPT_BYTES):
         self.data = data
@@ -30,7 +30,7 @@ class ValidationImages:
 
     @classmethod
     def of(cls, data: PackedDataset, settings: DataConfig) -> "ValidationImages":
-        """Those that this process keeps of ``data``, or new ones where they were made with other settings."""
+        """Return this process's cached images of ``data``, or new ones if the settings differ."""
         kept = _KEPT.get(data)
         if kept is None or kept.settings != settings:
             # The data must not be referred to by what they are the key of: they would never be let go.
@@ -38,7 +38,7 @@ class ValidationImages:
         return kept
 
     def item(self, index: int) -> Item:
-        """Image and target of a sample, see :func:`cellseg.data.loader.plain_item`. Not to be changed."""
+        """Image and target of a sample, see :func:`cellseg.data.loader.plain_item`. Read-only."""
         if index in self._items:
             return self._items[index]
         image_CHW, target = item = plain_item(self.data[index], self.settings)
@@ -49,7 +49,7 @@ class ValidationImages:
         return item
 
     def scaled(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """A sample's image (height, width, 3) uint8 as the network sees it at ``size``. Not to be changed."""
+        """A sample's image (height, width, 3) uint8 as the network sees it at ``size``. Read-only."""
         sample = self.data[index]
         if index in self._items and size == scaled_size(*sample.size, self.settings):
             return self._items[index][0].permute(1, 2, 0).numpy()

@@ -42,7 +42,7 @@ class Ablation(BaseModel):
 
     title: str
     source: str
-    """Where the reported figures come from, in a sentence."""
+    """Source of the reported figures, in a sentence."""
     metric: Metric
     """Picks the best epoch of a run, which is the one that is measured."""
     direction: Direction
@@ -56,7 +56,7 @@ class Ablation(BaseModel):
     resources: Resources | None = None
     """The CPUs and GPUs that one run occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
-    """Where the data is, unless the command says so."""
+    """Location of the data, unless the command gives one."""
     limits: Limits | None = None
     """The limits that end the study early: on time alone, for every run is wanted whatever its value."""
     common: dict[str, Any] = {}

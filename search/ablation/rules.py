@@ -32,7 +32,7 @@ def row_problems(ablation: Ablation) -> list[Problem]:
     for name in ("target", "plateau_trials"):
         if (limit := getattr(ablation.limits, name, None)) is not None:
             law = "an ablation trains every row, whatever its value"
-            remedy = "Remove it; hours and gpu_hours are for ablations too."
+            remedy = "Remove it; ablations take hours and gpu_hours only."
             found.append(Problem(f"limits.{name}", law, f"{limit:g}", remedy))
     for where, value in (("measured", ablation.measured), ("rows", ablation.rows)):
         if not value:
@@ -113,7 +113,7 @@ def _ownership_problem(where: str, key: str) -> Problem | None:
     if key in _SET_BY_STUDY:
         return Problem(key, "is set by the ablation", "it in a config", _SET_BY_STUDY[key])
     if key in SAME_IN_ALL_TRIALS and where != "common":
-        law = "must be the same in all rows, or their figures do not compare"
+        law = "must be the same in all rows, or their figures cannot be compared"
         return Problem(key, law, "it in one", "Use common.")
     return None
 

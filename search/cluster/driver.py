@@ -139,7 +139,7 @@ def run_study(
     if study.abort_reason is not None:
         raise UserError(
             f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "
-            "Fix the cause; the same command then continues."
+            "Fix the cause, then run the same command again."
         )
     return study.is_over
 
@@ -194,7 +194,7 @@ def num_slots(resources: Mapping[str, float]) -> int:
 
 
 def _times(whole: float, part: float) -> int:
-    """How many times ``part`` goes into ``whole``, in ten-thousandths as Ray counts: 5 for 1 and 0.2."""
+    """Return how many times ``part`` fits into ``whole``, in ten-thousandths as Ray counts: 5 for 1 and 0.2."""
     return round(whole * RAY_UNITS) // max(round(part * RAY_UNITS), 1)
 
 

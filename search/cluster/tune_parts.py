@@ -39,7 +39,7 @@ def folder_name(trial: "Trial") -> str:
 def first_line(error: BaseException | None) -> str:
     """Return the first line of an error, without Ray's advice and the worker's traceback."""
     if error is None:
-        return "for no reason that Ray knows"
+        return "no reason given by Ray"
     error = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -1,1 +1,1 @@
-"""How configs are proposed."""
+"""Proposals of configs."""

@@ -19,7 +19,7 @@ from search.space.conditions import DEFAULTS, is_among
 from search.space.space import fill, sample
 
 RESAMPLED = 0.2
-"""How often a choice is drawn anew in a neighbour; numbers move by a Gaussian step every other time."""
+"""Probability that a neighbour redraws a choice; numbers move by a Gaussian step every other time."""
 
 
 class Cube:

@@ -25,7 +25,7 @@ NUM_CANDIDATES, NUM_BEST, NUM_NEIGHBOURS = 1000, 8, 25
 STEPS = (0.03, 0.1)
 """These distances, as shares of a range."""
 NUM_RANDOM_TRIES = 20
-"""How often a random proposal that was tried before is drawn again."""
+"""Number of redraws of a random proposal that was tried before."""
 
 
 class Proposer:

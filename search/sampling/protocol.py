@@ -8,7 +8,7 @@ from search.space import Params
 
 
 class Outcome(StrEnum):
-    """How a trial ended."""
+    """Ending of a trial."""
 
     COMPLETE = "COMPLETE"
     """Trained to its end."""

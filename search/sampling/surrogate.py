@@ -43,7 +43,7 @@ class _Fit:
     theta: Tensor
     """The kernel's parameters, as the prior holds them."""
     trials: list[int]
-    """Whose observations these are, in order."""
+    """The trials of these observations, in order."""
 
 
 class CurveModel:

@@ -136,7 +136,7 @@ def _parse_choices(key: str, raw: Mapping[str, Any], when: When, problems: list[
     for index, value in enumerate(choices):
         if not isinstance(value, Value):
             law = "a choice must be null, true, false, a number or text"
-            problems.append(Problem(key, law, f"{value!r}", "Name it by a text."))
+            problems.append(Problem(key, law, f"{value!r}", "Use text."))
         elif is_among(value, choices[:index]):
             problems.append(Problem(key, "choices must differ", f"{value!r} twice", "Remove one."))
         elif problem := check_finite_value(key, value):

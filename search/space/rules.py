@@ -48,7 +48,7 @@ def ownership_problems(domains: Mapping[str, Domain], fixed: Mapping[str, Any]) 
         for key, remedy in _SET_BY_STUDY.items()
         if key in domains or key in fixed
     ]
-    law = "must be the same in all trials, or their scores do not compare"
+    law = "must be the same in all trials, or their scores cannot be compared"
     return found + [
         Problem(key, law, "a domain", "Fix it to one value.") for key in SAME_IN_ALL_TRIALS if key in domains
     ]
@@ -84,14 +84,14 @@ def condition_problems(domains: Mapping[str, Domain], broken: Collection[str] = 
 def circle_problem(error: CycleError) -> Problem:
     """Report conditions that depend on each other, as :func:`dependency_order` finds them."""
     circle = error.args[1]
-    return Problem(circle[0], "conditions must not run in a circle", " -> ".join(circle), "Remove a when.")
+    return Problem(circle[0], "conditions must not be circular", " -> ".join(circle), "Remove a when.")
 
 
 def dependency_order(domains: Mapping[str, Domain]) -> list[str]:
     """Order the sampled keys so that each follows those that its condition names; otherwise their order stays.
 
     Raises:
-        CycleError: conditions run in a circle.
+        CycleError: the conditions are circular.
     """
     graph = {key: [other for other in domain.when if other in domains] for key, domain in domains.items()}
     sorter = TopologicalSorter(graph)
@@ -169,7 +169,7 @@ def start_problems(
                 if other not in known or not is_among(known[other], values):
                     got = f"{other}={known[other]}" if other in known else f"no {other}"
                     needed = " or ".join(f"{other}: {allowed}" for allowed in values)
-                    found.append(Problem(f"{where}: {key}", f"needs {needed} beside it", got))
+                    found.append(Problem(f"{where}: {key}", f"needs {needed} in the same start config", got))
     return found
 
 
@@ -200,7 +200,7 @@ def _with_sampled_values(problem: Problem, params: "Params", share: float) -> Pr
     if not values:
         return problem
     percent = math.ceil(100 * share)
-    advice = f"Sampled: {values}. {percent} % of the space are like this: bind keys by when, or remove values."
+    advice = f"Sampled: {values}. {percent} % of the space has this problem: bind keys with when, or remove values."
     return replace(problem, remedy=f"{problem.remedy} {advice}".lstrip())
 
 

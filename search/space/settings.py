@@ -93,14 +93,12 @@ class Resources(_Settings):
     @classmethod
     def _one_gpu(cls, value: float) -> float:
         if value > 1:
-            raise ValueError(
-                f"a trial trains on one GPU or a share of it, so 0 <= gpu <= 1 must hold, but got {value:g}. "
-                "Write gpu: 1; more GPUs run more trials side by side."
-            )
+            law = "a trial trains on one GPU or a share of it, so 0 <= gpu <= 1 must hold"
+            remedy = "Write gpu: 1; more GPUs run more trials side by side."
+            raise RuleError(Problem("", law, f"{value:g}", remedy))
         if 0 < value < LEAST_GPU_SHARE:
-            raise ValueError(
-                f"a share of a GPU must be at least {LEAST_GPU_SHARE:g}, but got {value:g}. Write a larger one."
-            )
+            law = f"a share of a GPU must be at least {LEAST_GPU_SHARE:g}"
+            raise RuleError(Problem("", law, f"{value:g}", "Write a larger one."))
         return value
 
 
@@ -185,7 +183,7 @@ class StudySettings(_Settings):
         metric = info.data.get("metric")
         if metric is not None and value != (right := direction_of(metric)):
             better = "smaller" if right == "minimize" else "larger"
-            law = f"must be '{right}' for {metric}, of which {better} is better"
+            law = f"must be '{right}' for {metric} ({better} is better)"
             raise RuleError(Problem("", law, f"{value!r}"))
         return value
 

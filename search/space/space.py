@@ -140,7 +140,7 @@ class Space:
         rungs = ", ".join(map(str, self.rungs))
         lines = [
             f"{self.direction} {self.metric}: {self.trials} trials of {self.epochs} epochs, seed {self.seed}",
-            f"ASHA: about 1 trial in {self.asha.reduction} goes on from each of the epochs {rungs}"
+            f"ASHA: about 1 trial in {self.asha.reduction} continues past each of the epochs {rungs}"
             if self.asha and rungs
             else "ASHA: off, every trial is trained to the end",
         ]

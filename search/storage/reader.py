@@ -25,7 +25,7 @@ def open_study(name: str | None = None, results: Path | str = "results") -> "Stu
     """The study of that name as its tables are now; open it again to see what a running search added.
 
     Args:
-        name: None for the study that was worked on last.
+        name: None for the most recent study.
         results: the folder that holds the studies' folders.
 
     Raises:
@@ -47,7 +47,7 @@ class StudyReader:
 
     @property
     def folder(self) -> Path:
-        """Where the study lies."""
+        """Folder of the study."""
         return self._store.folder
 
     @property

@@ -284,7 +284,7 @@ def check_name(name: str) -> None:
 
 
 def list_studies(results: Path) -> list[StudyStore]:
-    """The studies in a results folder, the one that was worked on last first. Other folders are passed over.
+    """The studies in a results folder, most recent first. Other folders are skipped.
 
     Raises:
         UserError: a study that cannot be read.
@@ -293,7 +293,7 @@ def list_studies(results: Path) -> list[StudyStore]:
 
 
 def find_study(results: Path, name: str | None) -> StudyStore:
-    """The study of that name, or the one that was worked on last.
+    """The study of that name, or the most recent one.
 
     Raises:
         UserError: no such study, a name that none can have, or a study that cannot be read.
@@ -305,7 +305,7 @@ def find_study(results: Path, name: str | None) -> StudyStore:
 
 
 def latest_study(results: Path) -> StudyStore:
-    """The study that was worked on last.
+    """The most recent study.
 
     Raises:
         UserError: there is none, or it cannot be read.

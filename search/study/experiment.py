@@ -25,7 +25,7 @@ class Experiment(Protocol):
 
     @property
     def trials(self) -> int:
-        """How many trials are to end, those of earlier runs included."""
+        """Number of trials to finish, including those of earlier runs."""
 
     @property
     def epochs(self) -> int:
@@ -45,7 +45,7 @@ class Experiment(Protocol):
 
     @property
     def data(self) -> DataSource | None:
-        """Where the data is, unless the command says so."""
+        """Location of the data, unless the command gives one."""
 
     @property
     def limits(self) -> Limits | None:

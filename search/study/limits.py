@@ -73,7 +73,7 @@ def wall_clock_limit(limits: Limits, hours: float) -> ReachedLimit | None:
     """Return the limit on wall-clock time, if it is reached. The only one that is reached without an event."""
     if limits.hours is None or hours < limits.hours:
         return None
-    return ReachedLimit("limits.hours", f"{limits.hours:g} h of wall-clock spent")
+    return ReachedLimit("limits.hours", f"{limits.hours:g} h of wall-clock time used")
 
 
 def first_reached(limits: Limits, metric: str, usage: Usage) -> ReachedLimit | None:
@@ -81,9 +81,9 @@ def first_reached(limits: Limits, metric: str, usage: Usage) -> ReachedLimit | N
     if reached := wall_clock_limit(limits, usage.hours):
         return reached
     if limits.gpu_hours is not None and usage.gpu_hours >= limits.gpu_hours:
-        return ReachedLimit("limits.gpu_hours", f"{limits.gpu_hours:g} GPU-hours spent")
+        return ReachedLimit("limits.gpu_hours", f"{limits.gpu_hours:g} GPU-hours used")
     if limits.target is not None and usage.best is not None and gain(metric, usage.best) >= gain(metric, limits.target):
-        return ReachedLimit("limits.target", f"{metric} of {usage.best:.4f}, {limits.target:g} was wanted")
+        return ReachedLimit("limits.target", f"{metric} reached {usage.best:.4f}, target {limits.target:g}")
     if limits.plateau_trials is not None and usage.stale_trials >= limits.plateau_trials:
         return ReachedLimit("limits.plateau_trials", f"{usage.stale_trials} trials in a row without a new best")
     return None

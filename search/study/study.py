@@ -40,7 +40,7 @@ OUTCOMES: dict[str, Outcome] = {
     "bug": Outcome.FAILED,
     "lost": Outcome.FAILED,
 }
-"""How a trial can end, and what that means to the sampler. ``lost``: its process or machine died too often."""
+"""Endings of a trial, and their meaning to the sampler. ``lost``: its process or machine died too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Proposal:
     config: Mapping[str, Any]
     """Flat TrialConfig."""
     folder: Path
-    """Where its checkpoints go; one that lies there is continued."""
+    """Folder of its checkpoints; an existing one is continued."""
 
 
 class Study:

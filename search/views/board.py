@@ -152,10 +152,7 @@ def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
 
 def pareto_heading(metric: str) -> str:
     """Say what :func:`pareto_table` shows."""
-    return (
-        f"Trained to the end, and no other is at least as good in {metric} and a cost and better in one "
-        "(* in which cost)"
-    )
+    return f"Pareto front of fully trained trials: no other is as good in both {metric} and a cost (* marks the cost)"
 
 
 def pareto_table(study: Standings, costs: Sequence[Cost] = COSTS) -> Table:

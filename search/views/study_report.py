@@ -56,7 +56,7 @@ def ablation_report(ablation: Ablation, store: StudyStore) -> Report:
     for name, row in ablation.rows.items():
         measured = measurements[name]
         ended = measured.num_complete + len(measured.failures)
-        running = f", {measured.num_open} under way" if measured.num_open else ""
+        running = f", {measured.num_open} running" if measured.num_open else ""
         shown.add_row(
             Text(name),
             *(Text(_figure(row.reported.get(column))) for column in columns),
@@ -94,7 +94,7 @@ def search_report(standings: _Standings) -> Report:
         introduction=(
             f"{experiment.direction} {experiment.metric}: {len(standings.rows)} trials of up to "
             f"{experiment.epochs} epochs ({state_counts(standings.rows) or 'none yet'})",
-            f"Data: {store.study['data_root']}. Begun {store.study['created']}.",
+            f"Data: {store.study['data_root']}. Started {store.study['created']}.",
             *([f"Ranked by {experiment.metric} per {experiment.objective}."] if experiment.objective else []),
             *(
                 f"Best: trial t{row.number:04d}, {experiment.metric} {row.metric:.4f} in epoch {row.best_epoch}"
@@ -105,7 +105,7 @@ def search_report(standings: _Standings) -> Report:
         further={pareto_heading(experiment.metric): pareto_table(standings)},
         footnotes={
             "Notes": tuple(
-                [f"Seconds compare between machines of one kind only; trials ran on {', '.join(machines)}."]
+                [f"Compare seconds only between machines of one kind; trials ran on {', '.join(machines)}."]
                 if len(machines) > 1
                 else []
             )

@@ -29,7 +29,7 @@ from cellseg.errors import UserError
 RULES: list[tuple[dict[str, Any], str]] = [
     (
         {"data.fold": 5},
-        "data.fold: fold < num_folds must hold, but got fold=5, num_folds=5. Folds count from 0.",
+        "data.fold: fold < num_folds must hold, but got fold=5, num_folds=5. Folds are numbered from 0.",
     ),
     (
         {"data.shorter_side": 2000},

@@ -156,9 +156,9 @@ def test_yaml_keeps_its_merge_keys(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("a: 1\nb: 2\na: 3\n", "the key 'a' stands twice in one mapping, the second time in line 3"),
-        ("o:\n  a: 1\n  a: 1\n", "the key 'a' stands twice in one mapping, the second time in line 3"),
-        ("1: a\n1: b\n", "the key '1' stands twice"),
+        ("a: 1\nb: 2\na: 3\n", "the key 'a' appears twice in one mapping, the second time in line 3"),
+        ("o:\n  a: 1\n  a: 1\n", "the key 'a' appears twice in one mapping, the second time in line 3"),
+        ("1: a\n1: b\n", "the key '1' appears twice"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("!!python/name:os.system", "could not determine a constructor"),
         ("a: [1, 2", "expected ',' or ']'"),

@@ -67,7 +67,7 @@ def test_the_expected_cost_is_that_of_one_survivor_in_reduction(trials, epochs, 
 def test_the_cost_is_told_in_epochs_and_arrivals():
     assert describe_cost(make(trials=40, epochs=50, asha=AshaSettings(grace=3, reduction=3))) == [
         "cost: 40 trials, about 314 epochs, 16 % of 2,000",
-        "rungs: of the trials reach about 40 epoch 3, 13 epoch 9, 4.4 epoch 27, 1.5 epoch 50",
+        "rungs: about 40 trials reach epoch 3, 13 reach epoch 9, 4.4 reach epoch 27, 1.5 reach epoch 50",
     ]
     assert describe_cost(make(trials=40, epochs=50, asha=None)) == ["cost: 40 trials, 2,000 epochs"]
 
@@ -166,7 +166,7 @@ def test_models_that_cannot_be_built_are_told_once_with_their_values():
         build_models(models)
     (problem,) = caught.value.problems
     assert problem.startswith("model.max_trainable: at most 1,000 trainable parameters are allowed")
-    assert "Got it with backbone=resnet10t, weights=none, " in problem
+    assert "Seen with backbone=resnet10t, weights=none, " in problem
 
 
 def test_the_extremes_show_every_sampled_value_and_the_largest_model_of_the_space():
@@ -249,7 +249,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path, capsys, monkeypat
     assert lines[:2] == ["study cells", "maximize segm/AP50: 8 trials of 9 epochs, seed 0"]
     assert lines[-4:-1] == [
         "cost: 8 trials, about 19 epochs, 27 % of 72",
-        "rungs: of the trials reach about 8 epoch 1, 2.7 epoch 3, 1 epoch 9",
+        "rungs: about 8 trials reach epoch 1, 2.7 reach epoch 3, 1 reach epoch 9",
         "configs: 500 sampled, all valid",
     ]
     assert lines[-1].startswith("models: 2 built, ")

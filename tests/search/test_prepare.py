@@ -117,8 +117,8 @@ def test_another_space_or_other_data_are_refused_together(root, tmp_path):
     with pytest.raises(UserError) as caught:
         open_study(other_space, "cells", tmp_path, prepare_data(other_space, other_data, tmp_path))
     first, second = caught.value.problems
-    assert "must go on with the space it began with" in first
-    assert f"it began with {root}" in second
+    assert "must continue with the space it started with" in first
+    assert f"it started with {root}" in second
     assert (tmp_path / "cells" / "study.json").read_bytes() == before
 
 

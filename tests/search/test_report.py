@@ -77,7 +77,7 @@ def test_figures_are_mean_and_deviation_at_the_best_epochs(measured):
     ]
     rows = cells(report)
     # best values 0.2 in epoch 1 and 0.4 in epoch 2; detections 100 and 200 in these epochs
-    assert rows["base"] == ["0.3100", "3669", "0.3000 ± 0.1414 (2)", "150.0 ± 70.7 (2)", "2 of 3, 1 under way"]
+    assert rows["base"] == ["0.3100", "3669", "0.3000 ± 0.1414 (2)", "150.0 ± 70.7 (2)", "2 of 3, 1 running"]
     assert rows["again"] == ["0.3100", "-", "0.3000 ± 0.1414 (2)", "150.0 ± 70.7 (2)", "those of base"]
 
 
@@ -92,7 +92,7 @@ def test_failures_stand_in_the_table_with_their_reasons_below(measured):
 
 
 def test_a_run_that_has_not_ended_is_not_measured(measured):
-    assert cells(study_report(StudyStore.open(measured / "rates")))["slow"][2:] == ["-", "-", "0 of 3, 3 under way"]
+    assert cells(study_report(StudyStore.open(measured / "rates")))["slow"][2:] == ["-", "-", "0 of 3, 3 running"]
 
 
 def test_the_command_prints_table_notes_and_what_had_no_effect(measured, capsys):
@@ -127,9 +127,9 @@ def test_markdown_holds_the_same(measured, capsys):
     lines = target.read_text().splitlines()
     assert lines[0] == "## rates: learning rates"
     assert "| row | reported val AP50 | reported instances | segm/AP50 | count/detections | runs |" in lines
-    assert "| base | 0.3100 | 3669 | 0.3000 ± 0.1414 (2) | 150.0 ± 70.7 (2) | 2 of 3, 1 under way |" in lines
+    assert "| base | 0.3100 | 3669 | 0.3000 ± 0.1414 (2) | 150.0 ± 70.7 (2) | 2 of 3, 1 running |" in lines
     assert "- slow: It was swallowed." in lines
-    assert f"{target}: the same as Markdown" in capsys.readouterr().out
+    assert f"{target}: the report as Markdown" in capsys.readouterr().out
 
 
 def test_a_search_has_its_leaderboard(tmp_path, capsys):
@@ -159,12 +159,12 @@ def test_a_search_has_its_front_of_metric_and_cost(tmp_path, capsys):
     assert main(["--results", str(tmp_path), "--markdown", str(target)]) == 0
     out, text = capsys.readouterr().out, target.read_text()
     for shown in (out, text):
-        assert "no other is at least as good in segm/AP50 and a cost and better in one" in shown
-        assert "Seconds compare between machines of one kind only; trials ran on a, b." in shown
+        assert "Pareto front of fully trained trials: no other is as good in both segm/AP50 and a cost" in shown
+        assert "Compare seconds only between machines of one kind; trials ran on a, b." in shown
     assert "| trial | segm/AP50 | s/epoch | M parameters | GiB |" in text
     assert "| t0001 | 0.6000 | 2 * | 0.001 * | 0.000931 * |" in text
     assert "| t0000 | 0.5000 | 1 * | 0.001" in text
-    assert "t0002" not in text.split("Trained to the end")[1]
+    assert "t0002" not in text.split("Pareto front")[1]
 
 
 def test_a_search_that_weighs_a_cost_says_so(tmp_path):

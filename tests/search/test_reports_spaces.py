@@ -171,4 +171,6 @@ def test_a_table_runs_from_end_to_end_and_prints_itself(workplace):
     assert (workplace.folder / "table.md").read_text() == study_report(store).markdown()
     again = workplace.run(*command, "--rows", "warmUp")
     assert again.returncode == 0
-    assert again.stdout.startswith("study 'schedulers_anchors' has its 2 trials; more with --set repeats=N\n")
+    assert again.stdout.startswith(
+        "study 'schedulers_anchors' has finished its 2 trials; run more with --set repeats=N\n"
+    )

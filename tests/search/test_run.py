@@ -71,7 +71,7 @@ def test_the_same_command_again_trains_nothing(searched, capsys, monkeypatch):
     before = store_of(searched).trials()
     assert main(["tiny cells.yaml"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("study 'tiny cells' has its 3 trials; more with --trials N\n")
+    assert out.startswith("study 'tiny cells' has finished its 3 trials; run more with --trials N\n")
     assert "dashboard" not in out
     assert err == ""
     assert store_of(searched).trials() == before
@@ -81,14 +81,14 @@ def test_a_study_that_reached_a_limit_says_which_and_how_to_go_on(searched, tmp_
     shutil.copytree(searched.folder, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     arguments = ["tiny cells.yaml", "--set", "limits.target=0"]
-    ended = "study 'tiny cells' ended by limits.target: segm/AP50 of "
+    ended = "study 'tiny cells' ended by limits.target: segm/AP50 reached "
     assert main([*arguments, "--trials", "9"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(ended)
-    assert first.endswith(", 0 was wanted; it goes on with --set limits.target=N")
+    assert first.endswith(", target 0; continue with --set limits.target=N")
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "study 'tiny cells' has its 3 trials; more with --trials N"
+    assert lines[0] == "study 'tiny cells' has finished its 3 trials; run more with --trials N"
     assert lines[1].startswith(ended)
     assert lines[-1] == "Next: python -m search.export --best --study 'tiny cells'"
 
@@ -96,7 +96,7 @@ def test_a_study_that_reached_a_limit_says_which_and_how_to_go_on(searched, tmp_
 def test_after_a_search_its_front_of_metric_and_cost_is_told(searched):
     complete = [row for row in store_of(searched).trials() if row.state == "COMPLETE"]
     assert complete
-    assert "Trained to the end, and no other is at least as good in segm/AP50" in searched.output
+    assert "Pareto front of fully trained trials: no other is as good in both segm/AP50" in searched.output
     assert all(row.seconds_per_epoch for row in store_of(searched).trials())
 
 

@@ -45,7 +45,7 @@ def _problems(folder: Path, train: int, test: int, seed: int, size: int) -> list
     if test < 0:
         found.append(f"test: must be 0 or more images, but got {test}. Use 0 for none.")
     if seed < 0:
-        found.append(f"seed: must be 0 or more, but got {seed}. Any such number works.")
+        found.append(f"seed: must be 0 or more, but got {seed}.")
     if not 64 <= size <= 2048:
         found.append(f"size: 64 <= size <= 2048 (pixels) must hold, but got {size}. Cells are 10 to 40 pixels wide.")
     try:

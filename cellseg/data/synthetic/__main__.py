@@ -15,11 +15,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m cellseg.data.synthetic",
         description="Generate microscope images of four kinds of cells, in the layout of the real data.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where to write; new or empty")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="output folder; new or empty")
     parser.add_argument("--train", metavar="N", type=int, required=True, help="training images, at least 1")
     parser.add_argument("--test", metavar="M", type=int, required=True, help="test images, 0 for none")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="same seed, same images (default: 0)")
-    parser.add_argument("--size", metavar="PX", type=int, default=128, help="about the side of an image (default: 128)")
+    parser.add_argument(
+        "--size", metavar="PX", type=int, default=128, help="approximate side of an image (default: 128)"
+    )
     return run_command(parser, _generate, argv)
 
 

@@ -138,7 +138,7 @@ def test_a_binary_mask_read_as_ids_is_a_warning(make_release, write_sample):
     mask[1::5, 1::5] = 255
     write_sample(root / "train" / "binary", np.zeros((30, 30, 3), np.uint8), {2: mask})
     (warning,) = _check(root).warnings
-    assert "only cell of class 2 lies in 36 separate pieces" in warning
+    assert "only cell of class 2 is in 36 separate pieces" in warning
     assert "--instances components" in warning
     assert _check(root, instances="components").warnings == ()
 
@@ -148,7 +148,7 @@ def test_stray_files_are_notes(make_release):
     (root / "train" / "s0" / "notes.txt").write_text("x")
     report = _check(root)
     assert (report.errors, report.warnings) == ((), ())
-    assert "notes.txt: is no part of the release layout and was ignored" in report.notes[0]
+    assert "notes.txt: is not part of the release layout and was ignored" in report.notes[0]
 
 
 def test_many_missing_test_images_are_one_line(make_release):

@@ -133,11 +133,11 @@ def test_compressed_rle_is_decoded_as_pycocotools_does(share):
         ([[-50, -50, -60, -50, -60, -60]], "must cover a pixel of the image, but covers none"),
         ({"size": [16, 12], "counts": [0, 192]}, r"RLE size must be that of the image, \[12, 16\], but got \[16, 12\]"),
         ({"size": [12, 16], "counts": [0, 191]}, "must add up to the image's 192 pixels, but got 191"),
-        ({"size": [12, 16], "counts": [200, -8]}, "must be a list of whole numbers or COCO's text"),
-        ({"size": [12, 16], "counts": "zzz~~"}, "must be a list of whole numbers or COCO's text"),
-        ({"size": [12, 16], "counts": "zzzzzz"}, "must be a list of whole numbers or COCO's text"),
+        ({"size": [12, 16], "counts": [200, -8]}, "must be a list of whole numbers or COCO's string"),
+        ({"size": [12, 16], "counts": "zzz~~"}, "must be a list of whole numbers or COCO's string"),
+        ({"size": [12, 16], "counts": "zzzzzz"}, "must be a list of whole numbers or COCO's string"),
         ({"size": [12, 16], "counts": "01"}, "must add up to"),
-        ({"size": [12, 16]}, "must be a list of whole numbers or COCO's text, but got 'None'"),
+        ({"size": [12, 16]}, "must be a list of whole numbers or COCO's string, but got 'None'"),
         ({"size": [12, 16], "counts": [192]}, "must cover a pixel of the image"),
     ],
 )
@@ -164,7 +164,10 @@ def test_all_broken_segmentations_of_an_image_are_told_at_once(make_coco):
         ({"images": [{"id": 7, "file_name": "b.png"}]}, [r"none of 1 was found, as b\.png"]),
         ({"images": []}, ["images must not be empty"]),
         ({"categories": []}, ["categories must not be empty"]),
-        ({"images": [{"id": "7", "file_name": 3}]}, [r"images\[0\]: id must be a whole", r"file_name must be a text"]),
+        (
+            {"images": [{"id": "7", "file_name": 3}]},
+            [r"images\[0\]: id must be a whole", r"file_name must be a string"],
+        ),
         ({"annotations": [4]}, [r"annotations\[0\]: must be a mapping, but got 4"]),
         (
             {"annotations": [{"image_id": 1, "category_id": 4}, {"image_id": 7, "category_id": 5}]},

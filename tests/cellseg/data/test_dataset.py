@@ -83,7 +83,7 @@ def test_without_a_test_folder_every_test_image_is_absent(tmp_path):
         ([{**ENTRY, "id": True}], ["entry 0: id must be a whole number"]),
         (
             [{"file_name": "", "id": 1, "height": 0}],
-            ["file_name must be a text", "height must be .* at least 1, but got 0", "width must be .*, but got None"],
+            ["file_name must be a string", "height must be .* at least 1, but got 0", "width must be .*, but got None"],
         ),
         ([ENTRY, {**ENTRY, "id": 2}], [r"file_name must be unique, but got 't0\.tif' 2 times"]),
         ([ENTRY, {**ENTRY, "file_name": "b.tif"}], ["id must be unique, but got 1 2 times"]),

@@ -82,7 +82,7 @@ def test_a_number_of_workers_that_shared_memory_has_no_room_for_is_refused(packe
 def test_auto_takes_as_many_as_shared_memory_has_room_for_and_says_so(packed, tiny_config, machine, room):
     batch = largest_batch_bytes(packed, INDICES, tiny_config())
     machine(free=(room * BATCHES_AHEAD + IN_HAND) * batch)
-    with pytest.warns(RuntimeWarning, match=rf"7 loader processes need .* {room} are used\. Give the container more"):
+    with pytest.warns(RuntimeWarning, match=rf"7 loader processes need .* Using {room}\. Give the container more"):
         assert num_workers(packed, INDICES, tiny_config(), GPU, 7) == room
     machine()
     with warnings.catch_warnings():

@@ -199,9 +199,9 @@ def test_the_mask_of_a_region_is_trained_on_the_cell_that_its_box_was_matched_to
     seen = {"loss_mask": [], "loss_point": []}
     mask_targets, point_loss = heads.roi_mask_targets, heads.point_loss
 
-    def watch_masks(planes, plane, number, rois_R4, matched_R, resolution):
+    def watch_masks(planes, plane, number, rois_R4, matched_R, *rest):
         seen["loss_mask"].append((rois_R4, number[matched_R]))
-        return mask_targets(planes, plane, number, rois_R4, matched_R, resolution)
+        return mask_targets(planes, plane, number, rois_R4, matched_R, *rest)
 
     def watch_points(head, features, logits, labels_R, rois, matched, targets):
         numbers = [t["number"][index] for t, index in zip(targets, matched, strict=True)]

@@ -94,7 +94,8 @@ def test_training_has_its_boxes_in_float32(build, monkeypatch, dtype, detector, 
         for _, result in watch.seen.get(name, []):
             assert {tensor.dtype for tensor in floats(result)} <= {torch.float32}, name
     assert ("point_loss" in watch.seen) == (mask_head == "pointrend")
-    (((_, scores, deltas, grid, boxes), _),) = watch.seen["_losses"]
+    (((_, scores, deltas, grid, truths), _),) = watch.seen["_losses"]
+    boxes = [truth["boxes"] for truth in truths]
     assert {t.dtype for t in (scores, deltas, grid.boxes_A4, *boxes)} == {torch.float32}
     ((_, ((proposals,), _)),) = watch.seen["forward"]
     assert len(proposals.frac().unique()) > 20, "no grid of whole pixels"

@@ -78,7 +78,8 @@ def test_what_does_not_fit_one_at_a_time_ends_with_the_sizes(packed, tiny_config
     height, width = max(packed.sizes[list(training)].tolist(), key=math.prod)
     cells = max(len(packed.labels(index)) for index in training)
     assert raised.value.detail == (
-        f"images of up to {height} x {width} px and {cells} cells do not fit, one at a time, of a batch of 3 ({FULL})"
+        f"images of up to {height} x {width} px and {cells} cells do not fit, even one at a time, from a "
+        f"batch of 3 ({FULL})"
     )
     assert not (tmp_path / "last").exists()
 
@@ -88,8 +89,8 @@ def test_what_does_not_fit_one_at_a_time_ends_with_the_sizes(packed, tiny_config
     ("module", "name", "images"),
     [
         (training, "build_model", "images of up to .* do not fit"),
-        (validation, "predict_images", "validation images of up to .* do not fit, one at a time"),
-        (validation, "validation_loss", "validation images of up to .* do not fit, one at a time"),
+        (validation, "predict_images", "validation images of up to .* do not fit, even one at a time"),
+        (validation, "validation_loss", "validation images of up to .* do not fit, even one at a time"),
     ],
 )
 def test_memory_may_run_out_anywhere(packed, tiny_config, tmp_path, monkeypatch, module, name, images, error):
@@ -130,7 +131,7 @@ def test_a_loader_process_that_the_system_kills_ends_no_run(packed, tiny_config,
 
 def test_the_memory_of_this_machine_is_named_where_it_is_too_small(packed, tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(Stepper, "_losses", lambda *_: (_ for _ in ()).throw(RuntimeError(BROKEN_CPU)))
-    with pytest.raises(TrainingError, match="do not fit into the memory of this machine, one at a time"):
+    with pytest.raises(TrainingError, match="do not fit into the memory of this machine, even one at a time"):
         list(fit(tiny_config(), packed, tmp_path, device=CPU))
 
 

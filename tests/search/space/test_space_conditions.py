@@ -33,7 +33,10 @@ def full() -> Space:
 @pytest.mark.parametrize(
     ("start", "match"),
     [
-        ("{optim.momentum: 0.9}", r"optim.momentum: needs optim.optimizer: sgd beside it, but got no optim.optimizer"),
+        (
+            "{optim.momentum: 0.9}",
+            r"optim.momentum: needs optim.optimizer: sgd in the same start config, but got no optim.optimizer",
+        ),
         ("{optim.momentum: 0.9, optim.optimizer: adamw}", r"needs optim.optimizer: sgd .* got optim.optimizer=adamw"),
         ("{train.batch_size: 2}", r"train.batch_size: must be inside its domain, 1 .. 7, step 2, but got 2"),
         ("{optim.clip_norm: 3}", r"optim.clip_norm: must be inside its domain, None \| 1 \| 10.0, but got 3"),
@@ -219,7 +222,7 @@ def test_a_key_is_sampled_only_where_it_has_an_effect(space, expected):
         ("{model.attention: se}", "model.attention: needs .* but got no model.backbone"),
         (
             "{model.weights: coco, model.backbone: resnet18}",
-            "model.backbone: needs model.weights: imagenet beside it, but got model.weights=coco",
+            "model.backbone: needs model.weights: imagenet in the same start config, but got model.weights=coco",
         ),
     ],
 )
@@ -235,7 +238,7 @@ def test_a_start_config_counts_with_the_defaults_of_keys_that_it_excludes(start,
 def test_a_start_config_is_told_that_a_default_does_not_fit():
     text = HEAD + ATTENTION.replace("[resnet18, resnet50]", "resnet18")
     (problem,) = problems_of(text + "start_from: [{model.weights: coco, model.attention: se}]")
-    assert "needs model.backbone: resnet18 beside it, but got model.backbone=resnet50" in problem
+    assert "needs model.backbone: resnet18 in the same start config, but got model.backbone=resnet50" in problem
 
 
 def test_a_space_of_sixty_keys_is_read_in_no_time():

@@ -67,7 +67,7 @@ SPACE_PROBLEMS = [
     (
         "{optim.lr: {low: 1, high: 2, when: {train.batch_size: 1}}, train.batch_size: "
         "{low: 1, high: 2, when: {optim.lr: 1.5}}}",
-        r"conditions must not run in a circle, but got .*optim.lr -> ",
+        r"conditions must not be circular, but got .*optim.lr -> ",
     ),
     ("{optim: {lr: 1}, optim.lr: 1}", r"optim.lr: must be set once, but got it nested and dotted"),
     ("[1]", r"space: must be a mapping of settings, but got list"),
@@ -82,7 +82,7 @@ SPACE_PROBLEMS = [
     ),
     (
         "{data.fold: 7, optim.lr: {low: 0.1, high: 1}}",
-        r"data.fold: fold < num_folds must hold, but got fold=7, num_folds=5. Folds count from 0.$",
+        r"data.fold: fold < num_folds must hold, but got fold=7, num_folds=5. Folds are numbered from 0.$",
     ),
 ]
 
@@ -103,13 +103,16 @@ SETTING_PROBLEMS = [
     (HEAD.replace("segm/AP50", "segm/AP51"), r"metric: must be 'segm/AP', .* but got 'segm/AP51'"),
     (
         HEAD.replace("maximize", "minimize"),
-        r"direction: must be 'maximize' for segm/AP50, of which larger is better, but got 'minimize'",
+        r"direction: must be 'maximize' for segm/AP50 \(larger is better\), but got 'minimize'",
     ),
     (
         HEAD.replace("segm/AP50", "loss/validation"),
-        r"direction: must be 'minimize' for loss/validation, of which smaller is better, but got 'maximize'",
+        r"direction: must be 'minimize' for loss/validation \(smaller is better\), but got 'maximize'",
     ),
-    (HEAD.replace("maximize", "upwards"), r"direction: must be 'maximize' for segm/AP50, .* but got 'upwards'"),
+    (
+        HEAD.replace("maximize", "upwards"),
+        r"direction: must be 'maximize' for segm/AP50 \(larger is better\), but got 'upwards'",
+    ),
     (
         HEAD.replace("direction: maximize\n", "").replace("segm/AP50", "loss/validation"),
         r"direction: must be given, but got nothing. Write for example direction: minimize",
@@ -167,7 +170,7 @@ def test_every_problem_is_reported_at_once():
         ("", r"a.yaml: must be a mapping of settings, but got NoneType"),
         ("- 1", r"a.yaml: must be a mapping of settings, but got list"),
         ("metric: [", r"a.yaml: must be valid YAML"),
-        (HEAD + HEAD, r"a.yaml: must be valid YAML, .* 'metric' stands twice"),
+        (HEAD + HEAD, r"a.yaml: must be valid YAML, .* 'metric' appears twice"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path, text, match):

@@ -106,7 +106,8 @@ def test_the_best_model_predicts_and_is_loaded_once(results, monkeypatch):
 
     best = search.open_study("study", results).best
     tiny = {"model.backbone": "resnet10t", "model.fpn_channels": 8, "model.anchors": "8-128", "model.box_head_width": 8}
-    config = TrialConfig.from_flat(tiny | {"model.weights": "none", "model.detections_per_image": 9})
+    counts = dict.fromkeys(("model.detections_per_image", "model.rpn_candidates", "model.rpn_proposals"), 9)
+    config = TrialConfig.from_flat(tiny | counts | {"model.weights": "none"})
     save_checkpoint(
         results / "study" / "checkpoints" / "t0001" / "best",
         build_model(config.model, config.inference, 2).state_dict(),

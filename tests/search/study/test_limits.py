@@ -47,15 +47,15 @@ def train(study, *values: float, ending: str | None = "epochs", seconds: float =
     [
         ({}, NOTHING, None),
         ({"hours": 2}, {"hours": 1.99}, None),
-        ({"hours": 2}, {"hours": 2.0}, "limits.hours: 2 h of wall-clock spent"),
+        ({"hours": 2}, {"hours": 2.0}, "limits.hours: 2 h of wall-clock time used"),
         ({"gpu_hours": 0.5}, {"gpu_hours": 0.49, "hours": 9}, None),
-        ({"gpu_hours": 0.5}, {"gpu_hours": 0.5}, "limits.gpu_hours: 0.5 GPU-hours spent"),
+        ({"gpu_hours": 0.5}, {"gpu_hours": 0.5}, "limits.gpu_hours: 0.5 GPU-hours used"),
         ({"target": 0.8}, {"best": 0.79}, None),
         ({"target": 0.8}, {"best": None}, None),
-        ({"target": 0.8}, {"best": 0.8}, "limits.target: segm/AP50 of 0.8000, 0.8 was wanted"),
+        ({"target": 0.8}, {"best": 0.8}, "limits.target: segm/AP50 reached 0.8000, target 0.8"),
         ({"plateau_trials": 3}, {"stale_trials": 2}, None),
         ({"plateau_trials": 3}, {"stale_trials": 3}, "limits.plateau_trials: 3 trials in a row without a new best"),
-        ({"hours": 2, "target": 0.8}, {"best": 0.9, "hours": 1}, "limits.target: segm/AP50 of 0.9000, 0.8 was wanted"),
+        ({"hours": 2, "target": 0.8}, {"best": 0.9, "hours": 1}, "limits.target: segm/AP50 reached 0.9000, target 0.8"),
     ],
 )
 def test_a_limit_is_reached_when_as_much_is_used(limits, usage, reached):
@@ -102,7 +102,7 @@ def test_at_the_end_of_its_time_a_search_starts_nothing_and_stops_what_runs(tmp_
     assert study.interrupt() == [running]
     row = StudyStore.open(study.store.folder).trial(running)
     assert (row.state, row.metric) == ("INTERRUPTED", 0.6)
-    assert row.reason == "the search was stopped by limits.hours: 2 h of wall-clock spent"
+    assert row.reason == "the search was stopped by limits.hours: 2 h of wall-clock time used"
     assert study.leaderboard[0].number == running, "its best checkpoint counts"
 
 
@@ -248,7 +248,7 @@ def test_the_watch_says_how_much_is_used_and_what_ended_the_search(tmp_path, clo
     used = "0.75 of 2 h, 0.50 of 5 GPU-hours, 1 of 9 trials without a new best"
     assert study.limits.describe() == used
     train(study, 0.95, seconds=0)
-    assert study.limits.describe().endswith(", ended by limits.target: segm/AP50 of 0.9500, 0.9 was wanted")
+    assert study.limits.describe().endswith(", ended by limits.target: segm/AP50 reached 0.9500, target 0.9")
 
 
 @pytest.mark.parametrize(
