@@ -144,24 +144,28 @@ def run_study(
     return study.is_over
 
 
-def trial_resources(wanted: Mapping[str, float] | None) -> dict[str, float]:
+def trial_resources(wanted: Mapping[str, float | None] | None) -> dict[str, float]:
     """Decide what one trial occupies: as wanted, or a GPU and its share of the CPUs where the cluster has one, else one
     CPU.
+
+    Args:
+        wanted: ``gpu``, and ``cpu`` or None for the CPUs that go with it. None: nothing is asked for.
 
     Raises:
         UserError: more than any machine of the cluster has.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if wanted is None:
-        gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
-        wanted = {"cpu": _cpus_of_a_gpu(nodes), "gpu": 1} if gpu else {"cpu": 1, "gpu": 0}
-    if not any(node.get("CPU", 0) >= wanted["cpu"] and node.get("GPU", 0) >= wanted["gpu"] for node in nodes):
+        wanted = {"gpu": 1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0}
+    gpu = wanted["gpu"] or 0
+    cpu = wanted.get("cpu") or max(int(_cpus_of_a_gpu(nodes) * gpu), 1)
+    if not any(node.get("CPU", 0) >= cpu and node.get("GPU", 0) >= gpu for node in nodes):
         largest: Mapping[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise UserError(
-            f"resources: a trial must fit on one machine, but got cpu={wanted['cpu']:g}, gpu={wanted['gpu']:g}, and "
+            f"resources: a trial must fit on one machine, but got cpu={cpu:g}, gpu={gpu:g}, and "
             f"the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs. Ask for less."
         )
-    return {"cpu": wanted["cpu"], "gpu": wanted["gpu"]}
+    return {"cpu": cpu, "gpu": gpu}
 
 
 def _cpus_of_a_gpu(nodes: Iterable[Mapping[str, float]]) -> int:

@@ -85,7 +85,8 @@ class AshaSettings(_Settings):
 class Resources(_Settings):
     """Resources that one trial occupies."""
 
-    cpu: Positive = 1
+    cpu: Positive | None = None
+    """CPU cores. None: one without a GPU; with one, its share of the machine's cores, for ``train.workers: auto``."""
     gpu: Annotated[float, Field(ge=0)] = 0
     """GPUs: 0, 1, or a share of one, whose memory is then limited to that share."""
 

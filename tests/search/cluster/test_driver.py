@@ -350,6 +350,9 @@ def test_a_trial_on_a_gpu_takes_its_share_of_the_cpus(monkeypatch, machines, cpu
     assert resources == {"cpu": cpu, "gpu": 1}
     assert num_slots(resources) == slots
     assert trial_resources({"cpu": 1, "gpu": 1}) == {"cpu": 1, "gpu": 1}  # what a space gives is taken
+    assert trial_resources({"cpu": None, "gpu": 1}) == resources
+    assert trial_resources({"cpu": None, "gpu": 0.5}) == {"cpu": max(cpu // 2, 1), "gpu": 0.5}
+    assert trial_resources({"cpu": None, "gpu": 0}) == {"cpu": 1, "gpu": 0}
 
 
 @pytest.mark.parametrize("wanted", [{"cpu": 3, "gpu": 0}, {"cpu": 1, "gpu": 1}])
