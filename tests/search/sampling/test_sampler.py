@@ -364,3 +364,11 @@ def test_a_replayed_study_prepares_the_numbers_that_come_next():
         sampler.replay(number, params, outcome, value=value, epochs=[(1, score(params))])
     prepare_all(sampler, 1)
     assert sampler.ask(12) == first.ask(12)
+
+
+def test_a_trial_that_was_pruned_before_its_first_report_has_no_value():
+    sampler = make()
+    sampler.ask(0)
+    sampler.tell(0, Outcome.PRUNED, reason="no epoch in time")
+    (trial,) = sampler.study.trials
+    assert (trial.state, trial.values) == (TrialState.PRUNED, None)

@@ -136,3 +136,14 @@ def test_the_deviation_is_that_of_the_curve_without_the_noise_of_an_observation(
     _, (deviation,) = model.predict(np.array([[0.5]]))
     prior = 1 + np.exp(-1)
     assert deviation == pytest.approx((prior * noise / (100 * prior + noise)) ** 0.5, rel=0.01)
+
+
+def test_a_longer_length_scale_of_the_epoch_makes_epochs_more_alike():
+    model = trained([(0.5, 3), (0.5, EPOCHS)])
+    x, t = torch.zeros(2, 1, dtype=torch.double), torch.tensor([0.2, 1.0], dtype=torch.double)
+    covariances = []
+    for logarithm in (-1.0, 0.0, 1.0):
+        theta = model._prior.clone()
+        theta[-4] = logarithm
+        covariances.append(float(model._kernel(x[:1], t[:1], x[1:], t[1:], theta)))
+    assert covariances[0] < covariances[1] < covariances[2]

@@ -8,6 +8,7 @@ from fakes import METRIC, finish, make_report, make_space, make_study, study_of,
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
+from search.ablation import parse_ablation
 from search.storage.store import StudyStore
 from search.study.failures import ANY_FAILURES_IN_A_ROW
 from search.study.study import OUTCOMES, trial_seed
@@ -501,3 +502,40 @@ def test_a_continued_trial_still_knows_how_long_its_earlier_epochs_took(study):
 
 def test_the_seed_of_a_trial_is_the_same_in_every_release():
     assert [trial_seed(2, 3), trial_seed(0, 0), trial_seed(2**31, 1)] == [200_009, 0, 2_147_483_649]
+
+
+def test_a_report_leaves_the_size_of_the_model_in_the_table(study):
+    number = study.propose().number
+    study.report(number, make_report(1, 0.5) | {"parameters": 4321})
+    assert study.store.trial(number).parameters == 4321
+    study.report(number, make_report(2, 0.6) | {"parameters": None})  # as a continued trial's first report
+    assert study.store.trial(number).parameters == 4321
+
+
+def test_an_interrupted_trial_says_why(study):
+    number = study.propose().number
+    study.interrupt()
+    assert study.store.trial(number).reason == "the search was stopped"
+
+
+def test_equal_repeats_of_an_ablation_share_their_seed(tmp_path):
+    rows = {"small": {"config": {"optim.lr": 1e-4}}, "large": {"config": {"optim.lr": 1e-2}}}
+    content = {
+        "title": "rates",
+        "source": "none",
+        "metric": METRIC,
+        "direction": "maximize",
+        "repeats": 2,
+        "measured": [METRIC],
+        "common": {"model.weights": "none", "train.epochs": 3},
+        "rows": rows,
+    }
+    ablation = parse_ablation(content, "rates.yaml")
+    store = StudyStore.create(tmp_path / "rates", {"name": "rates", "metric": METRIC, "objective": None})
+    study = study_of("rates", ablation, store)
+    seeds = {}
+    for _ in range(4):
+        row = study.store.trial(study.propose().number)
+        run = json.loads(row.params)
+        seeds[run["row"], run["repeat"]] = row.seed
+    assert seeds["small", 0] == seeds["large", 0] != seeds["small", 1] == seeds["large", 1]
