@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
-    from search.storage.kept import choose_trial
+    from search.storage.kept import choose_trial, kept_checkpoint
     from search.storage.store import find_study
 
     store = find_study(arguments.results, arguments.study)
@@ -49,9 +49,8 @@ def _command(arguments: argparse.Namespace) -> int:
     from cellseg.checkpoint import open_checkpoint
     from cellseg.device import pick_device
     from cellseg.inference.results import write_results
-    from cellseg.training.run import BEST
 
-    checkpoint = open_checkpoint(store.checkpoint_folder(row.number) / BEST)
+    checkpoint = open_checkpoint(kept_checkpoint(store, row.number))
     info = checkpoint.info
     say(
         f"study {store.study['name']}, trial t{row.number:04d}: validation {info.metric} {info.value:.4f} "

@@ -368,8 +368,8 @@ def test_an_export_without_a_study(place, capsys, arguments, law):
     ("arguments", "law"),
     [
         (["--trial", "7"], r"must hold a trial 7, but got none"),
-        (["--trial", "0"], r"--trial 0: its checkpoint must have been kept, but got those of \[\] only"),
-        (["--best"], r"--trial 0: its checkpoint must have been kept"),
+        (["--trial", "0"], r"trial 0: its checkpoint must have been kept, but got those of \[\] only"),
+        (["--best"], r"trial 0: its checkpoint must have been kept"),
     ],
 )
 def test_an_export_of_a_trial_that_is_not_there(place, capsys, arguments, law):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
+from search.storage.kept import kept_checkpoint
 from search.storage.store import StudyStore, TrialRow, find_study
 
 if TYPE_CHECKING:
@@ -141,17 +142,9 @@ class TrialReader:
         Raises:
             UserError: its checkpoint was not kept, or is damaged.
         """
-        from cellseg.checkpoint import has_checkpoint
         from cellseg.inference.predictor import load
-        from cellseg.training.run import BEST
 
-        folder = self._store.checkpoint_folder(self.number) / BEST
-        if not has_checkpoint(folder):
-            raise UserError(
-                f"{folder}: the checkpoint of trial {self.number} must have been kept, but got none. "
-                "`keep` in the space says how many trials keep theirs."
-            )
-        return load(folder, device)
+        return load(kept_checkpoint(self._store, self.number), device)
 
     def predict(self, image: "np.ndarray | Path | str") -> "Detections":
         """The cells of one image, as :meth:`cellseg.inference.predictor.Predictor.predict` finds them.

@@ -93,7 +93,7 @@ def test_the_best_trial_is_the_one_with_the_highest_value_however_it_ended(tmp_p
         finish(study, number, ending)
     assert choose_trial(study.store, None).number == 1
     assert choose_trial(study.store, 2).number == 2
-    with pytest.raises(UserError, match=r"--trial 0: its checkpoint must have been kept, but got those of \[1, 2\]"):
+    with pytest.raises(UserError, match=r"trial 0: its checkpoint must have been kept, but got those of \[1, 2\]"):
         choose_trial(study.store, 0)
     with pytest.raises(UserError, match="must hold a trial 7, but got none"):
         choose_trial(study.store, 7)

@@ -85,7 +85,7 @@ def test_what_is_not_there_is_a_sentence(results, tmp_path):
     study = search.open_study("study", results)
     with pytest.raises(UserError, match="must hold a trial 9, but got none"):
         study.trial(9)
-    with pytest.raises(UserError, match=r"t0001/best: the checkpoint of trial 1 must have been kept, but got none"):
+    with pytest.raises(UserError, match=r"trial 1: its checkpoint must have been kept, but got those of"):
         study.best.model()
     with pytest.raises(UserError, match="nothing: must hold a study"):
         search.open_study("nothing", results)
