@@ -68,7 +68,7 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
             "# Benchmarks",
             "",
             f"On {machine}; {versions}.",
-            "Made by `python -m benchmarks.all`; `docs/benchmarks.md` says what is measured.",
+            "Made by `python -m benchmarks.all`; `docs/benchmarks.md` explains what is measured.",
             "",
             *_table(("benchmark", "ratio", "value"), ratios),
             "",
