@@ -215,3 +215,12 @@ def test_the_released_sample_is_reported_right(shared_data, capsys):
     assert "class1         2 in 1 image\n" in output
     assert "class2         159 in 1 image\n" in output
     assert "cells per image  161\n" in output
+
+
+@pytest.mark.parametrize(("option", "value"), [("--instances", "blobs"), ("--layout", "folders")])
+def test_an_unknown_way_of_reading_is_refused_with_the_known_ones(tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        check.main([str(tmp_path), option, value])
+    assert ended.value.code == 2
+    known = {"--instances": "'ids', 'components'", "--layout": "'auto', 'release', 'coco'"}[option]
+    assert f"invalid choice: '{value}' (choose from {known})" in capsys.readouterr().err

@@ -281,3 +281,7 @@ def test_arrays_of_other_types_are_refused(pixels):
 def test_an_array_that_is_not_finite_is_refused_under_the_name_it_was_given():
     with pytest.raises(UserError, match=r"^frame 7: pixels must be finite, but got 2"):
         to_rgb(np.array([[0.5, np.nan, np.inf]]), "frame 7")
+
+
+def test_an_image_of_one_pixel_is_an_image(tmp_path):
+    assert read_image(_tiff(tmp_path / "one.tif", np.full((1, 1), 7, np.uint8))).tolist() == [[[7, 7, 7]]]
