@@ -217,10 +217,14 @@ def test_the_released_sample_is_reported_right(shared_data, capsys):
     assert "cells per image  161\n" in output
 
 
-@pytest.mark.parametrize(("option", "value"), [("--instances", "blobs"), ("--layout", "folders")])
-def test_an_unknown_way_of_reading_is_refused_with_the_known_ones(tmp_path, capsys, option, value):
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [("--instances", "blobs", ("ids", "components")), ("--layout", "folders", ("auto", "release", "coco"))],
+)
+def test_an_unknown_way_of_reading_is_refused_with_the_known_ones(tmp_path, capsys, option, value, known):
     with pytest.raises(SystemExit) as ended:
         check.main([str(tmp_path), option, value])
     assert ended.value.code == 2
-    known = {"--instances": "'ids', 'components'", "--layout": "'auto', 'release', 'coco'"}[option]
-    assert f"invalid choice: '{value}' (choose from {known})" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"invalid choice: '{value}'" in error
+    assert all(name in error.split("choose from")[1] for name in known)
