@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cellseg.config import TrialConfig
@@ -51,7 +50,7 @@ def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: Trial
     """
     images = TrainingImages(data, indices, config)
     batches = epoch_batches(images)
-    cells_I = np.array([len(data.labels(index)) for index in indices])
+    cells_I = data.label_counts[[*indices]].sum(axis=1)
     largest = fullest = Together()
     for epoch in range(1, min(config.train.epochs, max(PLANNED_VISITS // len(indices), 1)) + 1):
         shapes_N2 = images.shapes(epoch)
@@ -67,18 +66,11 @@ def hardest_batches(data: PackedDataset, indices: tuple[int, ...], config: Trial
 
 def describe_hardest(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> str:
     """Describe the largest and the fullest training image: "up to 1024 x 1024 px and 812 cells"."""
-    most_cells, largest = (order[0] for order in _hardest_first(data, indices, config))
-    height, width = scaled_size(*data[indices[largest]].size, config.data)
+    sizes = [scaled_size(height, width, config.data) for height, width in data.sizes[[*indices]].tolist()]
+    height, width = max(sizes, key=math.prod)
     if config.data.crop is not None:
         height = width = config.data.crop
-    return f"up to {height} x {width} px and {len(data.labels(indices[most_cells]))} cells"
-
-
-def _hardest_first(data: PackedDataset, indices: tuple[int, ...], config: TrialConfig) -> tuple[list[int], list[int]]:
-    """Sort positions in ``indices`` by falling number of cells, and by falling area at the network's scale."""
-    cells_I = np.array([len(data.labels(index)) for index in indices])
-    area_I = np.array([math.prod(scaled_size(height, width, config.data)) for height, width in data.sizes[[*indices]]])
-    return np.argsort(-cells_I, kind="stable").tolist(), np.argsort(-area_I, kind="stable").tolist()
+    return f"up to {height} x {width} px and {data.label_counts[[*indices]].sum(axis=1).max()} cells"
 
 
 def rehearse(stepper: Stepper, batch: list[Item]) -> None:
