@@ -119,7 +119,8 @@ def time_ours(folder: Path, name: str, trials: int, seconds: float = 0.0) -> Tim
         seconds: what each trial sleeps.
     """
     import search.cluster.driver
-    from search.cluster.driver import num_slots, run_study
+    from search.cluster.driver import run_study
+    from search.cluster.slots import num_slots
     from search.views.board import Board
 
     study = _make_study(folder / name, trials)
@@ -144,7 +145,7 @@ def time_ray_default(folder: Path, trials: int) -> Timing:
     tables nowhere."""
     from ray import tune
 
-    from search.cluster.driver import num_slots
+    from search.cluster.slots import num_slots
 
     def train(config: dict[str, Any]) -> None:
         import torch
@@ -250,7 +251,7 @@ def _no_console() -> Any:
 @contextlib.contextmanager
 def _our_cluster() -> Iterator[None]:
     """The cluster of ``search.run``, which sets environment variables that the other must not see."""
-    from search.cluster.driver import ray_cluster
+    from search.cluster.connect import ray_cluster
 
     with patch.dict(os.environ), ray_cluster(None):
         yield

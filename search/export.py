@@ -36,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
+    from search.storage.find import find_study
     from search.storage.kept import choose_trial, kept_checkpoint
-    from search.storage.store import find_study
 
     store = find_study(arguments.results, arguments.study)
     images = read_test_list(arguments.data or Path(store.study["data_root"]))

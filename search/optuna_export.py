@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.storage.store import find_study
+    from search.storage.find import find_study
 
     store = find_study(arguments.results, arguments.study)
 

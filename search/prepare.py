@@ -1,11 +1,9 @@
 """The preparation of a study: its data, its folder, new or continued, its sampler and its ASHA."""
 
-import fcntl
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +17,8 @@ from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
 from cellseg.files import sweep
 from search.space import Generate
-from search.storage.store import GENERATED, StudyStore
+from search.storage.find import GENERATED
+from search.storage.store import StudyStore
 from search.study.choose import make_asha, make_sampler
 from search.study.experiment import Experiment
 from search.study.study import Study
@@ -72,38 +71,6 @@ def generated(wanted: Generate, results: Path) -> Path:
     if not folder.is_dir():
         generate_dataset(folder, **wanted.model_dump())
     return folder
-
-
-@contextmanager
-def study_lock(results: Path, name: str) -> Iterator[None]:
-    """Keep other commands from writing to the study for the time of the block. A killed process loses its lock.
-
-    Raises:
-        UserError: another command works on the study, or its folder cannot be written.
-    """
-    folder = results / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the folder must be writable, but got '{error.strerror}'. Choose another --results DIR."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"study '{name}': one command at a time may work on it, but {file.read() or 'another process'} does. "
-                "Wait for it, or choose another --study NAME."
-            ) from error
-        except OSError:
-            pass  # a file system without locks: run unprotected rather than not at all
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
 
 
 def open_study(experiment: Experiment, name: str, results: Path, data: StudyData) -> Study:

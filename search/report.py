@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.storage.store import find_study
+    from search.storage.find import find_study
     from search.views.board import make_console
     from search.views.study_report import study_report
 

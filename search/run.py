@@ -58,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.prepare import prepare_data, study_lock
+    from search.prepare import prepare_data
     from search.space.shipped import find_space
-    from search.storage.store import check_name
+    from search.storage.find import check_name
+    from search.storage.lock import study_lock
 
     arguments.space = find_space(arguments.space)
     experiment = _load(arguments)
@@ -123,7 +124,9 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
 
 def _train(study: "Study", data: "StudyData", address: str | None, console: "Console") -> bool:
     """Run trials on Ray until the study is over; False if it was interrupted before."""
-    from search.cluster.driver import ray_cluster, run_study, trial_resources
+    from search.cluster.connect import ray_cluster
+    from search.cluster.driver import run_study
+    from search.cluster.slots import trial_resources
     from search.views.board import Board
 
     wanted = study.experiment.resources

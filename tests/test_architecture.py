@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 floors, never from its neighbours or from above. Every module has a room."""
 MAX_ENTRIES = {"cellseg": 18, "search": 20}
 
-PUBLIC_API = {"search.storage.store.list_studies"}
+PUBLIC_API = {"search.storage.find.list_studies"}
 """``module.name`` of what is there for users of the packages, with no caller inside them."""
 
 

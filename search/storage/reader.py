@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
+from search.storage.find import find_study
 from search.storage.kept import kept_checkpoint
-from search.storage.store import StudyStore, TrialRow, find_study
+from search.storage.store import StudyStore
+from search.storage.tables import TrialRow
 
 if TYPE_CHECKING:
     import numpy as np

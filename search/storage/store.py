@@ -8,7 +8,6 @@
 One process writes; any number read while it does, for every file is replaced as a whole. Nothing needs unpickling.
 """
 
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,8 +44,6 @@ PART_ROWS = 1024
 """Rows of a full part of the epoch table."""
 WALL_SECONDS = b"wall_seconds"
 """Metadata of the trial table: the wall-clock time that searches spent on the study."""
-GENERATED = "generated"
-"""Folder beside the studies that holds generated cells."""
 
 
 class StudyStore:
@@ -254,7 +251,7 @@ class StudyStore:
     def _require_study(self) -> dict[str, Any]:
         if not self.exists(self.folder):
             raise UserError(f"{self.folder}: must hold a study, but got no study.json. Check the name.")
-        return _read_study(self._study_file)
+        return read_study(self._study_file)
 
     def _read_part(self, part: int) -> pa.Table:
         return read_table(self._part_file(part), EPOCH_SCHEMA)
@@ -274,71 +271,12 @@ class StudyStore:
         write_table(self._part_file(part), join_rows(rows))
 
 
-def check_name(name: str) -> None:
-    """Refuse a study name that is no plain folder name, as a UserError."""
-    if name == GENERATED or not re.fullmatch(r"\w[\w .+-]{0,79}", name):
-        raise UserError(
-            "--study: must be 1 to 80 letters, digits, spaces or any of _.+-, begin with a letter, digit or _, and not "
-            f"be '{GENERATED}', but got '{name}'. Choose another name."
-        )
-
-
-def list_studies(results: Path) -> list[StudyStore]:
-    """The studies in a results folder, most recent first. Other folders are skipped.
-
-    Raises:
-        UserError: a study that cannot be read.
-    """
-    return [StudyStore.open(folder) for folder in _study_folders(results)]
-
-
-def find_study(results: Path, name: str | None) -> StudyStore:
-    """The study of that name, or the most recent one.
-
-    Raises:
-        UserError: no such study, a name that none can have, or a study that cannot be read.
-    """
-    if name is None:
-        return latest_study(results)
-    check_name(name)
-    return StudyStore.open(results / name)
-
-
-def latest_study(results: Path) -> StudyStore:
-    """The most recent study.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
-    folders = _study_folders(results)
-    if not folders:
-        raise UserError(f"{results}: must hold a study, but got none. Run python -m search.run SPACE.yaml first.")
-    return StudyStore.open(folders[0])
-
-
-def _study_folders(results: Path) -> list[Path]:
-    active = {file.parent: _last_activity(file.parent) for file in Path(results).glob("*/study.json")}
-    return sorted(active, key=active.__getitem__, reverse=True)
-
-
-def _last_activity(folder: Path) -> tuple[bool, str]:
-    """Whether it has trials (one that could not start has none, and nothing to export), and when one of them started or
-    ended, or its description was written. Copying keeps that, unlike file times."""
-    has_trials = False
-    times = [str(_read_study(folder / "study.json")["written"])]
-    trials = folder / "trials.parquet"
-    if trials.exists():
-        table = read_table(trials, TRIAL_SCHEMA)
-        has_trials = table.num_rows > 0
-        times += [time for name in ("started", "ended") for time in table[name].to_pylist() if time]
-    return has_trials, max(times)
-
-
 def _objective(study: Mapping[str, Any]) -> Objective:
     return Objective.of(str(study.get("metric", "")), study.get("objective"))
 
 
-def _read_study(path: Path) -> dict[str, Any]:
+def read_study(path: Path) -> dict[str, Any]:
+    """Read a study's description and check its format."""
     study = read_json(path)
     format_ = study if isinstance(study, dict) else {}
     check_format(path, format_.get("format"), format_.get("format_version"))

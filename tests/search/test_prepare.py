@@ -11,9 +11,11 @@ from fakes import make_space
 
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
-from search.prepare import open_study, prepare_data, study_lock
+from search.prepare import open_study, prepare_data
 from search.space import Generate
-from search.storage.store import StudyStore, check_name
+from search.storage.find import check_name
+from search.storage.lock import study_lock
+from search.storage.store import StudyStore
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +139,8 @@ def test_two_commands_cannot_have_one_study(tmp_path):
 
 def test_the_lock_of_a_killed_process_is_gone(tmp_path):
     script = (
-        "import os, pathlib, search.prepare\n"
-        f"with search.prepare.study_lock(pathlib.Path({str(tmp_path)!r}), 'cells'): os._exit(9)"
+        "import os, pathlib, search.storage.lock\n"
+        f"with search.storage.lock.study_lock(pathlib.Path({str(tmp_path)!r}), 'cells'): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 9
     assert (tmp_path / "cells" / ".lock").read_text().startswith("process ")

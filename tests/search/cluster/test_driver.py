@@ -8,12 +8,14 @@ from pathlib import Path
 
 import fakes
 import pytest
+import ray
 from fakes import FakeTrainable, empty_table, make_study
 
 import search.cluster.driver
 from cellseg.errors import UserError
 from cellseg.training.epoch_report import TrainingError
-from search.cluster.driver import num_slots, run_study, trial_resources
+from search.cluster.driver import run_study
+from search.cluster.slots import num_slots, trial_resources
 from search.cluster.tune_parts import MAX_MACHINE_LOSSES, Pauses, folder_name, name_of
 from search.sampling.ahead import Ahead
 from search.storage.store import StudyStore
@@ -345,7 +347,7 @@ def test_a_trial_takes_one_cpu_where_there_is_no_gpu():
 def test_a_trial_on_a_gpu_takes_its_share_of_the_cpus(monkeypatch, machines, cpu, slots):
     nodes = [{"Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for cpus, gpus in machines]
     dead = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 1.0}}
-    monkeypatch.setattr(search.cluster.driver.ray, "nodes", lambda: [*nodes, dead])
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, dead])
     resources = trial_resources(None)
     assert resources == {"cpu": cpu, "gpu": 1}
     assert num_slots(resources) == slots
@@ -371,12 +373,12 @@ def test_slots_are_what_the_machines_hold(resources, slots):
 )
 def test_shares_of_gpus_are_counted_on_each_gpu(monkeypatch, gpu, slots):
     node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}}
-    monkeypatch.setattr(search.cluster.driver.ray, "nodes", lambda: [node, {"Alive": False, "Resources": {"CPU": 9}}])
+    monkeypatch.setattr(ray, "nodes", lambda: [node, {"Alive": False, "Resources": {"CPU": 9}}])
     assert num_slots({"cpu": 1, "gpu": gpu}) == slots
 
 
 def test_shares_of_cpus_are_counted_too(monkeypatch):
-    monkeypatch.setattr(search.cluster.driver.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     assert num_slots({"cpu": 0.1, "gpu": 0}) == 10
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from cellseg.errors import UserError
 from search.storage import store as store_module
-from search.storage.store import StudyStore, latest_study, list_studies
+from search.storage.find import latest_study, list_studies
+from search.storage.store import StudyStore
 from search.storage.tables import EpochRow, TrialRow
 
 
