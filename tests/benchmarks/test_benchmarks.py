@@ -27,6 +27,7 @@ RATIOS = {
     "epoch": {"time", "reported"},
     "evaluate": {"time"},
     "prediction": {"time"},
+    "proposal_recall": {"time"},
 }
 
 NETWORKS = {"train_step", "epoch", "prediction"}
