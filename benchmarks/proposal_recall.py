@@ -14,6 +14,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(arguments: argparse.Namespace) -> Report:
     """Run the contenders at the sizes in ``arguments``; a round is an image."""
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
-    figures = {}
+    figures: dict[str, float] = {}
     for anchors in ANCHORS:
         found: dict[str, list[float]] = {"ours": [], "reference": []}
         for seed in range(arguments.rounds):
@@ -145,7 +146,7 @@ def _one_image(arguments: argparse.Namespace, anchors: str, seed: int) -> dict[s
     head = SimulatedHead(ours, grid, boxes_N4, arguments.noise / 100, seed)
     for rpn in rpns.values():
         rpn.head = head
-    measurement = alternate({name: lambda rpn=rpn: rpn(images, maps)[0][0] for name, rpn in rpns.items()}, 1)
+    measurement = alternate({name: partial(_propose, rpn, images, maps) for name, rpn in rpns.items()}, 1)
     return {
         name: (recall(measurement.results[name], boxes_N4), measurement.seconds[name][0])
         for name in ("ours", "reference")
@@ -156,7 +157,14 @@ def _rpn(anchors: str, candidates: int, proposals: int) -> CellRPN:
     """The RPN of a small network, for prediction."""
     settings = MODEL | {"anchors": anchors, "rpn_candidates": candidates, "rpn_proposals": proposals}
     config = TrialConfig.from_flat({f"model.{key}": value for key, value in settings.items()})
-    return build_model(config.model, config.inference, num_classes=1).rpn.eval()
+    rpn = build_model(config.model, config.inference, num_classes=1).rpn
+    assert isinstance(rpn, CellRPN)
+    return rpn.eval()
+
+
+def _propose(rpn: CellRPN, images: ImageList, maps: dict[str, Tensor]) -> Tensor:
+    """The proposals (K, 4) of the only image."""
+    return rpn(images, maps)[0][0]
 
 
 def _nearest_cells(anchors_A4: Tensor, boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
