@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -34,6 +35,9 @@ class ModelConfig(Part):
     weights: str = "imagenet"
     """``none``, ``imagenet`` (backbone), ``coco`` (whole detector, torchvision's ResNet-50 only), or a path: a
     state-dict file or a checkpoint folder."""
+    weights_folder: str | None = None
+    """Folder in which the files of ``imagenet`` and ``coco`` are looked for first, laid out as ``$TORCH_HOME`` is.
+    None: in the caches only. Files that are nowhere are fetched into the cache."""
     norm: Literal["auto", "frozen", "batch", "group"] = "auto"
     """Batch norms of the backbone are kept (``batch``), fixed as loaded (``frozen``) or replaced (``group``); v2's
     heads have group norms for ``group`` and batch norms otherwise. ``auto``: frozen with pretrained weights, else
@@ -105,6 +109,11 @@ class ModelConfig(Part):
     """Maximum number of detections per image. ``auto``: twice the largest number of cells in an image, at least 100."""
     max_trainable: Count = 200_000_000
     """Limit on trainable parameters; a larger model is refused."""
+
+    @property
+    def weights_path(self) -> Path | None:
+        """``weights_folder`` as a path."""
+        return None if self.weights_folder is None else Path(self.weights_folder).expanduser()
 
     @field_validator("backbone")
     @classmethod
