@@ -191,7 +191,7 @@ def _outside_problems(path: Path, images: list[Any]) -> Iterator[str]:
     """Report names that are read, and that pictures are later written under, outside of the data set."""
     for index, image in enumerate(images):
         name = image.get("file_name") if isinstance(image, dict) else None
-        if _is_name(name) and (leads_outside(name) or not Path(name).name):
+        if isinstance(name, str) and name and (leads_outside(name) or not Path(name).name):
             yield (
                 f"{path}: images[{index}]: file_name must name a file below the data folder, but got {name!r}. Remove "
                 "'..' and leading slashes; a symbolic link inside the folder may point elsewhere."

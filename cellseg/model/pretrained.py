@@ -96,9 +96,9 @@ def find_published(file: Published, folder: Path | None = None) -> Path | None:
         return None
     repository, _, revision = file.repository.partition("@")
     for name in file.repository_files:
-        there = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None)
-        if isinstance(there, str):
-            return Path(there)
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
     return None
 
 
