@@ -13,6 +13,7 @@ PROGRAM = "cellseg-search"
 COMMANDS = {
     "check": ("cellseg.data.check", "find the problems of a data set before you search"),
     "config": ("cellseg.config", "list every hyperparameter with its values, default and meaning"),
+    "weights": ("search.weights", "fetch the pretrained weights that a space can ask for"),
     "run": ("search.run", "search a space, or continue a stopped study"),
     "report": ("search.report", "show the results of a study, also while it runs"),
     "export": ("search.export", "write the best trial's predictions for the test images"),

@@ -17,7 +17,7 @@ from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
 from cellseg.files import sweep
 from search.space import Generate
-from search.storage.find import GENERATED
+from search.storage.find import GENERATED, weights_folder
 from search.storage.store import StudyStore
 from search.study.choose import make_asha, make_sampler
 from search.study.experiment import Experiment
@@ -97,7 +97,7 @@ def open_study(experiment: Experiment, name: str, results: Path, data: StudyData
         store,
         sampler=make_sampler(experiment),
         asha=make_asha(experiment),
-        fixed={"data.root": str(data.root)},
+        fixed={"data.root": str(data.root), "model.weights_folder": str(weights_folder(results))},
     )
 
 

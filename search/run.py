@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
+from cellseg.errors import raise_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,13 +63,16 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.space.shipped import find_space
     from search.storage.find import check_name
     from search.storage.lock import study_lock
+    from search.storage.store import StudyStore
 
     arguments.space = find_space(arguments.space)
     experiment = _load(arguments)
     name = arguments.space.stem if arguments.study is None else arguments.study
     check_name(name)
     if arguments.dry_run:
-        return _dry_run(experiment, name)
+        return _dry_run(experiment, name, arguments.results)
+    if not StudyStore.exists(arguments.results / name):  # one that is there may be over, and need none
+        _provide_weights(experiment, arguments)
     data = prepare_data(experiment, arguments.data, arguments.results)
     with study_lock(arguments.results, name):
         return _carry_out(experiment, name, data, arguments)
@@ -84,13 +88,31 @@ def _load(arguments: argparse.Namespace) -> "Experiment":
     return load_experiment(arguments.space, overrides, rows)
 
 
-def _dry_run(experiment: "Experiment", name: str) -> int:
+def _dry_run(experiment: "Experiment", name: str, results: Path) -> int:
     from search.plan import describe_plan
+    from search.study.possible import starts_from_weights, untrained_stages
 
     say(f"study {name}")
     for line in describe_plan(experiment):
         say(line)
+    raise_all(untrained_stages(experiment))
+    if starts_from_weights(experiment):
+        from search.study.weights import describe_weights
+
+        for line in describe_weights(experiment, results):
+            say(line)
     return EXIT_OK
+
+
+def _provide_weights(experiment: "Experiment", arguments: argparse.Namespace) -> None:
+    """Fetch the weights that trials start from, and refuse what none can start from."""
+    from search.study.possible import starts_from_weights, untrained_stages
+
+    raise_all(untrained_stages(experiment))
+    if starts_from_weights(experiment):
+        from search.study.weights import provide_weights
+
+        provide_weights(experiment, arguments.results, travel=arguments.address is not None, say=say)
 
 
 def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments: argparse.Namespace) -> int:
@@ -105,6 +127,7 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
     if study.is_over:
         say("\n".join(_why_over(study)))
     else:
+        _provide_weights(experiment, arguments)
         done = _train(study, data, arguments.address, console)
         if experiment.is_search:
             console.print(leaderboard_table(study))

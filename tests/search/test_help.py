@@ -20,6 +20,7 @@ print("loaded:", *sys.modules)
 
 COMMANDS = (
     "search.run",
+    "search.weights",
     "search.export",
     "search.report",
     "search.optuna_export",

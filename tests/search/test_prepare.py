@@ -79,7 +79,9 @@ def test_a_new_study_describes_itself(root, tmp_path):
     assert described["class_names"] == ["class1", "class2", "class3", "class4"]
     assert {"torch", "ray", "optuna", "python"} <= described["versions"].keys()
     assert described["hardware"]["cpus"] == os.cpu_count()
-    assert study.propose().config["data.root"] == str(root)
+    config = study.propose().config
+    assert config["data.root"] == str(root)
+    assert config["model.weights_folder"] == str(study.store.folder.parent / "pretrained")
 
 
 def test_relative_results_do_not_move_with_the_working_directory(root, tmp_path, monkeypatch):
