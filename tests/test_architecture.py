@@ -13,7 +13,7 @@ PACKAGES = ("cellseg", "search")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cellseg.errors",),
-    ("cellseg.cli", "cellseg.device", "cellseg.files", "cellseg.names"),
+    ("cellseg.cli", "cellseg.device", "cellseg.files", "cellseg.names", "cellseg.owners"),
     ("cellseg.config",),
     ("cellseg.checkpoint", "cellseg.data"),
     ("cellseg.evaluate", "cellseg.model", "cellseg.overlay"),
