@@ -100,7 +100,7 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
     from search.views.board import leaderboard_table, make_console, show_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
-    study = open_study(experiment, name, arguments.results, data)
+    study = open_study(experiment, name, arguments.results, data, on_note=lambda text: say(f"note: {text}"))
     console = make_console()
     if study.is_over:
         say("\n".join(_why_over(study)))

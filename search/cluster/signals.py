@@ -1,8 +1,8 @@
 """Signals that end a search: what was learned is on disk at once, and the process leaves soon, whatever Ray does.
 
 A batch system ends a job by sending SIGTERM to all its processes, Ray's among them; a terminal that closes sends
-SIGHUP. Then the main thread may be waiting inside Ray for a cluster that is gone, and Python runs signal handlers in the
-main thread only. So the interpreter writes the number of a signal into a pipe, and a thread of its own reads it there.
+SIGHUP. Then the main thread may be waiting inside Ray for a cluster that is gone, and Python runs signal handlers in
+that thread only. So the interpreter writes the number of a signal into a pipe, which a thread of its own reads.
 """
 
 import os
@@ -146,7 +146,8 @@ class _Watch:
 
 def _tell(text: str) -> None:
     with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text}\n")  # on a screen above the board, which takes its place
+        sys.stderr.flush()
 
 
 def descendants(pid: int) -> list[int]:

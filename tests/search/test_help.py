@@ -22,6 +22,7 @@ COMMANDS = (
     "search.run",
     "search.export",
     "search.report",
+    "search.logs",
     "search.optuna_export",
     "cellseg.config",
     "cellseg.train",
