@@ -1,6 +1,8 @@
 """What a trial's process printed: the file, and the command that shows it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from fakes import make_report, make_study
@@ -90,3 +92,36 @@ def test_a_process_that_is_no_worker_keeps_its_output(study, capfd):
     os.write(1, b"here\n")
     assert capfd.readouterr().out == "here\n"
     assert not (study.store.folder / "logs").exists()
+
+
+def test_a_log_keeps_its_size_and_its_newest_lines(tmp_path):
+    """In a process of its own, which a worker of Ray's is told apart from by its actor alone."""
+    script = f"""
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import search.cluster.trial_log as module
+module.ray = SimpleNamespace(
+    is_initialized=lambda: True, get_runtime_context=lambda: SimpleNamespace(get_actor_id=lambda: "a")
+)
+module.MAX_BYTES = 10_000
+log = module.TrialLog()
+log.begin("cells", 3, Path({str(tmp_path)!r}) / "checkpoints" / "t0003")
+for number in range(2000):
+    os.write(1, b"line %04d\\n" % number)
+log.trim()
+log.note("after")
+log.begin("cells", 4, Path({str(tmp_path)!r}) / "checkpoints" / "t0004")
+os.write(2, b"of the next\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"the output goes on in {tmp_path / 'logs' / 't0003.log'}\n"
+    lines = read_lines(log_path(tmp_path, 3))
+    assert last_attempt(lines) is not None
+    assert lines[1] == "[... cut ...]"
+    assert lines[-2:] == ["line 1999", "after"]
+    assert 4000 < log_path(tmp_path, 3).stat().st_size < 6000
+    assert read_lines(log_path(tmp_path, 4))[1:] == ["of the next"]
