@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,6 +131,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     from search.views.board import Board
 
     wanted = study.experiment.resources
+    context = copy_context()  # another thread says it: it knows the command's name from here
     with ray_cluster(arguments.address) as dashboard:
         say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
@@ -142,7 +144,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
                 data.packed.table,
                 resources,
                 on_event=board.update,
-                on_leave=lambda: _say_stopped(arguments),
+                on_leave=lambda: context.run(_say_stopped, arguments),
             )
 
 
