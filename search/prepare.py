@@ -3,13 +3,14 @@
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cellseg import __version__
 from cellseg.config import TrialConfig
 from cellseg.data.packed import PackedDataset, open_packed
 from cellseg.data.split import split
@@ -19,10 +20,12 @@ from cellseg.files import sweep
 from search.space import Generate
 from search.storage.find import GENERATED, weights_folder
 from search.storage.store import StudyStore
+from search.study.changes import changed_settings, changed_versions
 from search.study.choose import make_asha, make_sampler
 from search.study.experiment import Experiment
 from search.study.study import Study
 
+PROGRAM = "cellseg-search"
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "albumentations", "pycocotools", "numpy", "pyarrow")
 
 
@@ -73,8 +76,17 @@ def generated(wanted: Generate, results: Path) -> Path:
     return folder
 
 
-def open_study(experiment: Experiment, name: str, results: Path, data: StudyData) -> Study:
+def open_study(
+    experiment: Experiment,
+    name: str,
+    results: Path,
+    data: StudyData,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Study:
     """Open the study ``results/<name>``: continued where it is there, else new.
+
+    Args:
+        on_note: told what a person should know about a continued study, in a sentence.
 
     Raises:
         UserError: it holds trials of another space or of other data, or cannot be written.
@@ -87,8 +99,12 @@ def open_study(experiment: Experiment, name: str, results: Path, data: StudyData
         store = StudyStore.open(folder)
         former = store.study
         _check_same(name, former, experiment, data.packed.fingerprint)
+        if changed := changed_versions(former, now["versions"]):
+            on_note(f"study '{name}' goes on with other versions than before: {', '.join(changed)}")
+            now["continued"] = [*former.get("continued", []), {"since": now["created"], "versions": now["versions"]}]
         # The targets, what is kept and where the data lie may change; writing makes it the latest study.
-        store.write_study(former | {key: now[key] for key in ("space", "command", "data_root")})
+        changes = ("space", "command", "data_root", "continued")
+        store.write_study(former | {key: now[key] for key in changes if key in now})
     else:
         store = StudyStore.create(folder, now)
     return Study(
@@ -115,7 +131,8 @@ def study_record(experiment: Experiment, name: str, data: StudyData) -> dict[str
         "data_root": str(data.root),
         "data_fingerprint": data.packed.fingerprint,
         "class_names": list(data.packed.class_names),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {PROGRAM: __version__, "python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
         "hardware": _hardware(),
     }
 
@@ -131,9 +148,9 @@ def _check_same(name: str, study: Mapping[str, Any], experiment: Experiment, dat
     problems = []
     if study.get("space_fingerprint") != experiment.fingerprint:
         problems.append(
-            f"study '{name}': must continue with the space it started with, but got other values, metric, objective, "
-            "epochs or ASHA: its trials could not be compared. Choose another --study NAME, or restore the earlier "
-            "space."
+            f"study '{name}': must continue with the space it started with, but got "
+            f"{changed_settings(study.get('space'), experiment)}: its trials could not be compared. Choose another "
+            "--study NAME, or restore the earlier space."
         )
     if study.get("data_fingerprint") != data_fingerprint:
         problems.append(

@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,17 +123,17 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
     from search.views.board import leaderboard_table, make_console, show_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
-    study = open_study(experiment, name, arguments.results, data)
+    study = open_study(experiment, name, arguments.results, data, on_note=lambda text: say(f"note: {text}"))
     console = make_console()
     if study.is_over:
         say("\n".join(_why_over(study)))
     else:
         _provide_weights(experiment, arguments)
-        done = _train(study, data, arguments.address, console)
+        done = _train(study, data, arguments, console)
         if experiment.is_search:
             console.print(leaderboard_table(study))
         if not done:
-            say(f"Stopped. {_again(arguments)} continues where it was.")
+            _say_stopped(arguments)
             return EXIT_INTERRUPTED
         if study.limits.reached:
             say("\n".join(_why_over(study)))
@@ -145,7 +146,7 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
     return EXIT_OK
 
 
-def _train(study: "Study", data: "StudyData", address: str | None, console: "Console") -> bool:
+def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, console: "Console") -> bool:
     """Run trials on Ray until the study is over; False if it was interrupted before."""
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
@@ -153,14 +154,26 @@ def _train(study: "Study", data: "StudyData", address: str | None, console: "Con
     from search.views.board import Board
 
     wanted = study.experiment.resources
-    with ray_cluster(address) as dashboard:
+    context = copy_context()  # another thread says it: it knows the command's name from here
+    with ray_cluster(arguments.address) as dashboard:
         say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
         resources = trial_resources(wanted.model_dump() if wanted else None)
         board = Board(study, console)
         with board.shown():
-            return run_study(study, data.packed.table, resources, on_event=board.update)
+            return run_study(
+                study,
+                data.packed.table,
+                resources,
+                on_event=board.update,
+                on_leave=lambda: context.run(_say_stopped, arguments),
+            )
+
+
+def _say_stopped(arguments: argparse.Namespace) -> None:
+    again = "python -m search.run " + shlex.join(arguments.argv)
+    say(f"Stopped. {again} continues where it was.")
 
 
 def _why_over(study: "Study") -> list[str]:
@@ -199,10 +212,6 @@ def _show_report(study: "Study", console: "Console", arguments: argparse.Namespa
     study_report(study.store).show(console)
     again = f"python -m search.report --study {shlex.quote(study.name)}" + _results_option(arguments)
     say(f"\nThis report again: {again}")
-
-
-def _again(arguments: argparse.Namespace) -> str:
-    return "python -m search.run " + shlex.join(arguments.argv)
 
 
 def _results_option(arguments: argparse.Namespace) -> str:

@@ -5,7 +5,7 @@ own record of the experiment is written to a temporary folder and thrown away: t
 """
 
 import logging
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from ray import tune
 
 from cellseg.errors import UserError
-from search.cluster.signals import sigterm_as_ctrl_c
+from search.cluster.scratch import scratch_folder
+from search.cluster.signals import stop_on_signals
 from search.cluster.slots import num_slots
 from search.cluster.trainable import CellTrainable
 from search.cluster.tune_parts import (
@@ -36,15 +37,22 @@ BUFFER_SECONDS = 1.0
 
 
 def run_study(
-    study: Study, table: "pa.Table", resources: Mapping[str, float], *, on_event: Callable[[], None] = lambda: None
+    study: Study,
+    table: "pa.Table",
+    resources: Mapping[str, float],
+    *,
+    on_event: Callable[[], None] = lambda: None,
+    on_leave: Callable[[], None] | None = None,
 ) -> bool:
-    """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM)
-    before.
+    """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM,
+    SIGHUP) before.
 
     Args:
         table: the packed data; it goes into Ray's object store once, and every trial maps it from there.
         resources: ``cpu`` and ``gpu`` of one trial, see :func:`search.cluster.slots.trial_resources`.
         on_event: called after everything that happened to a trial.
+        on_leave: lets the process end itself if Ray does not stop in time, see
+            :func:`search.cluster.signals.stop_on_signals`. None: never.
 
     Raises:
         UserError: the study gave up because its trials fail, or its tables cannot be written.
@@ -54,10 +62,10 @@ def run_study(
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
     slots = num_slots(resources)
     with (
-        tempfile.TemporaryDirectory(prefix="search-") as scratch,
-        sigterm_as_ctrl_c(),
-        _quiet_tune(),
         study.store.buffered(BUFFER_SECONDS),
+        scratch_folder() as scratch,
+        stop_on_signals(study.interrupt, _leave_nothing(scratch, on_leave)),
+        _quiet_tune(),
     ):
         tuner = tune.Tuner(
             trainable,
@@ -93,6 +101,18 @@ def run_study(
             "Fix the cause, then run the same command again."
         )
     return study.is_over
+
+
+def _leave_nothing(scratch: str, on_leave: Callable[[], None] | None) -> Callable[[], None] | None:
+    """The last thing that a process does that ends itself."""
+    if on_leave is None:
+        return None
+
+    def leave() -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        on_leave()
+
+    return leave
 
 
 @contextmanager

@@ -23,6 +23,7 @@ COMMANDS = (
     "search.weights",
     "search.export",
     "search.report",
+    "search.logs",
     "search.optuna_export",
     "cellseg.config",
     "cellseg.train",

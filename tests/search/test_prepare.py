@@ -9,6 +9,7 @@ import sys
 import pytest
 from fakes import make_space
 
+import search.prepare
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
 from search.prepare import open_study, prepare_data
@@ -124,6 +125,42 @@ def test_another_space_or_other_data_are_refused_together(root, tmp_path):
     assert "must continue with the space it started with" in first
     assert f"it started with {root}" in second
     assert (tmp_path / "cells" / "study.json").read_bytes() == before
+
+
+def test_a_refused_continuation_names_what_differs_old_and_new(root, tmp_path):
+    lr = {"low": 1e-4, "high": 1e-2, "log": True}
+    keys = {"optim.lr": lr, "model.weights": "none"}
+    space = make_space(space=keys)
+    data = prepare_data(space, root, tmp_path)
+    open_study(space, "cells", tmp_path, data)
+    for changed, named in [
+        (make_space(space=keys, seed=3), r"but got seed 0 -> 3: its trials"),
+        (
+            make_space(space=keys | {"optim.lr": lr | {"high": 0.1}}),
+            r"but got space\.optim\.lr\.high 0\.01 -> 0\.1: its",
+        ),
+        (make_space(space=keys | {"model.norm": "group"}), r"but got space\.model\.norm nothing -> group: its"),
+        (make_space(space=keys, asha=False), r"asha\.grace 1 -> nothing"),
+    ]:
+        with pytest.raises(UserError, match=named):
+            open_study(changed, "cells", tmp_path, data)
+
+
+def test_other_versions_are_noted_old_and_new_and_only_once(root, tmp_path, monkeypatch):
+    space = make_space()
+    data = prepare_data(space, root, tmp_path)
+    notes: list[str] = []
+    open_study(space, "cells", tmp_path, data, on_note=notes.append)
+    open_study(space, "cells", tmp_path, data, on_note=notes.append)
+    assert notes == []
+    real = search.prepare.version
+    monkeypatch.setattr(search.prepare, "version", lambda name: "9.9" if name == "ray" else real(name))
+    for _ in range(2):
+        open_study(space, "cells", tmp_path, data, on_note=notes.append)
+    assert notes == [f"study 'cells' goes on with other versions than before: ray {real('ray')} -> 9.9"]
+    described = json.loads((tmp_path / "cells" / "study.json").read_text())
+    assert described["versions"]["ray"] == real("ray"), "those it started with"
+    assert [part["versions"]["ray"] for part in described["continued"]] == ["9.9"]
 
 
 def test_two_commands_cannot_have_one_study(tmp_path):
