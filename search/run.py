@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.prepare import prepare_data
+    from search.prepare import discarded_unless_started, prepare_data
     from search.space.shipped import find_space
     from search.storage.find import check_name
     from search.storage.lock import study_lock
@@ -70,7 +70,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(experiment, name)
     data = prepare_data(experiment, arguments.data, arguments.results)
-    with study_lock(arguments.results, name):
+    with study_lock(arguments.results, name), discarded_unless_started(arguments.results / name):
         return _carry_out(experiment, name, data, arguments)
 
 
@@ -126,6 +126,7 @@ def _train(study: "Study", data: "StudyData", address: str | None, console: "Con
     """Run trials on Ray until the study is over; False if it was interrupted before."""
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
+    from search.cluster.node_watch import watched_nodes
     from search.cluster.slots import trial_resources
     from search.views.board import Board
 
@@ -136,8 +137,8 @@ def _train(study: "Study", data: "StudyData", address: str | None, console: "Con
             say(line)
         resources = trial_resources(wanted.model_dump() if wanted else None)
         board = Board(study, console)
-        with board.shown():
-            return run_study(study, data.packed.table, resources, on_event=board.update)
+        with watched_nodes(study, resources, say, is_own=address is None) as callbacks, board.shown():
+            return run_study(study, data.packed.table, resources, on_event=board.update, callbacks=callbacks)
 
 
 def _why_over(study: "Study") -> list[str]:

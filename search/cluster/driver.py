@@ -6,7 +6,7 @@ own record of the experiment is written to a temporary folder and thrown away: t
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,12 @@ BUFFER_SECONDS = 1.0
 
 
 def run_study(
-    study: Study, table: "pa.Table", resources: Mapping[str, float], *, on_event: Callable[[], None] = lambda: None
+    study: Study,
+    table: "pa.Table",
+    resources: Mapping[str, float],
+    *,
+    on_event: Callable[[], None] = lambda: None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> bool:
     """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM)
     before.
@@ -45,9 +50,10 @@ def run_study(
         table: the packed data; it goes into Ray's object store once, and every trial maps it from there.
         resources: ``cpu`` and ``gpu`` of one trial, see :func:`search.cluster.slots.trial_resources`.
         on_event: called after everything that happened to a trial.
+        callbacks: told of Tune's events; a UserError of theirs stops the search, whose trials can be continued.
 
     Raises:
-        UserError: the study gave up because its trials fail, or its tables cannot be written.
+        UserError: the study gave up because its trials fail, its tables cannot be written, or a machine is unfit.
     """
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
     # What Ray's dashboard shows as the actors' class.
@@ -74,7 +80,7 @@ def run_study(
                 name=study.name,
                 storage_path=scratch,
                 stop=StudyStopper(study),
-                callbacks=[Pauses(study, slots)],
+                callbacks=[Pauses(study, slots), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=MAX_MACHINE_LOSSES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
@@ -84,6 +90,7 @@ def run_study(
             tuner.fit()
         except tune.TuneError as error:
             if (ours := user_error(error)) is not None:
+                study.interrupt()
                 raise ours from None
             raise
     study.interrupt()
