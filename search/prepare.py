@@ -108,9 +108,9 @@ def discarded_unless_started(folder: Path) -> Iterator[None]:
     """Remove a study's new folder if a UserError ends the block before the first trial: there is nothing to continue.
 
     Args:
-        folder: locked by this process; a new one holds the lock alone.
+        folder: locked by this process; a new one holds nothing but the lock.
     """
-    is_new = {path.name for path in folder.iterdir()} <= {".lock"}
+    is_new = all(path.name.startswith(".") for path in folder.iterdir())
     try:
         yield
     except UserError:

@@ -49,12 +49,13 @@ class NodeChecks:
     :meth:`wait` checks those that are there, :meth:`look` those that join later.
 
     Args:
-        resources: ``cpu`` and ``gpu`` of a trial.
+        resources: ``cpu`` and ``gpu`` of a trial; None: it fits everywhere and takes a GPU where there is one.
         shared: the folder of results, which every node must see.
     """
 
-    def __init__(self, resources: Mapping[str, float], shared: SharedFolder, seconds: float = NODE_SECONDS):
-        self._resources = resources
+    def __init__(self, resources: Mapping[str, float] | None, shared: SharedFolder, seconds: float = NODE_SECONDS):
+        self._resources = resources or {"cpu": 0, "gpu": 0}
+        self._any_gpu = resources is None
         self._shared = shared
         self._seconds = seconds
         self._asked: dict[str, _Question] = {}  # those that have not answered
@@ -89,7 +90,7 @@ class NodeChecks:
     def _question(self, node: Mapping[str, Any]) -> "_Question":
         wanted = {
             "imports": IMPORTS,
-            "gpu": self._resources["gpu"] > 0,
+            "gpu": self._resources["gpu"] > 0 or (self._any_gpu and node["Resources"].get("GPU", 0) > 0),
             "folder": str(self._shared.folder),
             "marker": self._shared.marker,
             "node": self._shared.file_of(node["NodeID"]),
@@ -135,7 +136,7 @@ class NodeChecks:
         there = json.loads(line.removeprefix(node_facts.MARK))
         problems = [*_software_problems(there, self._here)]
         warnings = []
-        if self._resources["gpu"] > 0:
+        if "gpus" in there:
             problems += _gpu_problems(there)
         evidence = there["folder_error"] or self._shared.error_of(node_id)
         if evidence:

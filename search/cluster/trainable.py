@@ -111,7 +111,7 @@ class CellTrainable(tune.Trainable):
 
         assert self._next is not None, "a process that has prepared nothing has a trial to begin"
         try:
-            require_shared_folder(Path(self._next["folder"]).parents[1])
+            require_shared_folder(Path(self._next["folder"]).parent.parent)
         except UserError as error:
             return str(error)
         return None

@@ -20,6 +20,7 @@ print("loaded:", *sys.modules)
 
 COMMANDS = (
     "search.run",
+    "search.doctor",
     "search.export",
     "search.report",
     "search.optuna_export",
