@@ -88,9 +88,9 @@ def run_study(
         )
         try:
             tuner.fit()
-        except tune.TuneError as error:
+        except (tune.TuneError, UserError) as error:  # Tune wraps what some of our parts raise, and not that of others
+            study.interrupt()
             if (ours := user_error(error)) is not None:
-                study.interrupt()
                 raise ours from None
             raise
     study.interrupt()
