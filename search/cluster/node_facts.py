@@ -93,9 +93,9 @@ def gpu_facts() -> dict[str, Any]:
 def shared_folder_error(wanted: dict[str, Any]) -> str | None:
     """Look for the driver's file in the folder of results, and leave one of this node's: None if both went well."""
     folder = Path(wanted["folder"])
-    error = marker_error(folder / wanted["marker"], wanted["token"])
-    if error is not None:
-        return error
+    evidence = marker_error(folder / wanted["marker"], wanted["token"])
+    if evidence is not None:
+        return evidence
     try:
         with (folder / wanted["node"]).open("w") as file:
             file.write(wanted["token"])

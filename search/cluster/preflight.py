@@ -102,7 +102,7 @@ class NodeChecks:
         name = node["NodeManagerAddress"]
         if (host := node.get("NodeManagerHostname")) and host != name:
             name = f"{name} ({host})"
-        return _Question(ref, name, node["Resources"], time.monotonic() + self._seconds)
+        return _Question(ref, name, node["Resources"], time.time(), time.monotonic() + self._seconds)
 
     def _answers(self) -> list[NodeReport]:
         if not self._asked:
@@ -135,18 +135,17 @@ class NodeChecks:
             return NodeReport(node_id, name, (_at(name, _no_answer(evidence)),))
         there = json.loads(line.removeprefix(node_facts.MARK))
         problems = [*_software_problems(there, self._here)]
-        warnings = []
+        warnings: list[Problem] = []
         if "gpus" in there:
             problems += _gpu_problems(there)
-        evidence = there["folder_error"] or self._shared.error_of(node_id)
-        if evidence:
-            problems.append(unshared(name, self._shared.folder, evidence))
+        unseen = there["folder_error"] or self._shared.error_of(node_id)
+        if unseen:
+            problems.append(unshared(name, self._shared.folder, unseen))
         else:
             found = space_findings(there, self._shared.folder)
             problems += found.problems
             warnings += found.warnings
-        if abs(ahead := answer["time"] - now) > CLOCK_SECONDS:
-            evidence = f"{abs(ahead):.0f} s {'more' if ahead > 0 else 'less'}"
+        if (evidence := clock_error(question.asked, answer["started"], answer["ended"], now)) is not None:
             warnings.append(Problem("", "its clock must agree with the driver's", evidence, "Use NTP."))
         has = question.resources
         summary = f"{has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs, torch {there['versions']['torch']}"
@@ -164,7 +163,10 @@ class _Question:
     ref: Any
     name: str
     resources: Mapping[str, float]
+    asked: float
+    """The driver's clock, as :func:`time.time` tells it."""
     deadline: float
+    """The same, as :func:`time.monotonic` tells it."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,25 @@ def require_nodes(reports: Iterable[NodeReport]) -> list[Problem]:
     return _merged(warning for report in reports for warning in report.warnings)
 
 
+def clock_error(asked: float, started: float, ended: float, now: float) -> str | None:
+    """Return how far a node's clock is off at least, or None: it says that it worked before it was asked or after it
+    had answered.
+
+    Args:
+        asked, now: the driver's clock before the question and after the answer, in seconds.
+        started, ended: the node's clock in between.
+    """
+    if ended - now > CLOCK_SECONDS:
+        return f"{ended - now:.0f} s ahead or more"
+    if asked - started > CLOCK_SECONDS:
+        return f"{asked - started:.0f} s behind or more"
+    return None
+
+
 def space_findings(there: Mapping[str, Any], folder: Path) -> Findings:
     """Judge the disks and the shared memory of a machine."""
-    problems, warnings = [], []
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
     temp = next((place for place in there["disks"] if place != str(folder)), str(folder))
     for place, what, least, low in (
         (str(folder), "the folder of results", FOLDER_LEAST, FOLDER_LOW),
@@ -276,6 +294,7 @@ def _facts_task() -> Any:
         import sys
         import time
 
+        started = time.time()
         # The process finds packages where a trial's process would.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
@@ -285,11 +304,11 @@ def _facts_task() -> Any:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=seconds,
+                timeout=0.9 * seconds,  # it is ended here: a task that the driver gives up leaves its processes behind
             )
         except subprocess.TimeoutExpired:
-            return {"lines": [], "late": True, "time": time.time()}
+            return {"lines": [], "late": True, "started": started, "ended": time.time()}
         lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-        return {"lines": lines, "late": False, "time": time.time()}
+        return {"lines": lines, "late": False, "started": started, "ended": time.time()}
 
     return ray.remote(num_cpus=0, max_retries=0)(collect)

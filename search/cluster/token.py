@@ -6,7 +6,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 MODE, VALUE, PLACE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """Environment variables of Ray. The value has precedence over the place."""

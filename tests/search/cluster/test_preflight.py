@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from search.cluster.preflight import (
     GIB,
     NodeChecks,
     NodeReport,
+    clock_error,
     own_facts,
     require_nodes,
     space_findings,
@@ -66,6 +68,20 @@ def test_the_small_shared_memory_of_a_container_is_warned_of():
     assert "/dev/shm must have 1 GiB, but got 64 MiB. In a container, start it with --shm-size=8g" in str(
         found.warnings[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("started", "ended", "error"),
+    [
+        (101, 129, None),
+        (60, 88, "40 s behind or more"),
+        (160, 188, "58 s ahead or more"),
+        (96, 124, None),  # 5 s are not worth a word
+        (110, 112, None),  # the driver may read an answer late
+    ],
+)
+def test_a_clock_is_off_only_if_it_must_be(started, ended, error):
+    assert clock_error(100, started, ended, 130) == error
 
 
 def test_the_own_machine_is_checked_in_no_time(tmp_path):
@@ -269,7 +285,17 @@ def test_unfit_nodes_are_found_and_named(nodes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_folder_that_a_node_does_not_see_is_found(nodes, monkeypatch):
+def test_a_node_that_does_not_answer_in_time_is_named(nodes):
+    with shared_folder(nodes.results) as shared:
+        reports = NodeChecks(ONE_CPU, shared, seconds=0.01).wait()
+    assert len(reports) >= 3
+    for report in reports:
+        assert re.search(r"node .*: must tell its versions and disks, but got nothing", str(report.problems[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_folder_that_a_node_does_not_see_is_found(nodes):
     with shared_folder(nodes.results) as shared:
         (nodes.results / shared.marker).unlink()  # what a node sees whose disk is its own
         reports = NodeChecks(ONE_CPU, shared).wait()
