@@ -251,6 +251,12 @@ def nodes(tmp_path_factory):
     nodes.cluster.shutdown()
 
 
+@pytest.fixture
+def no_imports(monkeypatch):
+    """Importing torch takes a node's process many seconds."""
+    monkeypatch.setattr("search.cluster.preflight.IMPORTS", [])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_unfit_nodes_are_found_and_named(nodes):
@@ -295,7 +301,7 @@ def test_a_node_that_does_not_answer_in_time_is_named(nodes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_folder_that_a_node_does_not_see_is_found(nodes):
+def test_a_folder_that_a_node_does_not_see_is_found(nodes, no_imports):
     with shared_folder(nodes.results) as shared:
         (nodes.results / shared.marker).unlink()  # what a node sees whose disk is its own
         reports = NodeChecks(ONE_CPU, shared).wait()
@@ -308,7 +314,7 @@ def test_a_folder_that_a_node_does_not_see_is_found(nodes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_node_whose_file_does_not_arrive_is_found(nodes, monkeypatch):
+def test_a_node_whose_file_does_not_arrive_is_found(nodes, no_imports, monkeypatch):
     monkeypatch.setattr("search.cluster.shared_folder.SharedFolder.error_of", lambda self, node: "no such file")
     with shared_folder(nodes.results) as shared:
         reports = NodeChecks(ONE_CPU, shared).wait()
