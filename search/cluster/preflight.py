@@ -145,8 +145,8 @@ class NodeChecks:
             found = space_findings(there, self._shared.folder)
             problems += found.problems
             warnings += found.warnings
-        if (evidence := clock_error(question.asked, answer["started"], answer["ended"], now)) is not None:
-            warnings.append(Problem("", "its clock must agree with the driver's", evidence, "Use NTP."))
+        if (skew := clock_error(question.asked, answer["started"], answer["ended"], now)) is not None:
+            warnings.append(Problem("", "its clock must agree with the driver's", skew, "Use NTP."))
         has = question.resources
         summary = f"{has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs, torch {there['versions']['torch']}"
         return NodeReport(
