@@ -11,6 +11,7 @@ from cellseg.names import unknown_name
 
 PROGRAM = "cellseg-search"
 COMMANDS = {
+    "doctor": ("search.doctor", "check the installation, this machine and a cluster"),
     "check": ("cellseg.data.check", "find the problems of a data set before you search"),
     "config": ("cellseg.config", "list every hyperparameter with its values, default and meaning"),
     "weights": ("search.weights", "fetch the pretrained weights that a space can ask for"),

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -115,6 +117,22 @@ def open_study(
         asha=make_asha(experiment),
         fixed={"data.root": str(data.root), "model.weights_folder": str(weights_folder(results))},
     )
+
+
+@contextmanager
+def discarded_unless_started(folder: Path) -> Iterator[None]:
+    """Remove a study's new folder if a UserError ends the block before the first trial: there is nothing to continue.
+
+    Args:
+        folder: locked by this process; a new one holds nothing but the lock.
+    """
+    is_new = all(path.name.startswith(".") for path in folder.iterdir())
+    try:
+        yield
+    except UserError:
+        if is_new and not (StudyStore.exists(folder) and StudyStore.open(folder).trials()):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def study_record(experiment: Experiment, name: str, data: StudyData) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.prepare import prepare_data
+    from search.prepare import discarded_unless_started, prepare_data
     from search.space.shipped import find_space
     from search.storage.find import check_name
     from search.storage.lock import study_lock
@@ -75,7 +75,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if not StudyStore.exists(arguments.results / name):  # one that is there may be over, and need none
         _provide_weights(experiment, arguments)
     data = prepare_data(experiment, arguments.data, arguments.results)
-    with study_lock(arguments.results, name):
+    with study_lock(arguments.results, name), discarded_unless_started(arguments.results / name):
         return _carry_out(experiment, name, data, arguments)
 
 
@@ -150,6 +150,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     """Run trials on Ray until the study is over; False if it was interrupted before."""
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
+    from search.cluster.node_watch import watched_nodes
     from search.cluster.slots import trial_resources
     from search.views.board import Board
 
@@ -161,11 +162,12 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
             say(line)
         resources = trial_resources(wanted.model_dump() if wanted else None)
         board = Board(study, console)
-        with board.shown():
+        with watched_nodes(study, resources, say, is_own=arguments.address is None) as callbacks, board.shown():
             return run_study(
                 study,
                 data.packed.table,
                 resources,
+                callbacks=callbacks,
                 on_event=board.update,
                 on_leave=lambda: context.run(_say_stopped, arguments),
             )

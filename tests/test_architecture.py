@@ -27,7 +27,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search.study",),
     ("search.plan", "search.prepare", "search.views"),
     ("search.cluster",),
-    ("search.export", "search.logs", "search.optuna_export", "search.report", "search.run", "search.weights"),
+    ("search.diagnosis",),
+    (
+        "search.doctor",
+        "search.export",
+        "search.logs",
+        "search.optuna_export",
+        "search.report",
+        "search.run",
+        "search.weights",
+    ),
     ("search.__main__",),
 )
 """Rooms (a folder, or a file beside the folders) from low to high. A module imports from its own room and from lower

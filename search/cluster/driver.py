@@ -6,7 +6,7 @@ own record of the experiment is written to a temporary folder and thrown away: t
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ def run_study(
     resources: Mapping[str, float],
     *,
     on_event: Callable[[], None] = lambda: None,
+    callbacks: Sequence[tune.Callback] = (),
     on_leave: Callable[[], None] | None = None,
 ) -> bool:
     """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM,
@@ -51,11 +52,12 @@ def run_study(
         table: the packed data; it goes into Ray's object store once, and every trial maps it from there.
         resources: ``cpu`` and ``gpu`` of one trial, see :func:`search.cluster.slots.trial_resources`.
         on_event: called after everything that happened to a trial.
+        callbacks: told of Tune's events; a UserError of theirs stops the search, whose trials can be continued.
         on_leave: lets the process end itself if Ray does not stop in time, see
             :func:`search.cluster.signals.stop_on_signals`. None: never.
 
     Raises:
-        UserError: the study gave up because its trials fail, or its tables cannot be written.
+        UserError: the study gave up because its trials fail, its tables cannot be written, or a machine is unfit.
     """
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
     # What Ray's dashboard shows as the actors' class.
@@ -82,7 +84,7 @@ def run_study(
                 name=study.name,
                 storage_path=scratch,
                 stop=StudyStopper(study),
-                callbacks=[Pauses(study, slots)],
+                callbacks=[Pauses(study, slots), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=MAX_MACHINE_LOSSES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
@@ -90,7 +92,8 @@ def run_study(
         )
         try:
             tuner.fit()
-        except tune.TuneError as error:
+        except (tune.TuneError, UserError) as error:  # Tune wraps what some of our parts raise, and not that of others
+            study.interrupt()
             if (ours := user_error(error)) is not None:
                 raise ours from None
             raise

@@ -33,6 +33,8 @@ ENDING, DETAIL, REPORT = "ending", "detail", "report"
 """Keys of a result: why the trial is over (or None), the text to that, and the EpochReport as JSON (Tune would
 flatten a dict, and metric names hold its separator). Never Tune's own ``done``: the scheduler is not shown such a
 result."""
+UNFIT_NODE = "unfit-node"
+"""The ending that says that no trial can run on this machine. The search stops; the trial goes on with the next."""
 
 
 def trial_name(study: str, number: int) -> str:
@@ -73,6 +75,8 @@ class CellTrainable(tune.Trainable):
         self._log.trim()
         try:
             if self._data is None:
+                if (problem := self._unfit_node()) is not None:
+                    return self._end(UNFIT_NODE, problem)
                 self._data = self._prepare()
             if self._next is not None:
                 self._reports, self._next = self._fit(self._next), None
@@ -108,6 +112,17 @@ class CellTrainable(tune.Trainable):
     def __repr__(self) -> str:
         # Ray's dashboard asks once, when the process starts.
         return getattr(self, "_name", type(self).__name__)
+
+    def _unfit_node(self) -> str | None:
+        """Why this machine cannot take trials: it does not see the study's folder as the driver does."""
+        from search.cluster.shared_folder import require_shared_folder
+
+        assert self._next is not None, "a process that has prepared nothing has a trial to begin"
+        try:
+            require_shared_folder(Path(self._next["folder"]).parent.parent)
+        except UserError as error:
+            return str(error)
+        return None
 
     def _prepare(self) -> "PackedDataset":
         """Prepare the process once, before its first trial trains: seconds of imports, mostly."""

@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cellseg.errors import UserError
-from search.cluster.trainable import DETAIL, ENDING, REPORT, trial_name
+from search.cluster.trainable import DETAIL, ENDING, REPORT, UNFIT_NODE, trial_name
 from search.study.study import Study
 
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class StudyScheduler(Disposable, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
         number = trial.config["number"]
         report, ending = json.loads(result[REPORT]), result[ENDING]
+        if ending == UNFIT_NODE:
+            raise UserError(
+                result[DETAIL]
+            )  # no trial is to blame: the search stops, and this one goes on with the next
         with self._study.store.held():  # a last epoch is never on disk without its end
             goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
             if ending is not None:

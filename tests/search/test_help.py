@@ -21,6 +21,7 @@ print("loaded:", *sys.modules)
 COMMANDS = (
     "search.run",
     "search.weights",
+    "search.doctor",
     "search.export",
     "search.report",
     "search.logs",
