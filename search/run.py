@@ -129,6 +129,8 @@ def _train(study: "Study", data: "StudyData", address: str | None, console: "Con
     from search.cluster.slots import trial_resources
     from search.views.board import Board
 
+    if study.storage_error is not None:  # before Ray starts: it takes a while, and needs space too
+        raise study.storage_error
     wanted = study.experiment.resources
     with ray_cluster(address) as dashboard:
         say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")

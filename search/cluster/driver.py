@@ -47,7 +47,7 @@ def run_study(
         on_event: called after everything that happened to a trial.
 
     Raises:
-        UserError: the study gave up because its trials fail, or its tables cannot be written.
+        UserError: the study gave up because its trials fail, or its storage failed or is almost full.
     """
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
     # What Ray's dashboard shows as the actors' class.
@@ -87,6 +87,8 @@ def run_study(
                 raise ours from None
             raise
     study.interrupt()
+    if not study.is_over and study.storage_error is not None:
+        raise study.storage_error
     if study.abort_reason is not None:
         raise UserError(
             f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "

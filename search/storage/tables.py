@@ -11,10 +11,14 @@ import pyarrow.parquet as pq
 
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
+from search.storage.backup import how_to_restore
 
 FORMAT, FORMAT_VERSION = "cellseg-study", 2
 STATES: tuple[str, ...] = ("RUNNING", "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE", "INTERRUPTED")
 """Of a trial. INTERRUPTED: the search was stopped, and the trial goes on when it is continued."""
+
+UNFINISHED = frozenset({"RUNNING", "INTERRUPTED"})
+"""The states of trials that go on, now or when the search is continued."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +112,11 @@ EPOCH_SCHEMA = _schema(
 )
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema, backup: Path | None = None) -> pa.Table:
     """The table of a file that :func:`write_table` wrote; columns that its older format lacks are null.
+
+    Args:
+        backup: its former generation, if there is one; the error of a damaged file names it.
 
     Raises:
         UserError: damaged, not ours, of a newer format, or with other columns.
@@ -119,10 +126,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         with path.open("rb") as file:
             table = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
-        detail = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: must be a readable Parquet file, but got: {detail}. Restore it from a copy."
-        ) from error
+        detail = " ".join(str(error).split()).rstrip(".")
+        remedy = how_to_restore(path, backup, pq.read_metadata)
+        raise UserError(f"{path}: must be a readable Parquet file, but got: {detail}. {remedy}") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = metadata.get("format_version", "")
     check_format(path, metadata.get("format"), int(version) if version.isdecimal() else None)
@@ -146,9 +152,9 @@ def check_format(path: Path, name: Any, version: Any) -> None:
         )
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file with the table's metadata, atomically."""
-    with atomic_path(path) as temporary:
+def write_table(path: Path, table: pa.Table, backup: Path | None = None) -> None:
+    """Write a Parquet file with the table's metadata, as :func:`cellseg.files.atomic_path` does."""
+    with atomic_path(path, backup) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 

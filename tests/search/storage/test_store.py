@@ -243,7 +243,8 @@ def test_no_scratch_files_stay_behind(store):
         store.put_trial(trial(number))
         store.add_epoch(epoch(number, 1))
     names = sorted(path.name for path in store.folder.rglob("*"))
-    assert names == ["epochs", "part-00000.parquet", "study.json", "trials.parquet"]
+    tables = ["epochs", "part-00000.parquet", "trials.parquet"]
+    assert names == sorted(["backup", *tables, *tables, "study.json"])
 
 
 def _break(path, content: bytes | None) -> None:
@@ -367,9 +368,9 @@ def test_epochs_are_on_disk_before_the_trial_that_tells_of_them(tmp_path, monkey
     store.add_epoch(epoch(0, 1))
     written, write = [], store_module.write_table
 
-    def watch(path, table):
+    def watch(path, table, backup):
         written.append(path.name)
-        write(path, table)
+        write(path, table, backup)
 
     monkeypatch.setattr(store_module, "write_table", watch)
     store.flush()
