@@ -78,7 +78,7 @@ def test_a_study_whose_storage_failed_goes_on_with_the_next_search(study):
 
 
 def test_any_number_of_trials_without_space_is_no_failure_in_a_row(study):
-    for number in range(4):
+    for _ in range(4):
         study.propose()
     for number in range(4):
         study.end(number, "storage", FULL)
@@ -103,7 +103,7 @@ def test_a_disk_that_is_almost_full_stops_the_search_before_a_trial_meets_it(stu
 
 def test_every_running_trial_needs_room_for_another_checkpoint(study, disk):
     size = 4000
-    for number in range(3):
+    for _ in range(3):
         study.propose()
     write_checkpoint(study, 0, size)  # the others have not written theirs: they count as large
     disk.free = RESERVED_BYTES + 3 * 2 * size
