@@ -5,6 +5,7 @@ the holder is dead: clocks of other machines are not trusted, and file times not
 out before it writes (:func:`require_lease`).
 """
 
+import errno
 import os
 import platform
 import threading
@@ -135,10 +136,8 @@ class _Content:
             return False
         try:
             os.kill(int(pid[0]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # another user's
-            return False
+        except OSError as error:
+            return error.errno == errno.ESRCH  # any other: it is there, but another user's
         return False
 
 
