@@ -122,9 +122,10 @@ def read_table(path: Path, schema: pa.Schema, backup: Path | None = None) -> pa.
         UserError: damaged, not ours, of a newer format, or with other columns.
     """
     try:
-        # Through a file object: a path would be searched for partition columns in folder names.
+        # Without pyarrow's threads, which pq.read_table starts: on a busy machine they have aborted processes at exit
+        # ("terminate called without an active exception"). A small file is read in 2.7 ms instead of 6.3.
         with path.open("rb") as file:
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         detail = " ".join(str(error).split()).rstrip(".")
         remedy = how_to_restore(path, backup, pq.read_metadata)

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from dataclasses import replace
 
 import pyarrow as pa
@@ -389,3 +391,15 @@ def test_a_part_that_was_full_when_the_study_was_opened_is_not_written_again(sto
     names = [path.name for path in sorted((store.folder / "epochs").iterdir())]
     assert names == [*(path.name for path in full), f"part-{len(full):05d}.parquet"]
     assert len(StudyStore.open(store.folder).epochs()) == rows_before + 1
+
+
+def test_reading_starts_no_threads_that_could_outlive_the_interpreter(store):
+    store.put_trial(trial(0))
+    store.add_epoch(epoch(0, 1))
+    code = (
+        "import os, sys; from search.storage.store import StudyStore; threads = len(os.listdir('/proc/self/task'));"
+        "store = StudyStore.open(sys.argv[1]); store.trials(); store.epochs(0); store.epochs_by_trial();"
+        "print(len(os.listdir('/proc/self/task')) - threads)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, store.folder], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "0\n", done.stderr
