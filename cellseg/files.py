@@ -123,6 +123,8 @@ def atomic_path(path: Path, backup: Path | None = None) -> Iterator[Path]:
 
 def _make_folder(folder: Path) -> None:
     """Make a folder with its parents; durable as what will be in it."""
+    if folder.is_dir():
+        return
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in new:
