@@ -22,7 +22,7 @@ def started():
 def rows():
     return StudyStore.open(disk / "s").trials() if (disk / "s" / "trials.parquet").exists() else []
 
-SLOW = "timed out during startup"  # Ray gives itself 30 s, which a busy machine may exceed
+SLOW = "in ray_cluster"  # in the traceback: Ray gives itself 30 s to start, which a busy machine may exceed
 driver = started()
 while not any(row.epochs for row in rows()):
     if driver.poll() is not None:
