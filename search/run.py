@@ -154,6 +154,8 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     from search.cluster.slots import trial_resources
     from search.views.board import Board
 
+    if study.storage_error is not None:  # before Ray starts: it takes a while, and needs space too
+        raise study.storage_error
     wanted = study.experiment.resources
     context = copy_context()  # another thread says it: it knows the command's name from here
     with ray_cluster(arguments.address) as dashboard:

@@ -57,7 +57,8 @@ def run_study(
             :func:`search.cluster.signals.stop_on_signals`. None: never.
 
     Raises:
-        UserError: the study gave up because its trials fail, its tables cannot be written, or a machine is unfit.
+        UserError: the study gave up because its trials fail, its storage failed or is almost full, or a machine is
+            unfit.
     """
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
     # What Ray's dashboard shows as the actors' class.
@@ -98,6 +99,8 @@ def run_study(
                 raise ours from None
             raise
     study.interrupt()
+    if not study.is_over and study.storage_error is not None:
+        raise study.storage_error
     if study.abort_reason is not None:
         raise UserError(
             f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "

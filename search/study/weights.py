@@ -197,7 +197,7 @@ def _ways_out(missing: int, total: int, results: Path) -> Problem:
         WEIGHTS,
         "all weights that a trial may start from must be had before the first trial",
         f"{missing} of {total} missing",
-        "Run `python -m search.commands.weights SPACE --to DIR` on a machine with a network and copy the content of DIR to "
-        f"{folder}, or set TORCH_HOME to the copy; or train without: --set model.weights=none; or leave these choices "
-        "out of the space.",
+        "Run `python -m search.commands.weights SPACE --to DIR` on a machine with a network and copy the content of "
+        f"DIR to {folder}, or set TORCH_HOME to the copy; or train without: --set model.weights=none; or leave these "
+        "choices out of the space.",
     )
