@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of a trial that is not stopped early")
     parser.add_argument(
+        "--max-slots", type=int, metavar="N", help="the most trials side by side; default: as many as the cluster holds"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a config field or change a setting"
     )
     parser.add_argument("--rows", metavar="A,B", help="for an ablation: train only these rows")
@@ -79,7 +82,9 @@ def _load(arguments: argparse.Namespace) -> "Experiment":
     from search.study.load import load_experiment
 
     overrides = list(arguments.set)
-    overrides += [f"{key}={value}" for key in ("trials", "epochs") if (value := getattr(arguments, key)) is not None]
+    overrides += [
+        f"{key}={value}" for key in ("trials", "epochs", "max_slots") if (value := getattr(arguments, key)) is not None
+    ]
     rows = None if arguments.rows is None else [name.strip() for name in arguments.rows.split(",")]
     return load_experiment(arguments.space, overrides, rows)
 
@@ -126,7 +131,6 @@ def _train(study: "Study", data: "StudyData", address: str | None, console: "Con
     """Run trials on Ray until the study is over; False if it was interrupted before."""
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
-    from search.cluster.slots import trial_resources
     from search.views.board import Board
 
     wanted = study.experiment.resources
@@ -134,10 +138,17 @@ def _train(study: "Study", data: "StudyData", address: str | None, console: "Con
         say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
-        resources = trial_resources(wanted.model_dump() if wanted else None)
         board = Board(study, console)
         with board.shown():
-            return run_study(study, data.packed.table, resources, on_event=board.update)
+            return run_study(
+                study,
+                data.packed.table,
+                wanted.model_dump() if wanted else None,
+                shared=address is not None,
+                on_event=board.update,
+                on_note=board.note,
+                on_wait=board.wait,
+            )
 
 
 def _why_over(study: "Study") -> list[str]:

@@ -128,7 +128,7 @@ class LimitWatch:
         )
 
     def start(self) -> None:
-        """Start the clock: the search begins or continues."""
+        """Start the clock, unless it runs: the search's first trial does."""
         self._stopwatch.start()
 
     def look(self) -> None:

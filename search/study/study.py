@@ -131,13 +131,17 @@ class Study:
         """Whether all trials are done, a limit is reached, or the search gave up."""
         return self.must_stop or self.num_finished >= self.experiment.trials
 
+    @property
+    def num_running(self) -> int:
+        """Trials that were proposed and have not ended."""
+        return len(self._running)
+
     # What happens
 
     def propose(self) -> Proposal | None:
         """Return the next trial, or None if those that run or ended make up the target, or the search must stop."""
         if self.must_stop or self.num_finished + len(self._running) >= self.experiment.trials:
             return None
-        self.limits.start()
         if self._waiting:
             number = self._waiting.pop(0)
             row = replace(self.store.trial(number), state="RUNNING", reason="", ended=None)
@@ -153,6 +157,11 @@ class Study:
         self.store.put_trial(row)
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
 
+    def start(self) -> None:
+        """Take in that a proposed trial has begun to run. Until the first does, the search waits for machines, and the
+        time is not its own."""
+        self.limits.start()
+
     def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
         """Take in an epoch of a running trial; return whether the trial goes on.
 
@@ -165,6 +174,7 @@ class Study:
                 Ranking, pruning and the sampler all use the objective of its ``best_value``: the value of the
                 checkpoint that would be exported, at the cost that the trial has shown so far.
         """
+        self.start()
         epoch = report["epoch"]
         if epoch > self.store.trial(number).epochs:  # a trial that was started again repeats the epoch it goes on from
             self._add_epoch(number, report, node)
@@ -219,6 +229,12 @@ class Study:
         self.sampler.tell(number, *self._learned(row), reason)
         self.store.keep_checkpoints({best.number for best in self.leaderboard[: self.experiment.keep]})
         self._stops.end(number, ending, detail, failed=outcome is Outcome.FAILED)
+
+    def put_back(self, number: int, reason: str) -> None:
+        """Take back a running trial that cannot go on where it was: it is proposed again, before others."""
+        self._running.discard(number)
+        self._waiting.insert(0, number)
+        self.store.put_trial(replace(self.store.trial(number), state="INTERRUPTED", reason=reason))
 
     def interrupt(self) -> list[int]:
         """Stop before the end: trials that run are kept for the next time. Return their numbers."""
