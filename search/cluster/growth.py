@@ -40,7 +40,7 @@ class Growth:
 
     def ask(self, count: int, resources: TrialResources) -> None:
         """Keep this many groups waiting, of a trial's size."""
-        waiting = []
+        waiting: list[tuple[PlacementGroup, Any, TrialResources]] = []
         for group, ready, size in self._groups:
             found_room = bool(ray.wait([ready], timeout=0)[0])
             if found_room or size != resources or len(waiting) >= count:

@@ -30,7 +30,10 @@ def test_what_one_does_not_ask_for_goes_to_the_other():
 
 def test_studies_that_need_different_machines_do_not_share_them():
     nodes = [node("fast", {"zone": "a"}, CPU=8.0, GPU=2.0), node("slow", {"zone": "b"}, CPU=8.0, GPU=2.0)]
-    claims = [Claim("a", GPU_TRIAL | {"labels": {"zone": "a"}}, 9), Claim("b", GPU_TRIAL | {"labels": {"zone": "!a"}}, 9)]
+    claims = [
+        Claim("a", GPU_TRIAL | {"labels": {"zone": "a"}}, 9),
+        Claim("b", GPU_TRIAL | {"labels": {"zone": "!a"}}, 9),
+    ]
     assert fair_slots(nodes, claims) == {"a": 2, "b": 2}
     avoiding = [Claim("a", GPU_TRIAL, 9, avoided=("fast",)), Claim("b", GPU_TRIAL, 9)]
     assert fair_slots(nodes, avoiding) == {"a": 2, "b": 2}
