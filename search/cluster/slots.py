@@ -90,7 +90,8 @@ def bundle(resources: TrialResources) -> dict[str, float]:
 
 def selector(resources: TrialResources, avoided: Collection[str] = ()) -> dict[str, str]:
     """Return the labels that Ray is to look for, without the machines that are avoided (their ids)."""
-    labels = dict(resources.get("labels", {}))
+    # Ray allows spaces after commas, and then looks for labels that begin with one.
+    labels = {key: value.replace(" ", "") for key, value in resources.get("labels", {}).items()}
     if avoided:
         labels[NODE_ID] = f"!in({','.join(sorted(avoided))})"
     return labels

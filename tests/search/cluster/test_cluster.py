@@ -32,9 +32,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without resources for trials. Each test adds machines with a resource of its own name."""
+    from ray._private import utils as ray_utils
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
+        # A raylet dies if its dashboard's agent takes 15 s to start, as on a busy machine it does; without the
+        # dashboard's packages, which nothing here needs, it takes a fraction.
+        patch.setattr(ray_utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
         patch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -128,8 +132,8 @@ def test_a_study_waits_for_its_machine_uses_those_that_join_and_outlives_those_t
     cluster, tmp_path, record_property
 ):
     wanted = {"cpu": 1, "gpu": 1, "custom": {"joining": 1}, "labels": {"zone": "in(a, b)"}}
-    # The clock would run out before the first machine is there.
-    with driving(cluster, tmp_path, "located", trials=10, resources=wanted, limits={"hours": 300 / 3600}) as driver:
+    machine = {"num_cpus": 1, "num_gpus": 1, "resources": {"joining": 1}}
+    with driving(cluster, tmp_path, "located", trials=400, resources=wanted) as driver:
         driver.wait(lambda: driver.texts("wait"), "it says what it waits for")
         (text,) = driver.texts("wait")
         assert text.startswith(
@@ -137,8 +141,8 @@ def test_a_study_waits_for_its_machine_uses_those_that_join_and_outlives_those_t
         )
         assert [row.epochs for row in driver.rows()] == [0], "one trial shows what is needed, and no more are proposed"
 
-        machine = {"num_cpus": 1, "num_gpus": 1, "resources": {"joining": 1}}
-        add_node(cluster, **machine, labels={"zone": "c"})
+        asked = time.time()
+        other = add_node(cluster, **machine, labels={"zone": "c"})
         first = add_node(cluster, **machine, labels={"zone": "a"})
         joined = time.time()
         driver.wait(lambda: any(driver.nodes().values()), "the first machine is used")
@@ -150,22 +154,28 @@ def test_a_study_waits_for_its_machine_uses_those_that_join_and_outlives_those_t
         driver.wait(lambda: any(number in nodes for nodes in driver.nodes().values()), "the second machine is used")
         record_property("seconds_from_join_to_first_epoch_of_a_running_study", time.time() - joined)
 
-        def interrupted() -> list[int]:
-            return [row.number for row in driver.rows() if row.state == "RUNNING" and 0 < row.epochs < 4]
+        def halfway() -> list[int]:
+            rows = [row.number for row in driver.rows() if row.state == "RUNNING" and 0 < row.epochs < 4]
+            return [trial for trial in rows if driver.nodes()[trial] == {number}]
 
-        driver.wait(lambda: any(driver.nodes()[n] == {number} for n in interrupted()), "a trial is half-way there")
-        (victim, *_) = [n for n in interrupted() if driver.nodes()[n] == {number}]
-        died = time.time()
+        driver.wait(halfway, "a trial is half-way there")
+        died, victims = time.time(), halfway()
         cluster.remove_node(second, allow_graceful=False)
-        driver.wait(lambda: driver.nodes()[victim] - {number}, "the trial goes on elsewhere")
+        driver.wait(
+            lambda: any(driver.nodes()[trial] - {number} for trial in victims) or not victims,
+            "a trial of that machine goes on elsewhere",
+        )
         record_property("seconds_from_the_death_of_a_machine_to_the_next_epoch_of_its_trial", time.time() - died)
-        rows = driver.finish()
+        driver.wait(lambda: all(driver.rows()[trial].state == "COMPLETE" for trial in victims), "they end")
+        driver.process.send_signal(signal.SIGINT)
+        driver.process.wait(PATIENCE)
+        rows, nodes, over = driver.rows(), driver.nodes(), time.time()
         cluster.remove_node(first)
+        cluster.remove_node(other)
 
-    assert [(row.state, row.epochs) for row in rows] == [("COMPLETE", 4)] * 10
-    used = set().union(*driver.nodes().values())
-    assert used == {node_number(first.node_id), number}, "the machine without the label got none"
-    assert float(driver.texts("hours")[0]) * 3600 < time.time() - joined + 60, "waiting took none of its time"
+    assert {row.state for row in rows} <= {"COMPLETE", "INTERRUPTED"}
+    assert set().union(*nodes.values()) == {node_number(first.node_id), number}, "none ran without the label"
+    assert float(driver.texts("hours")[0]) * 3600 < over - asked, "waiting took none of its time"
 
 
 def test_two_studies_share_a_cluster_and_a_study_that_ends_leaves_its_slots(cluster, tmp_path):
@@ -175,13 +185,13 @@ def test_two_studies_share_a_cluster_and_a_study_that_ends_leaves_its_slots(clus
     def running(driver: Driver) -> list[TrialRow]:
         return [row for row in driver.rows() if row.state == "RUNNING" and row.epochs > 0]
 
-    with driving(cluster, tmp_path, "located-a", trials=60, resources=wanted) as first:
+    with driving(cluster, tmp_path, "located-a", trials=400, resources=wanted) as first:
         first.wait(lambda: len(running(first)) == 4, "alone, the first has all slots")
-        with driving(cluster, tmp_path, "located-b", trials=8, resources=wanted, max_slots=3) as second:
+        with driving(cluster, tmp_path, "located-b", trials=6, resources=wanted, max_slots=3) as second:
             second.wait(lambda: len(running(second)) == 2, "the second gets its half")
             second.wait(lambda: len(running(first)) == 2, "the first keeps no more than its half")
             assert len(running(second)) <= 2
-            assert [row.state for row in second.finish()] == ["COMPLETE"] * 8
+            assert [row.state for row in second.finish()] == ["COMPLETE"] * 6
         first.wait(lambda: len(running(first)) == 4, "the first has all slots again")
         first.process.send_signal(signal.SIGINT)
         first.process.wait(PATIENCE)

@@ -200,12 +200,12 @@ def test_where_machines_are_started_on_demand_the_default_is_a_gpu(world, study)
 
 def test_a_trial_asks_ray_for_what_the_space_says(world, study):
     world.nodes.append(node("d", {"zone": "x"}, CPU=4.0, GPU=1.0, memory=2.0**40, fast=1.0))
-    wanted = {"cpu": 2, "gpu": 0.5, "memory": 3, "custom": {"fast": 0.5}, "labels": {"zone": "x"}}
+    wanted = {"cpu": 2, "gpu": 0.5, "memory": 3, "custom": {"fast": 0.5}, "labels": {"zone": "in(y, x)"}}
     fleet = world.fleet(study, wanted)
     assert fleet.has_room
     group = placement({BERTH: fleet.berth(study.propose().number)})
     assert group.bundles == [{"CPU": 2.0, "GPU": 0.5, "memory": 3 * 2**30, "fast": 0.5}]
-    assert group._bound.arguments["bundle_label_selector"] == [{"zone": "x"}]
+    assert group._bound.arguments["bundle_label_selector"] == [{"zone": "in(y,x)"}], "as Ray reads it"
     assert fleet.slots == 2
 
 
