@@ -136,7 +136,7 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[Pro
     if "asha" in raw:
         raw["asha"], found = _asha_switch(raw["asha"])
         problems += found
-    for name in ("resources", "stall", "data", "limits", "objective"):
+    for name in ("resources", "data", "limits", "objective"):
         if name in raw and raw[name] is None:
             problems.append(Problem(name, "must be a mapping", "nothing", "Fill it in or leave it out."))
     nested: list[tuple[str, type[BaseModel], Any]] = [(name, model, raw.get(name)) for name, model in _PARTS.items()]

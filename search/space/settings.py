@@ -1,5 +1,6 @@
 """Settings of a space file, apart from the space itself."""
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -102,7 +103,7 @@ class Resources(_Settings):
     """GPUs: 0, 1, or a share of one, whose memory is then limited to that share."""
     memory: Amount | None = None
     """GiB of the machine's main memory. None: not counted."""
-    custom: dict[str, Amount] = {}
+    custom: dict[str, float] = {}
     """Amounts of Ray's other resources by name: those that machines were started with, and ``accelerator_type:KIND``,
     of which a machine with such GPUs has 1."""
     labels: dict[str, str] = {}
@@ -123,7 +124,9 @@ class Resources(_Settings):
     @field_validator("custom")
     @classmethod
     def _custom_names(cls, value: dict[str, float]) -> dict[str, float]:
-        for name in value:
+        for name, amount in value.items():
+            if not 0 < amount < math.inf:
+                raise RuleError(Problem("", f"the amount of {name} must be greater than 0", f"{amount:g}"))
             if name.lower() in OWN_SETTINGS:
                 remedy = f"Write {OWN_SETTINGS[name.lower()]}."
                 raise RuleError(Problem("", "must name resources that have no setting of their own", name, remedy))
@@ -139,7 +142,8 @@ class Resources(_Settings):
                 law = "a label's name must be letters, digits, dots, dashes and underscores, as in zone or my.org/zone"
                 raise RuleError(Problem("", law, f"{key!r}"))
             if not _LABEL_SELECTOR.fullmatch(selector):
-                raise RuleError(Problem(key, "must be VALUE, in(A, B), !VALUE or !in(A, B)", f"{selector!r}"))
+                law = f"label {key} must be VALUE, in(A, B), !VALUE or !in(A, B)"
+                raise RuleError(Problem("", law, f"{selector!r}"))
         return value
 
 
