@@ -31,8 +31,8 @@ class Berth:
     resources: TrialResources
     avoided: frozenset[str]
     """Ids of machines that it does not go to."""
-    set_aside: bool
-    """It avoids machines that others may use."""
+    own: frozenset[str]
+    """Those among them that other trials may go to."""
 
 
 class Fleet:
@@ -79,9 +79,19 @@ class Fleet:
         running = self._study.num_running
         if self._room.look(self._demand, running):
             self._look_at_kinds()
-        if self._room.slots >= self._room.capacity:  # machines are the bound: those that one trial avoids are free
-            running -= sum(berth.set_aside for berth in self._berths.values())
-        return running < self._room.slots
+        return running - self._num_set_aside < self._room.slots
+
+    @property
+    def _num_set_aside(self) -> int:
+        """Count the trials that wait although there is a free slot, because they avoid its machine: another may have
+        it. Once it is taken they count, and the next slot that comes free is theirs."""
+        aside = [berth for berth in self._berths.values() if berth.own]
+        if not aside or self._room.slots < self._room.capacity:  # something else than machines bounds the study
+            return 0
+        avoided = {node for berth in aside for node in berth.own}
+        there = sum(self._locate(actor) in avoided for actor in self._actors.values())
+        coming = len(self._berths) - len(aside)
+        return min(len(aside), max(0, self._room.slots_on(avoided) - there - coming))
 
     @property
     def _demand(self) -> int:
@@ -94,7 +104,7 @@ class Fleet:
             own = set()
         avoided = frozenset(self._room.avoided | own)
         resources = dict(self._room.resources)
-        self._berths[number] = Berth(self._clock(), resources, avoided, bool(own - self._room.avoided))
+        self._berths[number] = Berth(self._clock(), resources, avoided, frozenset(own - self._room.avoided))
         return {"bundle": bundle(resources), "labels": selector(resources, avoided)}
 
     # What happens to trials

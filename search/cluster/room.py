@@ -125,6 +125,10 @@ class Room:
         """Say whether some machine could take a trial if it was empty."""
         return bool(fitting(self.nodes, resources, avoided))
 
+    def slots_on(self, node_ids: Collection[str]) -> int:
+        """Count the trials that some machines hold; those that are gone hold none."""
+        return sum(slots_of(node, self.resources) for node in self.nodes if node["NodeID"] in node_ids)
+
     def name_of(self, node_id: str) -> str:
         """Name a machine."""
         return next((node_name(node) for node in self.nodes if node["NodeID"] == node_id), "a machine that is gone")

@@ -238,6 +238,38 @@ def test_the_slot_that_one_trial_avoids_is_another_s(world, study):
     assert not fleet.has_room
 
 
+def test_a_trial_that_avoids_a_machine_gets_the_next_slot_elsewhere(world, study):
+    fleet = world.fleet(study)
+    first, second, third = (start(study, fleet, place) for place in "abc")
+    died(fleet, first)
+    assert fleet.has_room
+    assert study.propose().number == first
+    fleet.berth(first)
+    start(study, fleet, "a")
+    study.end(second, "epochs")
+    fleet.ended(second)
+    assert not fleet.has_room, "or new trials would take every slot that comes free"
+    fleet.started(first, Actor("bbbbbbbb"))
+    study.end(third, "epochs")
+    fleet.ended(third)
+    assert fleet.has_room
+
+
+def test_a_trial_does_not_step_aside_for_a_machine_that_died(world, study):
+    world.nodes[2:] = []
+    fleet = world.fleet(study)
+    first, second = start(study, fleet, "a"), start(study, fleet, "b")
+    died(fleet, first)
+    assert study.propose().number == first
+    fleet.berth(first)
+    del world.nodes[0]  # Ray notices some seconds later
+    world.now += LOOK_SECONDS
+    study.end(second, "epochs")
+    fleet.ended(second)
+    assert not fleet.has_room
+    fleet.started(first, Actor("bbbbbbbb"))
+
+
 def test_on_a_single_machine_there_is_no_elsewhere(world, study):
     world.nodes[1:] = []
     fleet = world.fleet(study)
