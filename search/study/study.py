@@ -146,6 +146,11 @@ class Study:
         """Whether all trials are done, a limit is reached, or the search gave up."""
         return self._stops.has_ended or self.num_finished >= self.experiment.trials
 
+    @property
+    def num_running(self) -> int:
+        """Trials that were proposed and have not ended."""
+        return len(self._running)
+
     # What happens
 
     @in_turn
@@ -153,7 +158,6 @@ class Study:
         """Return the next trial, or None if those that run or ended make up the target, or the search must stop."""
         if self.must_stop or self.num_finished + len(self._running) >= self.experiment.trials:
             return None
-        self.limits.start()
         if self._waiting:
             number = self._waiting.pop(0)
             row = replace(self.store.trial(number), state="RUNNING", reason="", ended=None)
@@ -168,6 +172,13 @@ class Study:
         self._running.add(number)
         self.store.put_trial(row)
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
+
+    @in_turn
+    def start(self) -> None:
+        """Take in that a proposed trial has begun to run. Until the first does, the search waits for machines, and the
+        time is not its own."""
+        if not self._is_interrupted:
+            self.limits.start()
 
     @in_turn
     def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
@@ -186,6 +197,7 @@ class Study:
                 Ranking, pruning and the sampler all use the objective of its ``best_value``: the value of the
                 checkpoint that would be exported, at the cost that the trial has shown so far.
         """
+        self.start()
         epoch, ending = report["epoch"], report["ending"]
         if self._is_interrupted:
             return False
@@ -262,6 +274,15 @@ class Study:
         ended = [best.number for best in self.leaderboard if best.state not in UNFINISHED]
         self.store.keep_checkpoints(frozenset(ended[: self.experiment.keep]))
         self._stops.end(number, ending, detail, failed=outcome is Outcome.FAILED)
+
+    @in_turn
+    def put_back(self, number: int, reason: str) -> None:
+        """Take back a running trial that cannot go on where it was: it is proposed again, before others."""
+        if self._is_interrupted:
+            return
+        self._running.discard(number)
+        self._waiting.insert(0, number)
+        self.store.put_trial(replace(self.store.trial(number), state="INTERRUPTED", reason=reason))
 
     @in_turn
     def interrupt(self) -> list[int]:
