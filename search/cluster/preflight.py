@@ -50,7 +50,7 @@ class NodeChecks:
     :meth:`wait` checks those that are there, :meth:`look` those that join later.
 
     Args:
-        resources: what a trial occupies, as the space says; None: it fits everywhere and takes a GPU where there is one.
+        resources: what a trial occupies, as the space says; None: it fits everywhere and takes a GPU if one is there.
         shared: the folder of results, which every node must see.
     """
 
