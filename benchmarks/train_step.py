@@ -48,6 +48,7 @@ MODEL = {
     "frozen_stages": 2,
     "anchors": f"{ANCHOR_SIZES[0]}-{ANCHOR_SIZES[-1]}",
     "anchor_ratios": "0.5,1,2",
+    "rpn_assignment": "iou",
     "rpn_candidates": 2000,
     "rpn_proposals": 2000,
     "detections_per_image": 100,

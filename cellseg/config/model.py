@@ -78,9 +78,10 @@ class ModelConfig(Part):
     """Anchors per image that the RPN's losses sample."""
     rpn_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Largest share of cells (positives) among the sampled anchors."""
-    rpn_assignment: Literal["iou", "atss"] = "iou"
-    """Matching of anchors to cells. ``iou``: by the threshold ``rpn_foreground_iou``. ``atss``: anchors near a cell's
-    centre whose IoU reaches the mean plus the standard deviation of all anchors near it (Zhang et al. 2020)."""
+    rpn_assignment: Literal["iou", "atss"] = "atss"
+    """Matching of anchors to cells. ``atss``: anchors near a cell's centre whose IoU reaches the mean plus the standard
+    deviation of all anchors near it (Zhang et al. 2020). ``iou``: by the threshold ``rpn_foreground_iou``, as torchvision
+    does; docs/anchors.md compares them."""
     rpn_foreground_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
     """iou: an anchor is matched to the cell it overlaps most if their IoU is at least this."""
     rpn_background_iou: Annotated[float, Field(gt=0, le=1)] = 0.3

@@ -12,7 +12,7 @@ from cellseg.config import parse_anchor_range, parse_numbers, sizes_per_level
 
 COVERAGE_IOUS = (0.5, 0.7)
 """IoU from which a cell counts as covered: the one from which a proposal stands for a cell in the heads, and the one
-from which an anchor does in the RPN by default."""
+from which an anchor does in the RPN with ``rpn_assignment: iou``."""
 FINEST_STRIDE = 4
 """Pixels between the anchors of the finest FPN level; each further level doubles it."""
 PADDING = 32

@@ -39,12 +39,40 @@ class AnchorLevel:
 
 
 @dataclass(frozen=True)
+class PlaceTable:
+    """The grids of all levels as tensors on the anchors' device. L levels; 2 = x, y."""
+
+    first_L: Tensor
+    """int64: see :class:`AnchorLevel`."""
+    shapes_L: Tensor
+    """int64: anchors at a place."""
+    length_L2: Tensor
+    """int64: columns and rows."""
+    stride_L2: Tensor
+    """float32: px from a place to the next."""
+    most_shapes: int
+
+    @classmethod
+    def of(cls, levels: Sequence[AnchorLevel], device: torch.device) -> "PlaceTable":
+        """The table of ``levels``; anchors stand symmetrically around their places, the first of which is at 0, 0."""
+        shapes = [level.shape for level in levels]
+        return cls(
+            torch.tensor([level.first for level in levels], device=device),
+            torch.tensor([count for count, _, _ in shapes], device=device),
+            torch.tensor([(width, height) for _, height, width in shapes], device=device),
+            torch.tensor([level.stride[::-1] for level in levels], dtype=torch.float32, device=device),
+            max(count for count, _, _ in shapes),
+        )
+
+
+@dataclass(frozen=True)
 class AnchorGrid:
     """All anchors of an image of a given size."""
 
     boxes_A4: Tensor
     """float32, level by level; within a level by row, column and shape, as the RPN's head answers."""
     levels: tuple[AnchorLevel, ...]
+    places: PlaceTable
     from_planes_A: Tensor
     """int64: index of each anchor if a level is ordered by shape, row and column instead."""
     edges: tuple[Tensor, Tensor, Tensor]
@@ -107,7 +135,9 @@ class CellAnchors(AnchorGenerator):
             areas.append(((base_S4[:, 2:] - base_S4[:, :2]).prod(dim=1)[:, None].expand(-1, height)).flatten())
             first += count
         x_X2, y_Y2 = (torch.cat([edge.flatten(0, 1) for edge in e]) for e in zip(*edges, strict=True))
-        return AnchorGrid(torch.cat(boxes), tuple(levels), torch.cat(from_planes), (x_X2, y_Y2, torch.cat(areas)))
+        edges_of_all = x_X2, y_Y2, torch.cat(areas)
+        places = PlaceTable.of(levels, device)
+        return AnchorGrid(torch.cat(boxes), tuple(levels), places, torch.cat(from_planes), edges_of_all)
 
     def generate_anchors(
         self,

@@ -1,7 +1,7 @@
 """Adaptive training sample selection (Zhang et al. 2020, arXiv:1912.02424): each cell sets its own IoU threshold.
 
-Shape suffixes: N cells, A anchors, S shapes of a level's anchors, K candidates of a cell, Y, X rows and columns of a
-window, 4 = x1, y1, x2, y2 in pixels.
+Shape suffixes: N cells, A anchors, L levels, S shapes of a level's anchors, K candidates of a cell, P places, W, Y, X
+places along a window, its rows and columns, 2 = x, y, 4 = x1, y1, x2, y2 in pixels.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from cellseg.model.anchors import AnchorGrid, AnchorLevel
+from cellseg.model.anchors import AnchorGrid, PlaceTable
 
 BACKGROUND = -1
 
@@ -31,10 +31,13 @@ def assign_by_statistics(boxes_N4: Tensor, grid: AnchorGrid, places: int, *, bes
     Returns:
         (A,) int64: a cell in 0..N-1, or -1, background.
     """
-    index_NK = torch.cat([_nearest(boxes_N4, level, places) for level in grid.levels], dim=1)
+    index_NK, is_there_NK = _candidates(boxes_N4, grid.places, places)
     anchors_NK4 = grid.boxes_A4[index_NK]
-    iou_NK = _iou(boxes_N4[:, None], anchors_NK4)
-    threshold_N1 = iou_NK.mean(dim=1, keepdim=True) + iou_NK.std(dim=1, keepdim=True)
+    iou_NK = torch.where(is_there_NK, _iou(boxes_N4[:, None], anchors_NK4), 0)
+    count_N1 = is_there_NK.sum(dim=1, keepdim=True)
+    mean_N1 = iou_NK.sum(dim=1, keepdim=True) / count_N1
+    squares_NK = torch.where(is_there_NK, (iou_NK - mean_N1).square(), 0)
+    threshold_N1 = mean_N1 + (squares_NK.sum(dim=1, keepdim=True) / (count_N1 - 1)).sqrt()
     centre_NK2 = (anchors_NK4[..., :2] + anchors_NK4[..., 2:]) / 2
     is_inside_NK = ((centre_NK2 > boxes_N4[:, None, :2]) & (centre_NK2 < boxes_N4[:, None, 2:])).all(dim=2)
     is_its_NK = (iou_NK >= threshold_N1) & is_inside_NK
@@ -54,32 +57,30 @@ def assign_by_statistics(boxes_N4: Tensor, grid: AnchorGrid, places: int, *, bes
     return torch.where(matched_A < num_cells, matched_A, BACKGROUND)
 
 
-def _nearest(boxes_N4: Tensor, level: AnchorLevel, places: int) -> Tensor:
-    """(N, places * S) int64: the anchors of a level at the places nearest to each cell's centre.
+def _candidates(boxes_N4: Tensor, table: PlaceTable, places: int) -> tuple[Tensor, Tensor]:
+    """The anchors at the ``places`` nearest to each cell's centre on every level: (N, K) int64, and which of them there
+    are (N, K): levels have different numbers of anchors at a place, and small ones fewer places.
 
-    They lie in a window around the nearest place, shifted to stay inside the grid.
+    They lie in a window around the nearest place, shifted to stay inside the grid. All levels at once: a GPU would
+    spend most of the time on starting small kernels.
     """
-    shapes, height, width = level.shape
     reach = math.ceil(math.sqrt(places))
-    centre_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
-    rows_NY, dy_NY = _window(centre_N2[:, 1], level.y_SH2, level.stride[0], reach, height)
-    columns_NX, dx_NX = _window(centre_N2[:, 0], level.x_SW2, level.stride[1], reach, width)
-    distance_NYX = dy_NY.square()[:, :, None] + dx_NX.square()[:, None]
-    place_NYX = rows_NY[:, :, None] * width + columns_NX[:, None]
-    nearest = distance_NYX.flatten(1).topk(min(places, distance_NYX[0].numel()), dim=1, largest=False).indices
-    place_NK = place_NYX.flatten(1).gather(1, nearest)
-    shape_S = torch.arange(shapes, device=boxes_N4.device)
-    return (level.first + place_NK[:, :, None] * shapes + shape_S).flatten(1)
-
-
-def _window(centre_N: Tensor, edges_SL2: Tensor, stride: int, reach: int, length: int) -> tuple[Tensor, Tensor]:
-    """Rows or columns (N, Y) int64 around each centre, and their distances from it in px. The same for all shapes."""
-    first_place = edges_SL2[0, 0].mean()
-    nearest_N = ((centre_N - first_place) / stride).round().to(torch.int64)
-    side = min(2 * reach + 1, length)
-    begin_N = (nearest_N - reach).clamp(0, length - side)
-    index_NY = begin_N[:, None] + torch.arange(side, device=centre_N.device)
-    return index_NY, index_NY * stride + first_place - centre_N[:, None]
+    offset_W = torch.arange(2 * reach + 1, device=boxes_N4.device)
+    centre_N12 = (boxes_N4[:, None, :2] + boxes_N4[:, None, 2:]) / 2
+    nearest_NL2 = (centre_N12 / table.stride_L2).round().to(torch.int64)
+    begin_NL2 = torch.minimum(nearest_NL2 - reach, table.length_L2 - len(offset_W)).clamp(min=0)
+    index_NL2W = begin_NL2[..., None] + offset_W
+    distance_NL2W = (index_NL2W * table.stride_L2[..., None] - centre_N12[..., None]).square()
+    distance_NL2W = torch.where(index_NL2W < table.length_L2[..., None], distance_NL2W, math.inf)
+    distance_NLYX = distance_NL2W[:, :, 1, :, None] + distance_NL2W[:, :, 0, None, :]
+    place_NLYX = index_NL2W[:, :, 1, :, None] * table.length_L2[:, 0, None, None] + index_NL2W[:, :, 0, None, :]
+    nearest = distance_NLYX.flatten(2).topk(places, dim=2, largest=False)
+    place_NLP1 = place_NLYX.flatten(2).gather(2, nearest.indices)[..., None]
+    shape_S = torch.arange(table.most_shapes, device=boxes_N4.device)
+    shapes_L11 = table.shapes_L[:, None, None]
+    anchor_NLPS = table.first_L[:, None, None] + place_NLP1 * shapes_L11 + shape_S
+    is_there_NLPS = (nearest.values < math.inf)[..., None] & (shape_S < shapes_L11)
+    return torch.where(is_there_NLPS, anchor_NLPS, 0).flatten(1), is_there_NLPS.flatten(1)
 
 
 def _iou(boxes_N14: Tensor, anchors_NK4: Tensor) -> Tensor:

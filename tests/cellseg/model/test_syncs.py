@@ -18,7 +18,7 @@ SETTINGS = {
     "v2": {"model__detector": "v2"},
     "frozen": {"model__norm": "frozen"},
     "pointrend": {"model__mask_head": "pointrend"},
-    "atss": {"model__rpn_assignment": "atss"},
+    "iou": {"model__rpn_assignment": "iou"},
     "two-levels": {"model__roi_levels": "0,1"},
     "sgd": {"optim__optimizer": "sgd", "optim__clip_norm": None},
 }
