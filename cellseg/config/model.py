@@ -80,8 +80,8 @@ class ModelConfig(Part):
     """Largest share of cells (positives) among the sampled anchors."""
     rpn_assignment: Literal["iou", "atss"] = "atss"
     """Matching of anchors to cells. ``atss``: anchors near a cell's centre whose IoU reaches the mean plus the standard
-    deviation of all anchors near it (Zhang et al. 2020). ``iou``: by the threshold ``rpn_foreground_iou``, as torchvision
-    does; docs/anchors.md compares them."""
+    deviation of all anchors near it (Zhang et al. 2020). ``iou``: by ``rpn_foreground_iou``, as torchvision does.
+    docs/anchors.md compares them."""
     rpn_foreground_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
     """iou: an anchor is matched to the cell it overlaps most if their IoU is at least this."""
     rpn_background_iou: Annotated[float, Field(gt=0, le=1)] = 0.3
