@@ -62,6 +62,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.space.shipped import find_space
     from search.storage.find import check_name
     from search.storage.lock import study_lock
+    from search.storage.place import check_place
 
     arguments.space = find_space(arguments.space)
     experiment = _load(arguments)
@@ -69,6 +70,7 @@ def _command(arguments: argparse.Namespace) -> int:
     check_name(name)
     if arguments.dry_run:
         return _dry_run(experiment, name)
+    check_place(arguments.results)
     data = prepare_data(experiment, arguments.data, arguments.results)
     with study_lock(arguments.results, name):
         return _carry_out(experiment, name, data, arguments)
