@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ import torchvision
 from torch import Tensor
 
 from cellseg.config import TrialConfig
-from cellseg.errors import UserError
-from cellseg.files import atomic_path, read_json, sweep, write_json
+from cellseg.errors import Problem, UserError, raise_all
+from cellseg.files import atomic_path, leads_outside, read_json, sweep, write_json
 
 FORMAT_VERSION = 2
 """1 had no category ids: they are the classes there."""
 DESCRIPTION = "checkpoint.json"
+MAX_DESCRIPTION_BYTES = 16 * 2**20
+"""Size of the largest description that is read. One has a few thousand bytes, and a class more adds its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +157,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Descriptions of format 1 are read too.
 
     Raises:
-        UserError: no checkpoint there, or one of another format.
+        UserError: no checkpoint there, one of another format, or one whose files would lie elsewhere.
     """
     folder = Path(folder)
     if not has_checkpoint(folder):
         raise UserError(f"{folder}: must be a checkpoint folder with a {DESCRIPTION}, but got none. Check the path.")
-    content = read_json(folder / DESCRIPTION)
+    content = read_json(folder / DESCRIPTION, MAX_DESCRIPTION_BYTES)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version not in (1, FORMAT_VERSION):
         raise UserError(
@@ -173,9 +175,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if content.keys() != names:
         wrong = ", ".join(sorted(content.keys() ^ names))
         raise UserError(f"{folder / DESCRIPTION}: must have exactly the keys it was written with, but {wrong} differ.")
+    raise_all(_file_problems(folder / DESCRIPTION, content))
     class_names = tuple(content["class_names"])
     category_ids = _plain_ids(class_names) if version == 1 else tuple(content["category_ids"])
     return Checkpoint(folder, CheckpointInfo(**content | {"class_names": class_names, "category_ids": category_ids}))
+
+
+def _file_problems(path: Path, content: Mapping[str, Any]) -> Iterator[Problem]:
+    """Report names of files that are none, or lie elsewhere: a description from elsewhere may name any file."""
+    for key in ("weights", "training"):
+        name = content[key]
+        if key == "training" and name is None:
+            continue
+        if not isinstance(name, str) or not name or Path(name).name != name or leads_outside(name):
+            law = f"{key} must be the plain name of a file in the same folder"
+            yield Problem(str(path), law, repr(name)[:80], "Copy the checkpoint folder again.")
 
 
 def _plain_ids(class_names: Sequence[str]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -63,12 +63,28 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
+def leads_outside(name: str) -> bool:
+    """Say whether a file's name, as data give it, may lead out of its folder: absolute, or with a part ``..``.
+
+    Both kinds of slashes separate parts, so that data are judged alike on every system. Symbolic links are not
+    followed: those inside a folder are how its owner laid it out.
+    """
+    windows = PureWindowsPath(name)
+    return "\0" in name or ".." in windows.parts or bool(windows.root) or windows.is_absolute()
+
+
+def read_json(path: Path, max_bytes: int | None = None) -> Any:
     """Parse a JSON file.
 
+    Args:
+        max_bytes: size of the largest file that is read. None: any.
+
     Raises:
-        UserError: missing, unreadable, or not JSON.
+        UserError: missing, unreadable, too large, nested too deeply, or not JSON.
     """
+    path = Path(path)
+    if max_bytes is not None and path.is_file() and (size := path.stat().st_size) > max_bytes:
+        raise UserError(f"{path}: must have at most {max_bytes:,} bytes, but got {size:,}. Is it the right file?")
     return _parse(path, json.loads, "JSON")
 
 
@@ -79,7 +95,7 @@ def read_yaml(path: Path) -> Any:
     twice in one mapping (plain YAML keeps the last).
 
     Raises:
-        UserError: missing, unreadable, not YAML, or a repeated key.
+        UserError: missing, unreadable, not YAML, nested too deeply, or a repeated key.
     """
     return _parse(path, parse_yaml, "YAML")
 
@@ -90,6 +106,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except ValueError as error:  # a value that looks like a date or is tagged as a number, but is none
         raise YAMLError(str(error)) from error
+    except RecursionError as error:
+        raise YAMLError("it is nested too deeply") from error
 
 
 def _parse(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
@@ -100,6 +118,10 @@ def _parse(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
         raise UserError(f"{path}: the file must exist, but got nothing at that path. Check the spelling.") from error
     except OSError as error:
         raise UserError(f"{path}: must be a readable file, but got '{error.strerror}'.") from error
+    except RecursionError as error:
+        raise UserError(
+            f"{path}: must be nested less deeply, but got too many levels. Is it the right file?"
+        ) from error
     except (ValueError, yaml.YAMLError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         detail = " ".join(str(error).split())
         raise UserError(f"{path}: must be valid {kind}, but got: {detail}.") from error

@@ -53,6 +53,8 @@ def _command(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     data = open_packed(config.data)
     say(f"{len(data)} images of {len(data.class_names)} classes, {device}, checkpoints in {out}")
+    if config.model.weights == "none" and config.model.frozen_stages:
+        say(f"note: the first {config.model.frozen_stages} stages stay random numbers: model.weights=none")
     report = None
     with Progress(transient=True) as progress:
         bar = progress.add_task("epoch 1")

@@ -2,14 +2,17 @@
 
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cellseg import __version__
 from cellseg.config import TrialConfig
 from cellseg.data.packed import PackedDataset, open_packed
 from cellseg.data.split import split
@@ -17,12 +20,14 @@ from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
 from cellseg.files import sweep
 from search.space import Generate
-from search.storage.find import GENERATED
+from search.storage.find import GENERATED, weights_folder
 from search.storage.store import StudyStore
+from search.study.changes import changed_settings, changed_versions
 from search.study.choose import make_asha, make_sampler
 from search.study.experiment import Experiment
 from search.study.study import Study
 
+PROGRAM = "cellseg-search"
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "albumentations", "pycocotools", "numpy", "pyarrow")
 
 
@@ -73,8 +78,17 @@ def generated(wanted: Generate, results: Path) -> Path:
     return folder
 
 
-def open_study(experiment: Experiment, name: str, results: Path, data: StudyData) -> Study:
+def open_study(
+    experiment: Experiment,
+    name: str,
+    results: Path,
+    data: StudyData,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Study:
     """Open the study ``results/<name>``: continued where it is there, else new.
+
+    Args:
+        on_note: told what a person should know about a continued study, in a sentence.
 
     Raises:
         UserError: it holds trials of another space or of other data, or cannot be written.
@@ -87,8 +101,12 @@ def open_study(experiment: Experiment, name: str, results: Path, data: StudyData
         store = StudyStore.open(folder)
         former = store.study
         _check_same(name, former, experiment, data.packed.fingerprint)
+        if changed := changed_versions(former, now["versions"]):
+            on_note(f"study '{name}' goes on with other versions than before: {', '.join(changed)}")
+            now["continued"] = [*former.get("continued", []), {"since": now["created"], "versions": now["versions"]}]
         # The targets, what is kept and where the data lie may change; writing makes it the latest study.
-        store.write_study(former | {key: now[key] for key in ("space", "command", "data_root")})
+        changes = ("space", "command", "data_root", "continued")
+        store.write_study(former | {key: now[key] for key in changes if key in now})
     else:
         store = StudyStore.create(folder, now)
     return Study(
@@ -97,8 +115,24 @@ def open_study(experiment: Experiment, name: str, results: Path, data: StudyData
         store,
         sampler=make_sampler(experiment),
         asha=make_asha(experiment),
-        fixed={"data.root": str(data.root)},
+        fixed={"data.root": str(data.root), "model.weights_folder": str(weights_folder(results))},
     )
+
+
+@contextmanager
+def discarded_unless_started(folder: Path) -> Iterator[None]:
+    """Remove a study's new folder if a UserError ends the block before the first trial: there is nothing to continue.
+
+    Args:
+        folder: locked by this process; a new one holds nothing but the lock.
+    """
+    is_new = all(path.name.startswith(".") for path in folder.iterdir())
+    try:
+        yield
+    except UserError:
+        if is_new and not (StudyStore.exists(folder) and StudyStore.open(folder).trials()):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def study_record(experiment: Experiment, name: str, data: StudyData) -> dict[str, Any]:
@@ -115,7 +149,8 @@ def study_record(experiment: Experiment, name: str, data: StudyData) -> dict[str
         "data_root": str(data.root),
         "data_fingerprint": data.packed.fingerprint,
         "class_names": list(data.packed.class_names),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {PROGRAM: __version__, "python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
         "hardware": _hardware(),
     }
 
@@ -131,9 +166,9 @@ def _check_same(name: str, study: Mapping[str, Any], experiment: Experiment, dat
     problems = []
     if study.get("space_fingerprint") != experiment.fingerprint:
         problems.append(
-            f"study '{name}': must continue with the space it started with, but got other values, metric, objective, "
-            "epochs or ASHA: its trials could not be compared. Choose another --study NAME, or restore the earlier "
-            "space."
+            f"study '{name}': must continue with the space it started with, but got "
+            f"{changed_settings(study.get('space'), experiment)}: its trials could not be compared. Choose another "
+            "--study NAME, or restore the earlier space."
         )
     if study.get("data_fingerprint") != data_fingerprint:
         problems.append(

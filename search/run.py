@@ -7,10 +7,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
+from cellseg.errors import raise_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,21 +60,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.prepare import prepare_data
+    from search.prepare import discarded_unless_started, prepare_data
     from search.space.shipped import find_space
     from search.storage.find import check_name
     from search.storage.lock import study_lock
     from search.storage.place import check_place
+    from search.storage.store import StudyStore
 
     arguments.space = find_space(arguments.space)
     experiment = _load(arguments)
     name = arguments.space.stem if arguments.study is None else arguments.study
     check_name(name)
     if arguments.dry_run:
-        return _dry_run(experiment, name)
+        return _dry_run(experiment, name, arguments.results)
     check_place(arguments.results)
+    if not StudyStore.exists(arguments.results / name):  # one that is there may be over, and need none
+        _provide_weights(experiment, arguments)
     data = prepare_data(experiment, arguments.data, arguments.results)
-    with study_lock(arguments.results, name):
+    with study_lock(arguments.results, name), discarded_unless_started(arguments.results / name):
         return _carry_out(experiment, name, data, arguments)
 
 
@@ -86,13 +91,31 @@ def _load(arguments: argparse.Namespace) -> "Experiment":
     return load_experiment(arguments.space, overrides, rows)
 
 
-def _dry_run(experiment: "Experiment", name: str) -> int:
+def _dry_run(experiment: "Experiment", name: str, results: Path) -> int:
     from search.plan import describe_plan
+    from search.study.possible import starts_from_weights, untrained_stages
 
     say(f"study {name}")
     for line in describe_plan(experiment):
         say(line)
+    raise_all(untrained_stages(experiment))
+    if starts_from_weights(experiment):
+        from search.study.weights import describe_weights
+
+        for line in describe_weights(experiment, results):
+            say(line)
     return EXIT_OK
+
+
+def _provide_weights(experiment: "Experiment", arguments: argparse.Namespace) -> None:
+    """Fetch the weights that trials start from, and refuse what none can start from."""
+    from search.study.possible import starts_from_weights, untrained_stages
+
+    raise_all(untrained_stages(experiment))
+    if starts_from_weights(experiment):
+        from search.study.weights import provide_weights
+
+        provide_weights(experiment, arguments.results, travel=arguments.address is not None, say=say)
 
 
 def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments: argparse.Namespace) -> int:
@@ -102,16 +125,17 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
     from search.views.board import leaderboard_table, make_console, show_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
-    study = open_study(experiment, name, arguments.results, data)
+    study = open_study(experiment, name, arguments.results, data, on_note=lambda text: say(f"note: {text}"))
     console = make_console()
     if study.is_over:
         say("\n".join(_why_over(study)))
     else:
-        done = _train(study, data, arguments.address, console)
+        _provide_weights(experiment, arguments)
+        done = _train(study, data, arguments, console)
         if experiment.is_search:
             console.print(leaderboard_table(study))
         if not done:
-            say(f"Stopped. {_again(arguments)} continues where it was.")
+            _say_stopped(arguments)
             return EXIT_INTERRUPTED
         if study.limits.reached:
             say("\n".join(_why_over(study)))
@@ -124,22 +148,36 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
     return EXIT_OK
 
 
-def _train(study: "Study", data: "StudyData", address: str | None, console: "Console") -> bool:
+def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, console: "Console") -> bool:
     """Run trials on Ray until the study is over; False if it was interrupted before."""
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
+    from search.cluster.node_watch import watched_nodes
     from search.cluster.slots import trial_resources
     from search.views.board import Board
 
     wanted = study.experiment.resources
-    with ray_cluster(address) as dashboard:
+    context = copy_context()  # another thread says it: it knows the command's name from here
+    with ray_cluster(arguments.address) as dashboard:
         say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
         resources = trial_resources(wanted.model_dump() if wanted else None)
         board = Board(study, console)
-        with board.shown():
-            return run_study(study, data.packed.table, resources, on_event=board.update)
+        with watched_nodes(study, resources, say, is_own=arguments.address is None) as callbacks, board.shown():
+            return run_study(
+                study,
+                data.packed.table,
+                resources,
+                callbacks=callbacks,
+                on_event=board.update,
+                on_leave=lambda: context.run(_say_stopped, arguments),
+            )
+
+
+def _say_stopped(arguments: argparse.Namespace) -> None:
+    again = "python -m search.run " + shlex.join(arguments.argv)
+    say(f"Stopped. {again} continues where it was.")
 
 
 def _why_over(study: "Study") -> list[str]:
@@ -178,10 +216,6 @@ def _show_report(study: "Study", console: "Console", arguments: argparse.Namespa
     study_report(study.store).show(console)
     again = f"python -m search.report --study {shlex.quote(study.name)}" + _results_option(arguments)
     say(f"\nThis report again: {again}")
-
-
-def _again(arguments: argparse.Namespace) -> str:
-    return "python -m search.run " + shlex.join(arguments.argv)
 
 
 def _results_option(arguments: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ PACKAGES = ("cellseg", "search")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cellseg.errors",),
-    ("cellseg.cli", "cellseg.device", "cellseg.files", "cellseg.names"),
+    ("cellseg.cli", "cellseg.device", "cellseg.files", "cellseg.names", "cellseg.owners"),
     ("cellseg.config",),
     ("cellseg.checkpoint", "cellseg.data"),
     ("cellseg.evaluate", "cellseg.model", "cellseg.overlay"),
@@ -27,7 +27,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search.study",),
     ("search.plan", "search.prepare", "search.views"),
     ("search.cluster",),
-    ("search.export", "search.optuna_export", "search.report", "search.run"),
+    ("search.diagnosis",),
+    (
+        "search.doctor",
+        "search.export",
+        "search.logs",
+        "search.optuna_export",
+        "search.report",
+        "search.run",
+        "search.weights",
+    ),
     ("search.__main__",),
 )
 """Rooms (a folder, or a file beside the folders) from low to high. A module imports from its own room and from lower

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -34,6 +35,9 @@ class ModelConfig(Part):
     weights: str = "imagenet"
     """``none``, ``imagenet`` (backbone), ``coco`` (whole detector, torchvision's ResNet-50 only), or a path: a
     state-dict file or a checkpoint folder."""
+    weights_folder: str | None = None
+    """Folder in which the files of ``imagenet`` and ``coco`` are looked for first, laid out as ``$TORCH_HOME`` is.
+    None: in the caches only. Files that are nowhere are fetched into the cache."""
     norm: Literal["auto", "frozen", "batch", "group"] = "auto"
     """Batch norms of the backbone are kept (``batch``), fixed as loaded (``frozen``) or replaced (``group``); v2's
     heads have group norms for ``group`` and batch norms otherwise. ``auto``: frozen with pretrained weights, else
@@ -49,7 +53,7 @@ class ModelConfig(Part):
     deformable_stages: Annotated[int, Field(ge=0, le=3)] = 0
     """Number of last stages whose 3x3 convolutions are modulated deformable ones (Zhu et al. 2019), which start as the
     convolutions they replace. ResNet family only; these stages must train."""
-    fpn_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 256
+    fpn_channels: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 256
     """Channels of every FPN level."""
     normalization: str = "imagenet"
     """Normalisation of pixel values in [0, 1] before the backbone: ``imagenet`` (its mean and standard deviation),
@@ -89,13 +93,13 @@ class ModelConfig(Part):
     """Proposals per image that are sampled for the losses of the heads."""
     roi_positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Largest share of cells (positives) among the sampled proposals."""
-    box_head_width: Annotated[int, Field(ge=8)] = 1024
+    box_head_width: Annotated[int, Field(ge=8, le=16384)] = 1024
     """Features of the box head's fully connected layers."""
     mask_head: Literal["plain", "pointrend"] = "plain"
     """``plain`` predicts 28 x 28 masks; ``pointrend`` refines them where they are uncertain (Kirillov et al. 2020)."""
     mask_head_layers: Annotated[int, Field(ge=1, le=8)] = 4
     """Convolutions of the mask head before its upsampling."""
-    mask_head_width: Annotated[int, Field(ge=8, multiple_of=8)] = 256
+    mask_head_width: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 256
     """Channels of the mask head's convolutions."""
     point_samples: Count = 196
     """pointrend: points per cell in a training step, and points refined after each doubling in prediction."""
@@ -105,6 +109,11 @@ class ModelConfig(Part):
     """Maximum number of detections per image. ``auto``: twice the largest number of cells in an image, at least 100."""
     max_trainable: Count = 200_000_000
     """Limit on trainable parameters; a larger model is refused."""
+
+    @property
+    def weights_path(self) -> Path | None:
+        """``weights_folder`` as a path."""
+        return None if self.weights_folder is None else Path(self.weights_folder).expanduser()
 
     @field_validator("backbone")
     @classmethod

@@ -19,7 +19,7 @@ from cellseg.data.sample import MAX_INSTANCES, Sample
 from cellseg.data.segmentation import decode_segmentation
 from cellseg.data.source import Dataset, relative_name
 from cellseg.errors import UserError, raise_all
-from cellseg.files import read_json
+from cellseg.files import leads_outside, read_json
 
 IMAGE_FOLDERS = ("images", "train", "")
 """Folders below the root where an image's ``file_name`` is looked up, in this order; the JSON's own folder is last."""
@@ -164,6 +164,7 @@ def _content_problems(path: Path, content: Any) -> Iterator[str]:
         for key, valid in keys.items()
         if not (isinstance(entry, dict) and valid(entry.get(key)))
     ]
+    broken += _outside_problems(path, content["images"])
     yield from dict.fromkeys(broken)
     for key in ("images", "categories"):
         if not content[key]:
@@ -184,6 +185,17 @@ def _content_problems(path: Path, content: Any) -> Iterator[str]:
         unknown = Counter(a[key] for a in content["annotations"] if a[key] not in known)
         for value, count in unknown.items():
             yield f"{path}: {key} of an annotation must be in {kind}, but got {value} in {count} annotations."
+
+
+def _outside_problems(path: Path, images: list[Any]) -> Iterator[str]:
+    """Report names that are read, and that pictures are later written under, outside of the data set."""
+    for index, image in enumerate(images):
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if isinstance(name, str) and name and (leads_outside(name) or not Path(name).name):
+            yield (
+                f"{path}: images[{index}]: file_name must name a file below the data folder, but got {name!r}. Remove "
+                "'..' and leading slashes; a symbolic link inside the folder may point elsewhere."
+            )
 
 
 def _is_id(value: Any) -> bool:

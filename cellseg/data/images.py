@@ -12,6 +12,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from cellseg.data.headers import jpeg_size, png_size, require_size
 from cellseg.errors import UserError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -29,7 +30,8 @@ def read_image(path: Path) -> np.ndarray:
     says.
 
     Raises:
-        UserError: missing, unreadable, cut off, more than one page, other channels than above, or non-finite pixels.
+        UserError: missing, unreadable, cut off, larger than the limit of :mod:`cellseg.data.headers`, more than one
+            page, other channels than above, or non-finite pixels.
     """
     path = Path(path)
     pixels_HWS = _read(path, as_color=True)
@@ -75,8 +77,8 @@ def read_id_map(path: Path) -> np.ndarray:
     The file holds one value per pixel, of any integer or floating-point type.
 
     Raises:
-        UserError: missing, unreadable, cut off, several channels or pages, or ids that are negative, fractional, not
-            finite or beyond int64.
+        UserError: missing, unreadable, cut off, larger than the limit of :mod:`cellseg.data.headers`, several
+            channels or pages, or ids that are negative, fractional, not finite or beyond int64.
     """
     path = Path(path)
     values_HWS = _read(path, as_color=False)
@@ -134,7 +136,7 @@ def _read(path: Path, as_color: bool) -> np.ndarray:
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             pixels_HWS = _read_tiff(path, as_color)
         elif start == b"\x89PNG\r\n\x1a\n":
-            pixels_HWS = _with_channels(imagecodecs.png_decode(path.read_bytes()))
+            pixels_HWS = _read_png(path)
             if as_color and pixels_HWS.shape[2] in (2, 4):
                 pixels_HWS = pixels_HWS[..., :-1]
         elif start[:3] == b"\xff\xd8\xff":
@@ -159,8 +161,15 @@ def _read(path: Path, as_color: bool) -> np.ndarray:
     return pixels_HWS
 
 
+def _read_png(path: Path) -> np.ndarray:
+    data = path.read_bytes()
+    require_size(path, *png_size(data))
+    return _with_channels(imagecodecs.png_decode(data))
+
+
 def _read_jpeg(path: Path) -> np.ndarray:
     data = path.read_bytes()
+    require_size(path, *jpeg_size(data))
     # The decoder fills missing parts with grey. A complete file has an end marker after its last start of scan.
     if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError("the JPEG data end too early")
@@ -179,6 +188,7 @@ def _read_tiff(path: Path, as_color: bool) -> np.ndarray:
                 f"{path}: must hold one image, but got {len(pages)} pages. Export a single plane or a projection."
             )
         for page in pages:
+            require_size(path, page.imagelength, page.imagewidth, page.samplesperpixel * page.imagedepth)
             _require_all_segments(page, tiff.filehandle.size)
         if channels_first:
             return np.stack([page.asarray() for page in pages], axis=-1)

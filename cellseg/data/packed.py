@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +30,18 @@ from cellseg.data.source import Dataset, in_threads, relative_name
 from cellseg.data.statistics import DataStatistics, count_labels
 from cellseg.errors import UserError, raise_all
 from cellseg.files import atomic_path
+from cellseg.owners import is_gone, owner_mark
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT_VERSION = 2
 """Raise it when the columns change, or when the same files would be read into other pixels or cells."""
+
+SCRATCH_SECONDS = 24 * 3600.0
+"""Nobody packs a sample for so long."""
+_OWNER = "owner"
+"""File beside the one that is being packed: whose it is."""
 
 Progress = Callable[[int, int], None]
 
@@ -170,7 +178,9 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
         }
     )
     problems: list[str] = []
+    sweep_scratch(path.parent)
     with atomic_path(path) as temporary:
+        (temporary.parent / _OWNER).write_text(owner_mark(), encoding="utf-8")
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             for _, sample in in_threads(lambda source: source.load(), dataset.sources, on_progress):
                 if isinstance(sample, UserError):
@@ -178,6 +188,19 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
                 elif not problems:  # else nothing is kept; the rest is read for its problems only
                     writer.write_batch(_row(sample, schema))
         raise_all(problems)
+
+
+def sweep_scratch(cache: Path) -> None:
+    """Remove from the cache what processes left that were killed while they packed: it is as large as the data set.
+
+    Those of this machine are known to be gone; of another, after :data:`SCRATCH_SECONDS` without a sign of life.
+    """
+    for scratch in cache.glob(".*.arrow.*"):
+        with contextlib.suppress(OSError):
+            owner = scratch / _OWNER
+            newest = max(file.stat().st_mtime for file in (scratch, *scratch.iterdir()))
+            if time.time() - newest > SCRATCH_SECONDS or is_gone(owner.read_text(encoding="utf-8")):
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fingerprint(dataset: Dataset) -> str:

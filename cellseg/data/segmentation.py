@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+FAR = 10
+"""A polygon may reach beyond its image by this many times the image's side; what lies outside is cut off."""
+MAX_RUN_BITS = 62
+"""A run of more bits than this fits no image."""
+
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode a COCO segmentation into a mask of the window around it.
@@ -28,7 +33,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> tuple[np.
     elif isinstance(segmentation, dict):
         mask_hw, corner = _decode_rle(segmentation, height, width)
     else:
-        raise ValueError(f"segmentation must be polygons or an RLE, but got {segmentation!r}.")
+        raise ValueError(f"segmentation must be polygons or an RLE, but got {repr(segmentation)[:60]}.")
     if not mask_hw.any():
         raise ValueError("segmentation must cover a pixel of the image, but covers none. Remove the annotation.")
     return mask_hw, corner
@@ -46,6 +51,14 @@ def _decode_polygons(polygons: list, height: int, width: int) -> tuple[np.ndarra
         raise ValueError("segmentation must cover a pixel of the image, but is empty. Remove the annotation.")
     xs = [x for polygon in polygons for x in polygon[0::2]]
     ys = [y for polygon in polygons for y in polygon[1::2]]
+    # pycocotools allocates by a polygon's length, and is lost where that exceeds 32 bits.
+    for axis, values, size in (("x", xs, width), ("y", ys, height)):
+        if min(values) < -FAR * size or max(values) > (1 + FAR) * size:
+            worst = min(values) if min(values) < -FAR * size else max(values)
+            raise ValueError(
+                f"a polygon's {axis} must lie from {-FAR * size} to {(1 + FAR) * size}, around the image's 0 to {size}"
+                f", but got {worst:g}. Remove or fix it."
+            )
     # A window of whole pixels, a margin wider than the polygons, and never beyond the image: shifted by its corner they
     # are rasterised into exactly the pixels they have in the whole image.
     left, right = _window(min(xs), max(xs), width)
@@ -95,7 +108,7 @@ def _parse_counts(text: str) -> list[int] | None:
     value = shift = 0
     for character in text:
         bits = ord(character) - ord("0")
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift > MAX_RUN_BITS:
             return None
         value |= (bits & 0x1F) << shift
         shift += 5

@@ -6,25 +6,27 @@ parts that all have in common: norms, frozen stages, attention and deformable co
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from cellseg.config.model import CONVNEXTS, EFFICIENTNETS, NUM_STAGES, TIMM_PREFIX, ModelConfig
-from cellseg.errors import UserError
+from cellseg.errors import UserError, first_line
 from cellseg.model.attention import ATTENTION
 from cellseg.model.body import Body, is_part
 from cellseg.model.deformable import ModulatedDeformConv2d
 from cellseg.model.norms import convert_norms
+from cellseg.model.pretrained import obtain, published_weights
 from cellseg.model.resnets import ARCHITECTURES, LAYERS, torchvision_body
 from cellseg.model.timm_bodies import timm_body
 
-BACKBONES: dict[str, Callable[[bool], Body]] = {
+BACKBONES: dict[str, Callable[[Path | None], Body]] = {
     "resnet10t": partial(timm_body, "resnet10t"),
     **{name: partial(torchvision_body, name) for name in ARCHITECTURES},
     **{name: partial(timm_body, name) for name in (*EFFICIENTNETS, *CONVNEXTS)},
 }
-"""Name -> builder; its argument says whether to load ImageNet weights."""
+"""Name -> builder; its argument is the file of ImageNet weights, if any."""
 
 
 class FPNBackbone(nn.Module):
@@ -58,7 +60,7 @@ def build_body(config: ModelConfig, *, pretrained: bool, norm: str) -> Body:
     Raises:
         UserError: no such backbone in timm, ImageNet weights that cannot be had, or norms that cannot be exchanged.
     """
-    body = _born(config.backbone, pretrained)
+    body = _born(config, _imagenet_file(config) if pretrained else None)
     frozen = [part for stage in body.stages[: config.frozen_stages] for part in stage]
     trained = [part for stage in body.stages[config.frozen_stages :] for part in stage]
 
@@ -75,17 +77,30 @@ def build_body(config: ModelConfig, *, pretrained: bool, norm: str) -> Body:
     return body
 
 
-def _born(name: str, pretrained: bool) -> Body:
-    timm_name = name.removeprefix(TIMM_PREFIX)
+def _imagenet_file(config: ModelConfig) -> Path:
+    """The file of ImageNet weights, fetched if it is nowhere on this machine."""
+    file = published_weights("imagenet", config.backbone, config.detector)
+    assert file is not None
     try:
-        return timm_body(timm_name, pretrained) if timm_name != name else BACKBONES[name](pretrained)
-    except (OSError, RuntimeError) as error:  # no network, a proxy's refusal, a damaged file (hash mismatch)
-        if not pretrained:
+        return obtain(file, config.weights_path)
+    except OSError as error:  # no network, a proxy's refusal, another hash
+        raise UserError(
+            f"model.weights: the {file.of} must be downloadable or in the cache ($TORCH_HOME/hub/checkpoints, "
+            f"$HF_HOME), but got '{first_line(error)}'. Download them on a machine with a network and copy the cache, "
+            "give a file, or use weights=none."
+        ) from error
+
+
+def _born(config: ModelConfig, weights: Path | None) -> Body:
+    timm_name = config.backbone.removeprefix(TIMM_PREFIX)
+    try:
+        return timm_body(timm_name, weights) if timm_name != config.backbone else BACKBONES[config.backbone](weights)
+    except RuntimeError as error:
+        if weights is None:
             raise
         raise UserError(
-            f"model.weights: the ImageNet weights of {name} must be downloadable or in the cache "
-            f"($TORCH_HOME/hub/checkpoints, $HF_HOME), but got '{str(error).splitlines()[0]}'. "
-            "Download them on a machine with a network and copy the cache, give a file, or use weights=none."
+            f"model.weights: the ImageNet weights of {config.backbone} must be a whole file, but got "
+            f"'{first_line(error)}' from {weights}. Delete it, and it is fetched again."
         ) from error
 
 

@@ -59,7 +59,7 @@ def build_model(config: ModelConfig, inference: InferenceConfig, num_classes: in
     if config.weights == "coco" and eps is not None:
         overwrite_eps(model, eps)
     if load:
-        load_detector_weights(model, config.weights, config.detector)
+        load_detector_weights(model, config.weights, config.detector, config.weights_path)
     _check_size(model, config.max_trainable)
     return model
 

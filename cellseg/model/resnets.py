@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from cellseg.checkpoint import load_tensors
+from cellseg.errors import UserError
 from cellseg.model.body import Body
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -77,11 +79,11 @@ ARCHITECTURES = {
 }
 
 
-def torchvision_body(name: str, pretrained: bool) -> Body:
-    """Build the ResNet called ``name``; ``pretrained`` loads torchvision's ``IMAGENET1K_V1`` weights.
+def torchvision_body(name: str, weights: Path | None) -> Body:
+    """Build the ResNet called ``name``, with the weights of a file in torchvision's form, if one is given.
 
     Raises:
-        OSError, RuntimeError: weights that are neither in the cache nor to be downloaded, or damaged.
+        RuntimeError: weights that are damaged or of another network.
     """
     architecture = ARCHITECTURES[name]
     network = ResNet(
@@ -90,9 +92,12 @@ def torchvision_body(name: str, pretrained: bool) -> Body:
         groups=architecture.groups,
         width_per_group=architecture.width_per_group,
     )
-    if pretrained:
-        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-        network.load_state_dict(weights.get_state_dict(progress=False, check_hash=True))
+    if weights is not None:
+        try:
+            state = load_tensors(weights)
+        except UserError as error:
+            raise RuntimeError(str(error)) from error
+        network.load_state_dict(state)
     module = IntermediateLayerGetter(network, {layer: str(index) for index, layer in enumerate(LAYERS)})
     first, second, third, fourth = (64 * 2**stage * architecture.block.expansion for stage in range(4))
     return Body(module, (first, second, third, fourth), (("conv1", "bn1"), *((layer,) for layer in LAYERS)))

@@ -9,13 +9,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from cellseg.errors import UserError
+from cellseg.errors import UserError, first_line
 from cellseg.model.body import Body, is_part
 
 STRIDES = (4, 8, 16, 32)
@@ -35,24 +36,29 @@ class _Layout:
     """Names of the parameters of the stem and the four stages."""
 
 
-def timm_body(name: str, pretrained: bool) -> Body:
-    """Build timm's network ``name`` up to its last map; ``pretrained`` loads the weights timm has for it.
+def timm_body(name: str, weights: Path | None) -> Body:
+    """Build timm's network ``name`` up to its last map, with the weights of a file in timm's form, if one is given.
 
     The network keeps timm's names in its state dict. Its stem ends at its last map of stride 2 or, if it has none,
     where the layer begins that gives the map of stride 4. A stage is what a map depends on and the map before does not.
 
     Raises:
-        UserError: no such network, one without the four maps or made for one image size only, or without weights.
-        OSError, RuntimeError: weights that are neither in the cache nor to be downloaded, or damaged.
+        UserError: no such network, or one without the four maps or made for one image size only.
+        RuntimeError: weights that are damaged or of another network.
     """
-    _check_name(name, pretrained)
+    check_name(name, pretrained=weights is not None)
     layout = _layout(name)
-    network = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=layout.out_indices)
+    from_file = {} if weights is None else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
+    try:
+        network = timm.create_model(name, features_only=True, out_indices=layout.out_indices, **from_file)
+    except Exception as error:  # the network could be built for its layout: it is the file, which may fail in any way
+        raise RuntimeError(first_line(error)) from error
     network.register_forward_hook(_named_maps)  # a module around it would change the names in the state dict
     return Body(network, layout.channels, layout.stages)
 
 
-def _check_name(name: str, pretrained: bool) -> None:
+def check_name(name: str, *, pretrained: bool) -> None:
+    """Refuse a network that timm does not have or, with ``pretrained``, has no weights of, as a UserError."""
     known = [*timm.list_models(), *timm.list_models(pretrained=True)]  # NAME, and NAME.TAG with the weights of TAG
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
@@ -74,7 +80,7 @@ def _layout(name: str) -> _Layout:
         try:
             infos = timm.create_model(name, features_only=True).feature_info.info
         except Exception as error:  # other people's code, which may lack features_only in any way
-            raise _refusal(name, f"'{_first_line(error)}'") from error
+            raise _refusal(name, f"'{first_line(error)}'") from error
         strides = [info["reduction"] for info in infos]
         if not set(STRIDES) <= set(strides):
             raise _refusal(name, f"strides {', '.join(str(stride) for stride in sorted(set(strides)))}")
@@ -85,7 +91,7 @@ def _layout(name: str) -> _Layout:
             twin = timm.create_model(name, features_only=True, out_indices=stem + four)
             maps = list(_named_maps(twin, (), twin(torch.zeros(2, 3, *PROBE_SIZE))).values())
         except Exception as error:  # most have a size built in, and each says so differently
-            raise _refusal(name, f"'{_first_line(error)}'") from error
+            raise _refusal(name, f"'{first_line(error)}'") from error
     shapes = [tuple(feature_map.shape[1:]) for feature_map in maps[-4:]]
     height, width = PROBE_SIZE
     promised = [(infos[i]["num_chs"], height // s, width // s) for i, s in zip(four, STRIDES, strict=True)]
@@ -141,7 +147,3 @@ def _refusal(name: str, evidence: str) -> UserError:
         f"model.backbone: timm:{name} must give feature maps of strides {', '.join(map(str, STRIDES))} for images of "
         f"any size, but got {evidence}. {REMEDY}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -7,18 +7,17 @@ import hashlib
 from pathlib import Path
 
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection._utils import overwrite_eps
 
 from cellseg.checkpoint import DESCRIPTION, find_weights, load_tensors, open_checkpoint
-from cellseg.errors import UserError
+from cellseg.errors import UserError, first_line
 from cellseg.model.attention import CBAM, SqueezeExcitation
 from cellseg.model.deformable import Offsets
 from cellseg.model.norms import EPS
 from cellseg.model.pointrend import PointHead
+from cellseg.model.pretrained import COCO, obtain, published_weights
 
 NAMED = ("none", "imagenet", "coco")
-COCO = {"v1": MaskRCNN_ResNet50_FPN_Weights.COCO_V1, "v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1}
 CLASS_LAYERS = (
     "roi_heads.box_predictor.cls_score.",
     "roi_heads.box_predictor.bbox_pred.",
@@ -36,14 +35,17 @@ SMALLEST_COCO_FILE = 100_000_000
 REMEDY = "Use the backbone, detector, heads, attention, norm and widths they were trained with."
 
 
-def load_detector_weights(model: nn.Module, weights: str, detector: str) -> None:
+def load_detector_weights(model: nn.Module, weights: str, detector: str, folder: Path | None = None) -> None:
     """Load what ``weights`` names into ``model``; ``none`` and ``imagenet`` need nothing here.
+
+    Args:
+        folder: where published weights are looked for before the caches.
 
     Raises:
         UserError: download impossible, file missing or unsafe, or weights of another architecture.
     """
     if weights == "coco":
-        _load(model, _coco_state(detector), "coco")
+        _load(model, _coco_state(detector, folder), "coco")
     elif weights not in NAMED:
         path = _file(weights)
         _load(model, _file_state(path), weights)
@@ -69,16 +71,17 @@ def _trained_without_eps(path: Path) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(Path(url).stem.rsplit("-", 1)[-1])
 
 
-def _coco_state(detector: str) -> dict[str, Tensor]:
-    entry = COCO[detector]
+def _coco_state(detector: str, folder: Path | None) -> dict[str, Tensor]:
+    file = published_weights("coco", "resnet50", detector)
+    assert file is not None
     try:
-        return entry.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        name = entry.url.rsplit("/", 1)[-1]
+        path = obtain(file, folder)
+    except OSError as error:
         raise UserError(
-            f"model.weights: the COCO weights ({name}) must be downloadable or in $TORCH_HOME/hub/checkpoints, but got "
-            f"'{str(error).splitlines()[0]}'. Copy the file there from a machine with a network, or use weights=none."
+            f"model.weights: the COCO weights ({file.name}) must be downloadable or in $TORCH_HOME/hub/checkpoints, "
+            f"but got '{first_line(error)}'. Copy the file there from a machine with a network, or use weights=none."
         ) from error
+    return _file_state(path)
 
 
 def _file(weights: str) -> Path:

@@ -150,9 +150,13 @@ class Ablation(BaseModel):
         It covers what the runs' results depend on: metric, seed, and every row's name and settings. It leaves out the
         number of repeats, what was reported and what is shown.
         """
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What :attr:`fingerprint` covers, as JSON values."""
         rows = {name: self.settings(name) for name in self.rows}
-        content = {"metric": self.metric, "direction": self.direction, "seed": self.seed, "rows": rows}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return {"metric": self.metric, "direction": self.direction, "seed": self.seed, "rows": rows}
 
     @property
     def is_search(self) -> bool:

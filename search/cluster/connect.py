@@ -2,14 +2,33 @@
 
 import logging
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray._private import ray_constants
 
-from cellseg.errors import UserError
-from search.cluster.tune_parts import first_line
+from cellseg.errors import Problem, UserError
+from search.cluster.address import asks_for_token, find_cluster, no_cluster
+from search.cluster.token import MODE, make_token, use_token
+
+DEFAULTS = {
+    # Trials write where they are told; a working directory of their own would break relative paths.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Result files, progress tables and TensorBoard events that nobody reads.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's own record of the experiment, which grows with every trial: nobody restores from it.
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
+    # The newer of Tune's two reporters cannot be silenced; the board takes its place.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Nothing about a search is sent to Ray's makers unless its user asks for it.
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Environment of Ray, where the user has not set it otherwise."""
+LOOPBACK_ONLY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+"""Lets all parts of a Ray use 127.0.0.1, as it does by default on macOS and Windows. Without it, they listen on every
+network of the machine. The name is Ray's."""
+LOCAL = "127.0.0.1"
 
 
 @contextmanager
@@ -17,39 +36,89 @@ def ray_cluster(address: str | None) -> Iterator[str]:
     """A Ray cluster for the time of the block: the one at ``address``, or a new one on this machine. Yields its
     dashboard.
 
+    A new one listens on this machine only, and asks for the token of ``~/.ray/auth_token`` unless ``RAY_AUTH_MODE``
+    says otherwise.
+
     Raises:
-        UserError: no cluster at that address.
+        UserError: no cluster at that address, one that asks for another token, or none can be started.
     """
-    # Trials write where they are told; a working directory of their own would break relative paths.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # Result files, progress tables and TensorBoard events that nobody reads.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Tune's own record of the experiment, which grows with every trial: nobody restores from it.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
-    # The newer of Tune's two reporters cannot be silenced; the board takes its place.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    try:
-        _require_answer(address or "")
-        context = ray.init(
-            address=address or "local",
-            include_dashboard=None if address else True,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--address: a Ray cluster must answer at '{address or 'local'}', but got '{first_line(error)}'. "
-            "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token on every machine."
-        ) from error
-    try:
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    with _joined(address) if address else _started() as context:
         yield context.dashboard_url or ""
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[ray.runtime_context.RuntimeContext]:
+    head = find_cluster(address)
+    if asks_for_token(head):
+        use_token()
+    try:
+        context = ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        ray.shutdown()
+        raise no_cluster(address, _one_line(error)) from error
+    try:
+        yield context
     finally:
         ray.shutdown()
 
 
-def _require_answer(address: str) -> None:
-    """Raise OSError if nobody listens at HOST:PORT. Ray itself would go on trying for many minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and "/" not in host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
+@contextmanager
+def _started() -> Iterator[ray.runtime_context.RuntimeContext]:
+    with _environment(LOOPBACK_ONLY), _loopback():
+        if os.environ.get(MODE, "token") == "token":
+            make_token()
+            use_token()
+        try:
+            context = ray.init(
+                address="local",
+                include_dashboard=True,
+                dashboard_host=LOCAL,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:  # Ray raises whatever it likes, Exception itself among it
+            ray.shutdown()
+            raise UserError(
+                Problem(
+                    "Ray",
+                    "must start on this machine",
+                    f"'{_one_line(error)}'",
+                    "Free memory and disk, wait until the machine is less busy, and see /tmp/ray/session_latest/logs.",
+                )
+            ) from error
+        try:
+            yield context
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the time of the block."""
+    former = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """What :data:`LOOPBACK_ONLY` says to new processes, for this one: Ray read it when it was imported."""
+    former, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = former
+
+
+def _one_line(error: Exception) -> str:
+    """The whole text of an error in one line: of several lines, the first often says the least."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -5,15 +5,16 @@ own record of the experiment is written to a temporary folder and thrown away: t
 """
 
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ray import tune
 
 from cellseg.errors import UserError
-from search.cluster.signals import sigterm_as_ctrl_c
+from search.cluster.scratch import scratch_folder
+from search.cluster.signals import stop_on_signals
 from search.cluster.slots import num_slots
 from search.cluster.trainable import CellTrainable
 from search.cluster.tune_parts import (
@@ -36,28 +37,37 @@ BUFFER_SECONDS = 1.0
 
 
 def run_study(
-    study: Study, table: "pa.Table", resources: Mapping[str, float], *, on_event: Callable[[], None] = lambda: None
+    study: Study,
+    table: "pa.Table",
+    resources: Mapping[str, float],
+    *,
+    on_event: Callable[[], None] = lambda: None,
+    callbacks: Sequence[tune.Callback] = (),
+    on_leave: Callable[[], None] | None = None,
 ) -> bool:
-    """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM)
-    before.
+    """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM,
+    SIGHUP) before.
 
     Args:
         table: the packed data; it goes into Ray's object store once, and every trial maps it from there.
         resources: ``cpu`` and ``gpu`` of one trial, see :func:`search.cluster.slots.trial_resources`.
         on_event: called after everything that happened to a trial.
+        callbacks: told of Tune's events; a UserError of theirs stops the search, whose trials can be continued.
+        on_leave: lets the process end itself if Ray does not stop in time, see
+            :func:`search.cluster.signals.stop_on_signals`. None: never.
 
     Raises:
-        UserError: the study gave up because its trials fail, or its tables cannot be written.
+        UserError: the study gave up because its trials fail, its tables cannot be written, or a machine is unfit.
     """
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
     slots = num_slots(resources)
     with (
-        tempfile.TemporaryDirectory(prefix="search-") as scratch,
-        sigterm_as_ctrl_c(),
-        _quiet_tune(),
         study.store.buffered(BUFFER_SECONDS),
+        scratch_folder() as scratch,
+        stop_on_signals(study.interrupt, _leave_nothing(scratch, on_leave)),
+        _quiet_tune(),
     ):
         tuner = tune.Tuner(
             trainable,
@@ -74,7 +84,7 @@ def run_study(
                 name=study.name,
                 storage_path=scratch,
                 stop=StudyStopper(study),
-                callbacks=[Pauses(study, slots)],
+                callbacks=[Pauses(study, slots), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=MAX_MACHINE_LOSSES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
@@ -82,7 +92,8 @@ def run_study(
         )
         try:
             tuner.fit()
-        except tune.TuneError as error:
+        except (tune.TuneError, UserError) as error:  # Tune wraps what some of our parts raise, and not that of others
+            study.interrupt()
             if (ours := user_error(error)) is not None:
                 raise ours from None
             raise
@@ -93,6 +104,18 @@ def run_study(
             "Fix the cause, then run the same command again."
         )
     return study.is_over
+
+
+def _leave_nothing(scratch: str, on_leave: Callable[[], None] | None) -> Callable[[], None] | None:
+    """The last thing that a process does that ends itself."""
+    if on_leave is None:
+        return None
+
+    def leave() -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        on_leave()
+
+    return leave
 
 
 @contextmanager

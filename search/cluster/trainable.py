@@ -9,6 +9,7 @@ started again goes on from there.
 
 import gc
 import json
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from ray import tune
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError, first_line
 from cellseg.training.epoch_report import TrainingError
+from search.cluster.trial_log import TrialLog
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +33,8 @@ ENDING, DETAIL, REPORT = "ending", "detail", "report"
 """Keys of a result: why the trial is over (or None), the text to that, and the EpochReport as JSON (Tune would
 flatten a dict, and metric names hold its separator). Never Tune's own ``done``: the scheduler is not shown such a
 result."""
+UNFIT_NODE = "unfit-node"
+"""The ending that says that no trial can run on this machine. The search stops; the trial goes on with the next."""
 
 
 def trial_name(study: str, number: int) -> str:
@@ -49,6 +53,7 @@ class CellTrainable(tune.Trainable):
         # Nothing slow here: Tune gives the trial of a process that has not started to one that comes free meanwhile,
         # and throws the new process away.
         self._table = data
+        self._log = TrialLog()
         self._data: PackedDataset | None = None
         self._reports: Iterator[dict[str, Any]] = iter(())
         self._next: dict[str, Any] | None
@@ -65,8 +70,13 @@ class CellTrainable(tune.Trainable):
         self._show_name()
         if self._next is not None and self._data is not None:
             self.cleanup()
+        if self._next is not None:
+            self._log.begin(self._next["study"], self._next["number"], Path(self._next["folder"]))
+        self._log.trim()
         try:
             if self._data is None:
+                if (problem := self._unfit_node()) is not None:
+                    return self._end(UNFIT_NODE, problem)
                 self._data = self._prepare()
             if self._next is not None:
                 self._reports, self._next = self._fit(self._next), None
@@ -81,10 +91,12 @@ class CellTrainable(tune.Trainable):
             if exhausted_memory(error) is not None:
                 return self._end("out-of-memory", first_line(error))
             if is_gpu_broken(error):
+                self._log.note(traceback.format_exc())
                 raise  # the process is of no use any more: let it die, Ray starts the trial in another
             return self._end("bug", traceback.format_exc(limit=-6))
         if report is None:  # resumed when it was already trained to the end
             return self._end("epochs", "")
+        self._log.note(_line(report))
         return {REPORT: json.dumps(report), ENDING: report["ending"], DETAIL: ""}
 
     def cleanup(self) -> None:
@@ -100,6 +112,17 @@ class CellTrainable(tune.Trainable):
     def __repr__(self) -> str:
         # Ray's dashboard asks once, when the process starts.
         return getattr(self, "_name", type(self).__name__)
+
+    def _unfit_node(self) -> str | None:
+        """Why this machine cannot take trials: it does not see the study's folder as the driver does."""
+        from search.cluster.shared_folder import require_shared_folder
+
+        assert self._next is not None, "a process that has prepared nothing has a trial to begin"
+        try:
+            require_shared_folder(Path(self._next["folder"]).parent.parent)
+        except UserError as error:
+            return str(error)
+        return None
 
     def _prepare(self) -> "PackedDataset":
         """Prepare the process once, before its first trial trains: seconds of imports, mostly."""
@@ -129,6 +152,10 @@ class CellTrainable(tune.Trainable):
         yield from map(asdict, reports)
 
     def _end(self, ending: str, detail: str) -> dict[str, Any]:
+        """The result of a trial that ends; called where its error, if there is one, was caught."""
+        if sys.exc_info()[0] is not None:
+            self._log.note(traceback.format_exc())
+        self._log.note(f"ended as {ending}")
         return {REPORT: json.dumps(None), ENDING: ending, DETAIL: detail}
 
     def _show_name(self) -> None:
@@ -165,6 +192,13 @@ class CellTrainable(tune.Trainable):
         if share < 1:
             limit_gpu_memory(device, share)
         return device
+
+
+def _line(report: dict[str, Any]) -> str:
+    """An epoch in the log."""
+    value = "none" if report["value"] is None else f"{report['value']:.4f}"
+    ending = f", ended as {report['ending']}" if report["ending"] else ""
+    return f"epoch {report['epoch']}: value {value}, {report['seconds']:.1f} s{ending}"
 
 
 def last_report(folder: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cellseg.errors import UserError
-from search.cluster.trainable import DETAIL, ENDING, REPORT, trial_name
+from search.cluster.trainable import DETAIL, ENDING, REPORT, UNFIT_NODE, trial_name
 from search.study.study import Study
 
 if TYPE_CHECKING:
@@ -99,9 +99,14 @@ class StudyScheduler(Disposable, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
         number = trial.config["number"]
         report, ending = json.loads(result[REPORT]), result[ENDING]
-        goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
-        if ending is not None:
-            self._study.end(number, ending, result[DETAIL])
+        if ending == UNFIT_NODE:
+            raise UserError(
+                result[DETAIL]
+            )  # no trial is to blame: the search stops, and this one goes on with the next
+        with self._study.store.held():  # a last epoch is never on disk without its end
+            goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
+            if ending is not None:
+                self._study.end(number, ending, result[DETAIL])
         self._on_event()
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
@@ -168,7 +173,7 @@ class Pauses(Disposable, tune.Callback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if not self._is_slot_free:  # else its next trial is started first, at the beginning of the next step
-            self._study.store.flush()
+            self._study.flush()
             if self._is_quiet:
                 self._study.sampler.prepare(self._slots)
         self._is_quiet, self._is_slot_free = True, False

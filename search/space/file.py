@@ -248,12 +248,27 @@ def _fix(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
                 pending.append(other)
     content["space"] = flat
     if isinstance(content.get("start_from"), list):
-        content["start_from"] = [_without(entry, gone) for entry in content["start_from"]]
+        content["start_from"] = [_without(entry, gone, flat) for entry in content["start_from"]]
         content["start_from"] = [entry for entry in content["start_from"] if entry != {}]
     return content
 
 
-def _without(start: Any, keys: set[str]) -> Any:
+def _without(start: Any, keys: set[str], space: Mapping[str, Any]) -> Any:
+    """Remove ``keys`` from a start config, and the values whose conditions only held beside them."""
     if not isinstance(start, Mapping):
         return start
-    return {key: value for key, value in flatten(start, "start_from").items() if key not in keys}
+    flat = flatten(start, "start_from")
+    rest = {key: value for key, value in flat.items() if key not in keys}
+    if len(rest) == len(flat):
+        return rest
+    while open_keys := [key for key in rest if _sampled_conditions(space, key) - rest.keys()]:
+        for key in open_keys:
+            del rest[key]
+    return rest
+
+
+def _sampled_conditions(space: Mapping[str, Any], key: str) -> set[str]:
+    """Return the sampled keys that the condition of ``key`` names."""
+    domain = space.get(key)
+    when = domain.get("when") if isinstance(domain, Mapping) else None
+    return {other for other in when if isinstance(space.get(other), Mapping)} if isinstance(when, Mapping) else set()

@@ -25,6 +25,7 @@ _SET_BY_STUDY = {
     "train.epochs": "Set epochs at the top.",
     "train.metric": "Set metric at the top.",
     "train.seed": "It is made from seed, at the top, and the trial's number.",
+    "model.weights_folder": "It is made from --results; set TORCH_HOME for another place.",
     "data.root": "Write data: {root: FOLDER} at the top, or give --data.",
 }
 """Config fields that a space may neither sample nor fix, with the place to set each."""
@@ -38,6 +39,9 @@ SAME_IN_ALL_TRIALS = (
     "data.train_on",
 )
 """Config fields that a space may fix but not sample: they decide what a trial learns from and is measured on."""
+SET_FROM_OUTSIDE: Mapping[str, tuple[Any, ...]] = {"model.weights": ("none",)}
+"""Values that a condition may name though the key's domain lacks them. The command line sets them where no weights can
+be had, and such a condition says what then still makes sense."""
 _NUM_DRAWS = 300
 
 
@@ -76,7 +80,7 @@ def condition_problems(domains: Mapping[str, Domain], broken: Collection[str] = 
             found += [
                 Problem(key, law, f"{value!r}", f"It takes {takes}.")
                 for value in values
-                if not (domains[other].contains(value) or is_among(value, default))
+                if not (domains[other].contains(value) or is_among(value, [*default, *SET_FROM_OUTSIDE.get(other, ())]))
             ]
     return found
 

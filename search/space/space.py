@@ -75,10 +75,15 @@ class Space:
         fixed keys. It leaves out trials, keep, resources, limits, data (whose content has a fingerprint of its own) and
         start_from.
         """
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What :attr:`fingerprint` covers, as JSON values."""
         content = self.to_json()
         for name in ("trials", "keep", "resources", "limits", "data", "start_from"):
             content.pop(name, None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return content
 
     @property
     def rungs(self) -> tuple[int, ...]:

@@ -9,15 +9,24 @@ from search.storage.tables import TRIAL_SCHEMA, read_table
 
 GENERATED = "generated"
 """Folder beside the studies that holds generated cells."""
+PRETRAINED = "pretrained"
+"""Folder beside the studies that holds pretrained weights, laid out as ``$TORCH_HOME`` is."""
+RESERVED = (GENERATED, PRETRAINED)
+"""Names that no study can have."""
 
 
 def check_name(name: str) -> None:
     """Refuse a study name that is no plain folder name, as a UserError."""
-    if name == GENERATED or not re.fullmatch(r"\w[\w .+-]{0,79}", name):
+    if name in RESERVED or not re.fullmatch(r"\w[\w .+-]{0,79}", name):
         raise UserError(
             "--study: must be 1 to 80 letters, digits, spaces or any of _.+-, begin with a letter, digit or _, and not "
-            f"be '{GENERATED}', but got '{name}'. Choose another name."
+            f"be {' or '.join(map(repr, RESERVED))}, but got '{name}'. Choose another name."
         )
+
+
+def weights_folder(results: Path) -> Path:
+    """Return the folder of weights beside the studies. Trials look there first, on whatever machine they run."""
+    return results.resolve() / PRETRAINED
 
 
 def list_studies(results: Path) -> list[StudyStore]:

@@ -8,6 +8,7 @@
 One process writes; any number read while it does, for every file is replaced as a whole. Nothing needs unpickling.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -227,6 +228,17 @@ class StudyStore:
         finally:
             self._buffer_seconds = former
             self.flush()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For the time of the block, let what was put wait for :meth:`flush`: what is decided together goes to disk
+        together."""
+        former, self._buffer_seconds = self._buffer_seconds, math.inf
+        try:
+            yield
+        finally:
+            self._buffer_seconds = former
+        self._write_if_due()
 
     def flush(self) -> None:
         """Write everything that is still in memory only."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
 
-FORMAT, FORMAT_VERSION = "cellseg-study", 2
+FORMAT, FORMAT_VERSION = "cellseg-study", 3
 STATES: tuple[str, ...] = ("RUNNING", "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE", "INTERRUPTED")
 """Of a trial. INTERRUPTED: the search was stopped, and the trial goes on when it is continued."""
 
@@ -50,6 +50,8 @@ class TrialRow:
     """Trainable parameters of the model."""
     seconds_per_epoch: float | None = None
     """Typical duration of an epoch (:func:`search.cost.seconds_per_epoch`); not known in tables of format 1."""
+    gpu_seconds: float | None = None
+    """Time in its epochs, each times the GPUs that the trial occupied then; not known in tables before format 3."""
 
     def __post_init__(self) -> None:
         assert self.state in STATES, self.state
@@ -96,8 +98,11 @@ TRIAL_SCHEMA = _schema(
     TrialRow,
     dict.fromkeys(("state", "reason", "params", "config", "started", "ended", "node"), _TEXT)
     | dict.fromkeys(("number", "seed", "best_epoch", "epochs", "peak_memory_bytes", "parameters"), _COUNT)
-    | dict.fromkeys(("metric", "seconds", "seconds_per_epoch"), _NUMBER),
-    nullable=("metric", "best_epoch", "started", "ended", "peak_memory_bytes", "parameters", "seconds_per_epoch"),
+    | dict.fromkeys(("metric", "seconds", "seconds_per_epoch", "gpu_seconds"), _NUMBER),
+    nullable=(
+        *("metric", "best_epoch", "started", "ended", "peak_memory_bytes", "parameters"),
+        *("seconds_per_epoch", "gpu_seconds"),
+    ),
 )
 EPOCH_SCHEMA = _schema(
     EpochRow,

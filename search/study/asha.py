@@ -21,6 +21,7 @@ class Arrival:
     tie_breaker: float
     """Decides between equal values; smaller is better."""
     went_on: bool
+    """Whether it was not stopped there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ class Asha:
         """The trials seen at the rung of ``epoch``, by number, in the order in which they first came."""
         return MappingProxyType(self._arrivals[epoch])
 
-    def report(self, trial: int, epoch: int, value: float, tie_breaker: float = 0.0) -> Decision:
+    def report(
+        self, trial: int, epoch: int, value: float, tie_breaker: float = 0.0, *, by_itself: bool = False
+    ) -> Decision:
         """Decide whether ``trial`` goes on after ``epoch`` epochs.
 
         Only a report at a rung's very epoch enters that rung: a trial that was not measured there is never compared by
@@ -84,6 +87,7 @@ class Asha:
             value: the metric at that epoch, larger is better (:func:`cellseg.config.gain` makes it so); finite, because
                 the caller ends other trials.
             tie_breaker: decides between equal values, smaller is better, finite. Give it always or never.
+            by_itself: the trial ends here by itself: whatever the decision, it is not stopped.
         """
         assert math.isfinite(value) and math.isfinite(tie_breaker), (trial, epoch, value, tie_breaker)
         value = float(value)
@@ -94,7 +98,7 @@ class Asha:
         num_seen = len(others) + 1
         num_ahead = _num_ahead(others, value, tie_breaker)
         goes_on = num_ahead < num_seen / self.reduction
-        rung[trial] = Arrival(value, tie_breaker, goes_on)
+        rung[trial] = Arrival(value, tie_breaker, goes_on or by_itself)
         num_places = math.ceil(num_seen / self.reduction)  # so many best trials go on
         best = sorted((other.value for other in others), reverse=True)
         return Decision(
@@ -106,20 +110,25 @@ class Asha:
             needed=best[num_places - 1] if len(best) >= num_places else None,
         )
 
-    def replay(self, trial: int, history: Iterable[tuple[int, float] | tuple[int, float, float]]) -> None:
-        """Enter a trial of an earlier run into the rungs it reached, without deciding anew.
+    def replay(
+        self,
+        trial: int,
+        history: Iterable[tuple[int, float] | tuple[int, float, float]],
+        *,
+        stopped: bool = False,
+    ) -> None:
+        """Enter a trial of an earlier run into the rungs at which it was judged, without deciding anew.
 
         Args:
             history: the arguments of its reports, ``(epoch, value)`` or ``(epoch, value, tie_breaker)``, in any order.
-                It counts as having gone on from a rung if there is a later epoch. For a trial that is to continue from
-                a rung, ask :meth:`report` for that epoch again.
+            stopped: it was stopped at the last rung among them. It passed all others.
         """
         reports = {report[0]: report[1:] for report in history}
-        for epoch in self.rungs:
-            if epoch in reports:
-                value, tie_breaker = (*reports[epoch], 0.0)[:2]
-                assert math.isfinite(value) and math.isfinite(tie_breaker), (trial, epoch, value, tie_breaker)
-                self._arrivals[epoch][trial] = Arrival(value, tie_breaker, went_on=max(reports) > epoch)
+        reached = [epoch for epoch in self.rungs if epoch in reports]
+        for epoch in reached:
+            value, tie_breaker = (*reports[epoch], 0.0)[:2]
+            assert math.isfinite(value) and math.isfinite(tie_breaker), (trial, epoch, value, tie_breaker)
+            self._arrivals[epoch][trial] = Arrival(value, tie_breaker, not (stopped and epoch == reached[-1]))
 
 
 def _num_ahead(others: Iterable[Arrival], value: float, tie_breaker: float) -> int:

@@ -72,6 +72,10 @@ class Experiment(Protocol):
         """16 hex digits; two experiments that share them may stand in one study."""
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint covers, as JSON values; :mod:`search.study.changes` names what differs."""
+
+    @property
     def is_search(self) -> bool:
         """Whether trials compete and the best one is wanted. If not, every trial is a result, shown beside others."""
 

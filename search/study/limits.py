@@ -118,14 +118,24 @@ class LimitWatch:
     @property
     def usage(self) -> Usage:
         """The amounts used so far."""
-        rows, resources = self._store.trials(), self._experiment.resources
+        rows = self._store.trials()
         values = [row.metric for row in rows if row.metric is not None]
         return Usage(
             hours=self._stopwatch.seconds / 3600,
-            gpu_hours=sum(row.seconds for row in rows) * (resources.gpu if resources else 0) / 3600,
+            gpu_hours=sum(map(self.gpu_seconds, rows)) / 3600,
             best=max(values, key=lambda value: gain(self._experiment.metric, value), default=None),
             stale_trials=self._stale_trials(),
         )
+
+    @property
+    def gpus_per_trial(self) -> float:
+        """The GPUs that an epoch costs now, while it runs."""
+        resources = self._experiment.resources
+        return resources.gpu if resources else 0.0
+
+    def gpu_seconds(self, row: "TrialRow") -> float:
+        """Return the GPU time of a trial: of each epoch at what it cost then, or now where the tables do not tell."""
+        return row.seconds * self.gpus_per_trial if row.gpu_seconds is None else row.gpu_seconds
 
     def start(self) -> None:
         """Start the clock: the search begins or continues."""

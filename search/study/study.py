@@ -7,6 +7,7 @@ cluster, and only the clock that it is given, so a simulation drives the very sa
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from search.study.experiment import Experiment
 from search.study.failures import NON_FINITE
 from search.study.limits import LimitWatch, counts
 from search.study.stops import Stops
+from search.study.turns import in_turn
 
 PRUNED = "pruned"
 """The ending of a trial that ASHA stopped."""
@@ -57,6 +59,9 @@ class Proposal:
 class Study:
     """The state of a search.
 
+    Events may come from several threads, and are taken in one after the other: a signal interrupts the study whatever
+    the thread that runs it is doing.
+
     Args:
         name: the study's name.
         experiment: a space or an ablation. Its trial target may be larger than in an earlier run.
@@ -86,6 +91,8 @@ class Study:
         self.store = store
         self.asha = asha
         self.sampler = sampler
+        self.lock = threading.RLock()
+        self._is_interrupted = False
         self._fixed = dict(fixed or {})
         self._running: set[int] = set()
         self._waiting: list[int] = []
@@ -123,16 +130,18 @@ class Study:
 
     @property
     def must_stop(self) -> bool:
-        """Whether trials that run are to be stopped at once: a limit is reached, or the search gave up. Cheap."""
-        return self._stops.must_stop
+        """Whether trials that run are to be stopped at once: the search was interrupted, a limit is reached, or it gave
+        up. Cheap."""
+        return self._is_interrupted or self._stops.must_stop
 
     @property
     def is_over(self) -> bool:
         """Whether all trials are done, a limit is reached, or the search gave up."""
-        return self.must_stop or self.num_finished >= self.experiment.trials
+        return self._stops.must_stop or self.num_finished >= self.experiment.trials
 
     # What happens
 
+    @in_turn
     def propose(self) -> Proposal | None:
         """Return the next trial, or None if those that run or ended make up the target, or the search must stop."""
         if self.must_stop or self.num_finished + len(self._running) >= self.experiment.trials:
@@ -153,11 +162,16 @@ class Study:
         self.store.put_trial(row)
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
 
+    @in_turn
     def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
         """Take in an epoch of a running trial; return whether the trial goes on.
 
         A trial that ASHA stops is ended here, as pruned. One whose report says that training is over is not: the caller
-        ends it. (:attr:`must_stop` is another matter.)
+        ends it. (:attr:`must_stop` is another matter.) An epoch is judged once: what passed a rung has passed it, also
+        if the trial is started again from an earlier epoch.
+
+        The trial's row tells that an epoch was judged, and is written with the decision: an epoch in the tables that
+        its trial does not count was never judged, see :meth:`_replay`.
 
         Args:
             node: name of the machine.
@@ -165,21 +179,30 @@ class Study:
                 Ranking, pruning and the sampler all use the objective of its ``best_value``: the value of the
                 checkpoint that would be exported, at the cost that the trial has shown so far.
         """
-        epoch = report["epoch"]
-        if epoch > self.store.trial(number).epochs:  # a trial that was started again repeats the epoch it goes on from
-            self._add_epoch(number, report, node)
-        self.limits.look()
-        value = self.objective.value(report["best_value"], self.store.trial(number))
-        if value is None:  # a checkpoint does not tell the cost; the next epoch does
-            return report["ending"] is None
-        self.sampler.report(number, epoch, value)
-        decision = self.asha.report(number, epoch, self._gain(value), tie_breaker(report["metrics"]))
-        if report["ending"] is None and not decision.goes_on:
-            self.end(number, PRUNED, self._describe_decision(decision))
+        epoch, ending = report["epoch"], report["ending"]
+        if self._is_interrupted:
             return False
-        return report["ending"] is None
+        if epoch <= self.store.trial(number).epochs:  # a trial that was started again repeats what it had reported
+            return ending is None
+        row = self._add_epoch(number, report, node)
+        decision = None
+        # A checkpoint does not tell the cost; the next epoch does.
+        if (value := self.objective.value(report["best_value"], row)) is not None:
+            self.sampler.report(number, epoch, value)
+            by_itself = ending is not None
+            decision = self.asha.report(
+                number, epoch, self._gain(value), tie_breaker(report["metrics"]), by_itself=by_itself
+            )
+        with self.store.held():
+            self.store.put_trial(row)
+            self.limits.look()
+            if ending is None and decision is not None and not decision.goes_on:
+                self.end(number, PRUNED, self._describe_decision(decision))
+                return False
+        return ending is None
 
-    def _add_epoch(self, number: int, report: Mapping[str, Any], node: str) -> None:
+    def _add_epoch(self, number: int, report: Mapping[str, Any], node: str) -> TrialRow:
+        """Put the epoch into its table; return the trial's new row, which the caller puts."""
         row = self.store.trial(number)
         self._epoch_seconds.setdefault(number, []).append(report["seconds"])
         self.store.add_epoch(
@@ -194,23 +217,26 @@ class Study:
                 learning_rate=report["learning_rate"],
             )
         )
-        self.store.put_trial(
-            replace(
-                row,
-                metric=report["best_value"],
-                best_epoch=report["best_epoch"],
-                epochs=report["epoch"],
-                seconds=row.seconds + report["seconds"],
-                seconds_per_epoch=seconds_per_epoch(self._epoch_seconds[number]),
-                node=node,
-                peak_memory_bytes=max(row.peak_memory_bytes or 0, report["peak_memory_bytes"] or 0),
-                parameters=report.get("parameters") or row.parameters,
-            )
+        return replace(
+            row,
+            metric=report["best_value"],
+            best_epoch=report["best_epoch"],
+            epochs=report["epoch"],
+            seconds=row.seconds + report["seconds"],
+            gpu_seconds=self.limits.gpu_seconds(row) + report["seconds"] * self.limits.gpus_per_trial,
+            seconds_per_epoch=seconds_per_epoch(self._epoch_seconds[number]),
+            node=node,
+            peak_memory_bytes=max(row.peak_memory_bytes or 0, report["peak_memory_bytes"] or 0),
+            parameters=report.get("parameters") or row.parameters,
         )
 
+    @in_turn
     def end(self, number: int, ending: str, detail: str = "") -> None:
-        """End a trial, for one of the reasons in :data:`OUTCOMES`."""
+        """End a trial, for one of the reasons in :data:`OUTCOMES`, unless the search was interrupted: what happens to
+        trials after that is no end of theirs."""
         outcome = OUTCOMES[ending]
+        if self._is_interrupted:
+            return
         row = self.store.trial(number)
         reason = f"{ending}: {detail}" if detail else ending
         self._running.discard(number)
@@ -220,8 +246,13 @@ class Study:
         self.store.keep_checkpoints({best.number for best in self.leaderboard[: self.experiment.keep]})
         self._stops.end(number, ending, detail, failed=outcome is Outcome.FAILED)
 
+    @in_turn
     def interrupt(self) -> list[int]:
-        """Stop before the end: trials that run are kept for the next time. Return their numbers."""
+        """Stop before the end: trials that run are kept for the next time. Return their numbers.
+
+        Nothing that is told afterwards is taken in.
+        """
+        self._is_interrupted = True
         numbers = sorted(self._running)
         self.limits.stop()
         reason = f"the search was stopped by {limit}" if (limit := self.limits.reached) else "the search was stopped"
@@ -231,6 +262,11 @@ class Study:
         self.store.flush()
         return numbers
 
+    @in_turn
+    def flush(self) -> None:
+        """Write everything that is still in memory only."""
+        self.store.flush()
+
     # Within
 
     def _replay(self) -> None:
@@ -239,7 +275,8 @@ class Study:
             params = json.loads(row.params)
             if not self.experiment.includes(params):
                 self._left_out.add(row.number)
-            history = epochs.get(row.number, [])
+            # An epoch beyond those was written, but not judged before the search was killed: it is reported again.
+            history = [epoch for epoch in epochs.get(row.number, []) if epoch.epoch <= row.epochs]
             values = self.objective.values_by_epoch(row, history)
             self._epoch_seconds[row.number] = [epoch.seconds for epoch in history]
             goes_on = row.state in {"RUNNING", "INTERRUPTED"}
@@ -253,7 +290,8 @@ class Study:
                 reason=row.reason,
             )
             losses = {epoch.epoch: tie_breaker(epoch.metrics) for epoch in history}
-            self.asha.replay(row.number, [(epoch, self._gain(value), losses[epoch]) for epoch, value in values.items()])
+            judged = [(epoch, self._gain(value), losses[epoch]) for epoch, value in values.items()]
+            self.asha.replay(row.number, judged, stopped=row.state == Outcome.PRUNED.name)
             if goes_on and row.number not in self._left_out:
                 self._waiting.append(row.number)
             if row.state == "RUNNING":

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group
@@ -17,12 +18,15 @@ from cellseg.config import gain
 from search.cost import COSTS, Objective, pareto_trials, trial_cost
 from search.space.settings import COST_UNITS, Cost
 from search.storage.tables import TrialRow
+from search.storage.trial_logs import log_path
 from search.study.experiment import Experiment
 
 if TYPE_CHECKING:
     from search.study.study import Study
 
 MAX_ROWS = 15
+MAX_FAILURES = 3
+"""Failed trials below the table, the latest ones."""
 LOG_WIDTH = 160
 """Columns of a table in a log, which has no width of its own; rich would cut it to 80."""
 STYLES = {
@@ -94,13 +98,33 @@ class Board:
         )
         if limits := self._study.limits.describe():
             header.append(f"  {limits}")
-        return Group(header, leaderboard_table(self._study))
+        failures = failed_trials(rows, self._study.store.folder, MAX_FAILURES)
+        lines = (Text(f"failed: {line}", style=STYLES["FAILED"]) for line in failures)
+        return Group(header, leaderboard_table(self._study), *lines)
 
     def _line(self, row: TrialRow) -> str:
         value = "" if row.metric is None else f"  best {self._study.experiment.metric} {row.metric:.4f}"
         reason = f"  ({row.reason.strip().splitlines()[-1]})" if row.reason else ""
+        if row.state == "FAILED" and (log := log_path(self._study.store.folder, row.number)).exists():
+            reason += f"  log {log}"
         epochs = f"{row.epochs}/{self._study.experiment.epochs}"
         return f"t{row.number:04d}  {row.state.lower():<11}  epoch {epochs}{value}{reason}"
+
+
+def failed_trials(rows: Iterable[TrialRow], folder: Path, most: int) -> list[str]:
+    """Say of the latest failed trials why they failed, and where their logs are if they have some.
+
+    Args:
+        folder: the study's.
+        most: number of trials at most.
+    """
+    lines = []
+    for row in [row for row in rows if row.state == "FAILED"][-most:]:
+        cause = row.detail.splitlines()[-1].strip() if row.detail else ""
+        log = log_path(folder, row.number)
+        where = f"; log {log}" if log.exists() else ""
+        lines.append(f"t{row.number:04d} {row.ending}{': ' + cause if cause else ''}{where}")
+    return lines
 
 
 def state_counts(rows: Iterable[TrialRow]) -> str:

@@ -1,5 +1,6 @@
 """Pictures of the best trial: its detections beside the truth, on validation images."""
 
+import re
 from pathlib import Path
 
 from cellseg.checkpoint import open_checkpoint
@@ -7,7 +8,7 @@ from cellseg.data.detections import Detections
 from cellseg.data.packed import PackedDataset
 from cellseg.data.split import split
 from cellseg.device import pick_device
-from cellseg.files import atomic_path
+from cellseg.files import atomic_path, leads_outside
 from cellseg.inference.image import load_model, predict_image
 from cellseg.overlay import write_overlay
 from cellseg.training.run import BEST
@@ -33,13 +34,18 @@ def write_overlays(study: Study, data: PackedDataset) -> Path:
         for index in _choose(data, split(data.label_counts, config.data, data.groups).validation):
             sample = data[index]
             write_overlay(
-                temporary / f"{sample.name}.png",
+                temporary / f"{_plain(sample.name)}.png",
                 sample.image_HWC,
                 Detections.from_sample(sample),
                 predict_image(model, sample.image_HWC, config),
                 data.class_names,
             )
     return folder
+
+
+def _plain(name: str) -> str:
+    """Return an image's name as a path that stays in its folder, whatever the data call the image."""
+    return re.sub(r"\.\.|[/\\:\0]", "_", name) if leads_outside(name) else name
 
 
 def _choose(data: PackedDataset, validation: tuple[int, ...]) -> list[int]:

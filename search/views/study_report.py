@@ -14,8 +14,11 @@ from search.storage.store import StudyStore
 from search.storage.tables import TrialRow
 from search.study.experiment import Experiment
 from search.study.load import experiment_from_json
-from search.views.board import leaderboard_table, pareto_heading, pareto_table, state_counts
+from search.views.board import failed_trials, leaderboard_table, pareto_heading, pareto_table, state_counts
 from search.views.report import Report
+
+MAX_FAILURES = 20
+"""Failed trials in a report, the latest ones."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,12 @@ def search_report(standings: _Standings) -> Report:
         table=leaderboard_table(standings),
         further={pareto_heading(experiment.metric): pareto_table(standings)},
         footnotes={
+            "Failed trials": tuple(failed_trials(standings.rows, store.folder, MAX_FAILURES)),
             "Notes": tuple(
                 [f"Compare seconds only between machines of one kind; trials ran on {', '.join(machines)}."]
                 if len(machines) > 1
                 else []
-            )
+            ),
         },
     )
 

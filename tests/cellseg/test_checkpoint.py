@@ -164,6 +164,26 @@ def test_a_foreign_description_is_refused(tmp_path, content, match):
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../weights-0003.pt", "/etc/passwd", "sub/a.pt", "..", "", None, 7])
+def test_files_outside_of_the_folder_are_refused(tmp_path, name):
+    folder = save(tmp_path / "best")
+    edit(folder, weights=name, training="../other.pt")
+    with pytest.raises(UserError) as raised:
+        open_checkpoint(folder)
+    assert raised.value.problems == tuple(
+        f"{folder / 'checkpoint.json'}: {key} must be the plain name of a file in the same folder, but got {wrong!r}. "
+        "Copy the checkpoint folder again."
+        for key, wrong in (("weights", name), ("training", "../other.pt"))
+    )
+
+
+def test_a_description_of_absurd_size_is_not_read(tmp_path, monkeypatch):
+    folder = save(tmp_path / "best")
+    monkeypatch.setattr(module, "MAX_DESCRIPTION_BYTES", 100)
+    with pytest.raises(UserError, match=r"checkpoint\.json: must have at most 100 bytes, but got "):
+        open_checkpoint(folder)
+
+
 def test_category_ids_are_read_as_they_were_written(tmp_path):
     folder = save(tmp_path, category_ids=(0, 90))
     assert open_checkpoint(folder).info.category_ids == (0, 90)

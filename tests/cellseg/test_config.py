@@ -85,6 +85,10 @@ def test_a_good_value_arrives(key, value):
         ({"data.train_on": "test"}, "config: data.train_on: must be 'folds' or 'all', but got 'test'."),
         ({"model.fpn_channels": 12}, "config: model.fpn_channels: must be a multiple of 8, but got 12."),
         ({"model.frozen_stages": 6}, "config: model.frozen_stages: must be less than or equal to 5, but got 6."),
+        (
+            {"model.fpn_channels": 10**9},
+            "config: model.fpn_channels: must be less than or equal to 4096, but got 1000000000.",
+        ),
         ({"model.detections_per_image": 0}, "greater than or equal to 1 or must be 'auto', but got 0."),
         ({"model.weights": 3}, "config: model.weights: must be a valid string, but got 3."),
         ({"model.anchors": "8-100"}, "config: model.anchors: SMALLEST must double at least four times"),

@@ -266,7 +266,7 @@ def test_the_command_prints_every_field_with_its_values_default_meaning_and_cond
         "optim.optimizer: sgd | adamw = adamw",
         "optim.lr: float > 0 = 0.0001",
         "model.frozen_stages: int >= 0 <= 5 = 0",
-        "model.fpn_channels: int >= 8 multiple of 8 = 256",
+        "model.fpn_channels: int >= 8 <= 4096 multiple of 8 = 256",
         "data.crop: int >= 32 | None = None",
         "model.detections_per_image: int >= 1 | auto = auto",
         "    Has an effect when optim.schedule is plateau and optim.warmup_epochs is anything but 0.",

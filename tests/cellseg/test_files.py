@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cellseg.errors import UserError
-from cellseg.files import atomic_path, read_json, read_yaml, sweep, write_json
+from cellseg.files import atomic_path, leads_outside, read_json, read_yaml, sweep, write_json
 
 
 def content_of(folder) -> dict[str, str]:
@@ -186,3 +186,21 @@ def test_sweeping_removes_what_a_killed_writer_left_and_nothing_else(tmp_path):
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "epochs", "weights-0001.pt"]
     sweep(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("read", "levels"), [(read_json, 200_000), (read_yaml, 5_000)])
+def test_deep_nesting_is_the_users_error(tmp_path, read, levels):
+    path = tmp_path / "deep"
+    path.write_text("[" * levels + "]" * levels)
+    with pytest.raises(UserError, match="nested"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "sub/a.png", "a..b.png", "sub/.hidden/a.png", "./a.png", "x:y.png"])
+def test_names_below_the_folder_do_not_lead_outside(name):
+    assert not leads_outside(name)
+
+
+@pytest.mark.parametrize("name", ["/a", "../a", "a/..", "a/../b", "..", "\\a", "a\\..\\b", "C:\\a", "//host/a", "a\0b"])
+def test_names_that_lead_outside(name):
+    assert leads_outside(name)

@@ -39,6 +39,14 @@ def test_the_command_trains_and_says_where_the_best_checkpoint_is(command, tiny_
     shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.parametrize(("frozen", "notes"), [(0, 0), (2, 1)])
+def test_frozen_random_stages_are_noted(command, tiny_config, monkeypatch, capsys, frozen, notes):
+    monkeypatch.setattr("cellseg.training.fit.fit", lambda *_, **__: iter(()))
+    assert command(tiny_config(model__frozen_stages=frozen).to_flat()) == 0
+    note = "note: the first 2 stages stay random numbers: model.weights=none"
+    assert capsys.readouterr().out.count(note) == notes
+
+
 def test_the_command_takes_every_way_of_training(command, tiny_config, tmp_path, capsys):
     settings = {
         "train.metric": "loss/validation",

@@ -132,6 +132,7 @@ def _mixed(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     with (notes / f"t{number}").open("a") as file:
         file.write(Path("/proc/self/cmdline").read_text().strip("\0") + "\n")
     starts = len((notes / f"t{number}").read_text().splitlines())
+    os.write(1, f"printed by t{number:04d}\n".encode())
     value = 0.0 if number in {2, 3} else 0.1 + number / 20  # rising: only 2 and 3 are behind at a rung
     for report in _epochs(config, value):
         try:

@@ -20,8 +20,11 @@ print("loaded:", *sys.modules)
 
 COMMANDS = (
     "search.run",
+    "search.weights",
+    "search.doctor",
     "search.export",
     "search.report",
+    "search.logs",
     "search.optuna_export",
     "cellseg.config",
     "cellseg.train",

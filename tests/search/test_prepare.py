@@ -7,11 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from fakes import make_space
+from fakes import make_space, make_study
 
+import search.prepare
+from cellseg.cli import EXIT_USER_ERROR
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
-from search.prepare import open_study, prepare_data
+from search.prepare import discarded_unless_started, open_study, prepare_data
+from search.run import main
 from search.space import Generate
 from search.storage.find import check_name
 from search.storage.lock import study_lock
@@ -79,7 +82,9 @@ def test_a_new_study_describes_itself(root, tmp_path):
     assert described["class_names"] == ["class1", "class2", "class3", "class4"]
     assert {"torch", "ray", "optuna", "python"} <= described["versions"].keys()
     assert described["hardware"]["cpus"] == os.cpu_count()
-    assert study.propose().config["data.root"] == str(root)
+    config = study.propose().config
+    assert config["data.root"] == str(root)
+    assert config["model.weights_folder"] == str(study.store.folder.parent / "pretrained")
 
 
 def test_relative_results_do_not_move_with_the_working_directory(root, tmp_path, monkeypatch):
@@ -124,6 +129,42 @@ def test_another_space_or_other_data_are_refused_together(root, tmp_path):
     assert (tmp_path / "cells" / "study.json").read_bytes() == before
 
 
+def test_a_refused_continuation_names_what_differs_old_and_new(root, tmp_path):
+    lr = {"low": 1e-4, "high": 1e-2, "log": True}
+    keys = {"optim.lr": lr, "model.weights": "none"}
+    space = make_space(space=keys)
+    data = prepare_data(space, root, tmp_path)
+    open_study(space, "cells", tmp_path, data)
+    for changed, named in [
+        (make_space(space=keys, seed=3), r"but got seed 0 -> 3: its trials"),
+        (
+            make_space(space=keys | {"optim.lr": lr | {"high": 0.1}}),
+            r"but got space\.optim\.lr\.high 0\.01 -> 0\.1: its",
+        ),
+        (make_space(space=keys | {"model.norm": "group"}), r"but got space\.model\.norm nothing -> group: its"),
+        (make_space(space=keys, asha=False), r"asha\.grace 1 -> nothing"),
+    ]:
+        with pytest.raises(UserError, match=named):
+            open_study(changed, "cells", tmp_path, data)
+
+
+def test_other_versions_are_noted_old_and_new_and_only_once(root, tmp_path, monkeypatch):
+    space = make_space()
+    data = prepare_data(space, root, tmp_path)
+    notes: list[str] = []
+    open_study(space, "cells", tmp_path, data, on_note=notes.append)
+    open_study(space, "cells", tmp_path, data, on_note=notes.append)
+    assert notes == []
+    real = search.prepare.version
+    monkeypatch.setattr(search.prepare, "version", lambda name: "9.9" if name == "ray" else real(name))
+    for _ in range(2):
+        open_study(space, "cells", tmp_path, data, on_note=notes.append)
+    assert notes == [f"study 'cells' goes on with other versions than before: ray {real('ray')} -> 9.9"]
+    described = json.loads((tmp_path / "cells" / "study.json").read_text())
+    assert described["versions"]["ray"] == real("ray"), "those it started with"
+    assert [part["versions"]["ray"] for part in described["continued"]] == ["9.9"]
+
+
 def test_two_commands_cannot_have_one_study(tmp_path):
     with study_lock(tmp_path, "cells"):
         with (
@@ -155,3 +196,48 @@ def test_results_that_cannot_be_a_folder_are_refused(tmp_path):
         study_lock(tmp_path / "file", "cells"),
     ):
         pass
+
+
+class Refusal:
+    """What may be in a new study's folder when a search is refused."""
+
+    @staticmethod
+    def nothing(folder):
+        """The folder alone."""
+
+    @staticmethod
+    def tables(folder):
+        StudyStore.create(folder, {"name": folder.name, "metric": "segm/AP50"})
+
+
+@pytest.mark.parametrize("leave", [Refusal.nothing, Refusal.tables])
+def test_a_study_that_is_refused_before_its_first_trial_leaves_no_folder(tmp_path, leave):
+    with pytest.raises(UserError, match="refused"), study_lock(tmp_path, "a"), discarded_unless_started(tmp_path / "a"):
+        leave(tmp_path / "a")
+        raise UserError("refused")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_study_that_was_there_or_has_trials_stays(tmp_path):
+    make_study(tmp_path, "old")
+    with pytest.raises(UserError), study_lock(tmp_path, "old"), discarded_unless_started(tmp_path / "old"):
+        raise UserError("refused")
+    assert StudyStore.exists(tmp_path / "old")
+    with pytest.raises(UserError), study_lock(tmp_path, "new"), discarded_unless_started(tmp_path / "new"):
+        make_study(tmp_path, "new").propose()
+        raise UserError("it failed later")
+    assert len(StudyStore.open(tmp_path / "new").trials()) == 1
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "127.0.0.1:1", "::1:6379"])
+def test_an_address_that_cannot_be_used_is_one_line_and_leaves_no_study(tmp_path, capsys, address):
+    (tmp_path / "tiny.yaml").write_text(
+        "metric: segm/AP50\ndirection: maximize\ntrials: 1\nepochs: 1\n"
+        "data: {generate: {train: 5, test: 1, seed: 1, size: 64}}\n"
+        "space: {model.weights: none, optim.lr: {low: 1e-4, high: 1e-2, log: true}}\n"
+    )
+    arguments = [str(tmp_path / "tiny.yaml"), "--results", str(tmp_path / "results"), "--address", address]
+    assert main(arguments) == EXIT_USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --address: ")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["generated"]

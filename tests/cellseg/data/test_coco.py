@@ -52,6 +52,87 @@ def _whole(segmentation, height, width):
     return whole_HW
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../secret.png",
+        "/etc/secret.png",
+        "sub/../../secret.png",
+        "..\\secret.png",
+        "C:\\secret.png",
+        "..",
+        ".",
+        "a\0b",
+    ],
+)
+def test_an_image_outside_of_the_data_is_refused(make_coco, name):
+    root = make_coco()
+    secret = imagecodecs.png_encode(np.full((12, 16, 3), 77, np.uint8))
+    (root.parent / "secret.png").write_bytes(secret)
+    path = root / "annotations.json"
+    content = json.loads(path.read_text())
+    content["images"] += [{"id": 8, "file_name": name}, {"id": 9, "file_name": "../more.png"}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as raised:
+        open_dataset(DataConfig(root=str(root)))
+    assert raised.value.problems == tuple(
+        f"{path}: images[{index}]: file_name must name a file below the data folder, but got {wrong!r}. Remove '..' "
+        "and leading slashes; a symbolic link inside the folder may point elsewhere."
+        for index, wrong in ((1, name), (2, "../more.png"))
+    )
+
+
+def test_the_check_lists_every_image_outside_of_the_data(make_coco, capsys):
+    from cellseg.data.check import main
+
+    images = [{"id": number, "file_name": f"../{number}.png"} for number in range(3)]
+    assert main([str(make_coco(images=images))]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("but got ")[1].split(".png")[0] for line in lines] == ["'../0", "'../1", "'../2"]
+
+
+def test_a_symbolic_link_inside_the_data_may_point_elsewhere(make_coco):
+    root = make_coco({"segmentation": [SQUARE]})
+    elsewhere = root.parent / "store"
+    (root / "images").rename(elsewhere)
+    (root / "images").symlink_to(elsewhere)
+    assert len(_load(root).labels_N) == 1
+
+
+@pytest.mark.parametrize(
+    ("polygon", "match"),
+    [
+        (
+            [0, 0, 3e7, 0, 3e7, 3e7],
+            "a polygon's x must lie from -160 to 176, around the image's 0 to 16, but got 3e\\+07",
+        ),
+        (
+            [0, 0, 5, 0, 5, -1e300],
+            "a polygon's y must lie from -120 to 132, around the image's 0 to 12, but got -1e\\+300",
+        ),
+    ],
+)
+def test_a_polygon_far_beyond_the_image_is_refused_before_it_is_drawn(polygon, match):
+    with pytest.raises(ValueError, match=match):
+        decode_segmentation([polygon], 12, 16)
+
+
+def test_a_polygon_that_reaches_beyond_the_image_is_cut_off():
+    assert _whole([[-150, -100, 170, -100, 170, 130, -150, 130]], 12, 16).all()
+
+
+@pytest.mark.parametrize("counts", ["o" * 3_000_000, [10**30], "l" * 20 + "0"])
+def test_runs_that_no_image_has_are_refused_at_once(counts):
+    with pytest.raises(ValueError, match="RLE counts must"):
+        decode_segmentation({"size": [12, 16], "counts": counts}, 12, 16)
+
+
+def test_an_rle_of_terabytes_is_refused(make_coco):
+    rle = {"size": [10**9, 10**9], "counts": [10**18]}
+    with pytest.raises(UserError, match=r"RLE size must be that of the image, \[12, 16\], but got \[1000000000"):
+        _load(make_coco({"segmentation": rle}))
+
+
 def test_polygons_and_both_kinds_of_rle_become_cells_that_may_overlap(make_coco):
     mask = np.zeros((12, 16), np.uint8, order="F")
     mask[3:9, 4:12] = 1

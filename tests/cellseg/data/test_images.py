@@ -1,6 +1,9 @@
+import io
 import logging
 import pickle
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -176,6 +179,62 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, content, match):
     for read in (read_image, read_id_map):
         with pytest.raises(UserError, match=match):
             read(path)
+
+
+def _huge(kind: str) -> bytes:
+    """A small file whose header claims 60,000 x 70,000 pixels."""
+    if kind == "png":
+        data = bytearray(imagecodecs.png_encode(np.ascontiguousarray(GREY)))
+        data[16:24] = struct.pack(">II", 70_000, 60_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif kind == "jpeg":  # two frames: the larger counts, whichever the decoder takes
+        data = bytearray(imagecodecs.jpeg8_encode(np.ascontiguousarray(GREY)))
+        frame = data.index(b"\xff\xc0")
+        segment = data[frame : frame + 2 + int.from_bytes(data[frame + 2 : frame + 4], "big")]
+        segment[5:9] = struct.pack(">HH", 60_000, 70_000 - 2**13)
+        data[frame:frame] = b"\xff" + segment
+    else:
+        file = io.BytesIO()
+        tifffile.imwrite(file, GREY, compression="zlib")
+        data = bytearray(file.getvalue())
+        file.seek(0)
+        with tifffile.TiffFile(file) as tiff:
+            for name, value in (("ImageWidth", 70_000), ("ImageLength", 60_000), ("RowsPerStrip", 60_000)):
+                data_offset = tiff.pages[0].tags[name].valueoffset
+                data[data_offset : data_offset + 4] = struct.pack("<I", value)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("read", [read_image, read_id_map])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(tmp_path, kind, read):
+    path = tmp_path / "a.tif"
+    path.write_bytes(_huge(kind))
+    with pytest.raises(UserError, match=r"at most 1,000,000,000 pixels, but got 60000 x \d+\. Cut it") as raised:
+        read(path)
+    assert len(raised.value.problems) == 1
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "jpg"])
+def test_the_limit_of_pixels_is_a_setting(tmp_path, monkeypatch, suffix):
+    encode = {"tif": None, "png": imagecodecs.png_encode, "jpg": imagecodecs.jpeg8_encode}[suffix]
+    path = tmp_path / f"a.{suffix}"
+    tifffile.imwrite(path, RGB) if encode is None else path.write_bytes(encode(RGB))
+    monkeypatch.setenv("CELLSEG_MAX_PIXELS", "620")
+    assert read_image(path).shape == (20, 31, 3)
+    monkeypatch.setenv("CELLSEG_MAX_PIXELS", "619")
+    with pytest.raises(UserError, match=rf"a\.{suffix}: an image must have at most 619 pixels, but got 20 x 31\. "):
+        read_image(path)
+    monkeypatch.setenv("CELLSEG_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="CELLSEG_MAX_PIXELS: must be a whole number of at least 1, but got 'many'"):
+        read_image(path)
+
+
+def test_hundreds_of_samples_count_as_pixels(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLSEG_MAX_PIXELS", "1000")
+    path = _tiff(tmp_path / "a.tif", np.zeros((10, 10, 50), np.uint8), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UserError, match="at most 1,000 pixels, but got 10 x 10 x 50 samples"):
+        read_image(path)
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path):

@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ import pyarrow as pa
 import pytest
 import tifffile
 
+import cellseg.data.packed
 from cellseg.config import DataConfig
 from cellseg.data.dataset import open_dataset
 from cellseg.data.packed import PackedDataset, default_cache, fingerprint, open_packed
 from cellseg.errors import UserError
+from cellseg.owners import owner_mark
 
 
 @pytest.fixture
@@ -243,3 +247,41 @@ def test_the_real_sample_is_packed(shared_data, cache):
     assert packed.label_counts.tolist() == [[2, 159]]
     assert packed.sizes.tolist() == [[397, 482]]
     assert len(packed.boxes(0)) == 161
+
+
+def test_what_a_killed_process_left_is_swept_and_what_others_pack_now_is_not(make_release, cache):
+    root = make_release()
+    others = subprocess.run(
+        [sys.executable, "-c", "import cellseg.owners; print(cellseg.owners.owner_mark())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    marks = {"gone": others.stdout, "here": owner_mark(), "elsewhere": "1-another host", "old": "1-another host"}
+    for name, mark in marks.items():
+        scratch = cache / f".{name}-0.arrow.x1"
+        scratch.mkdir(parents=True)
+        (scratch / "owner").write_text(mark.strip())
+        (scratch / f"{name}-0.arrow").write_bytes(b"x" * 1000)
+        if name == "old":
+            for path in (scratch / "owner", scratch / "old-0.arrow", scratch):
+                os.utime(path, (0, 0))
+    (cache / ".young-0.arrow.x1").mkdir()  # it may get its owner in a moment
+    _open(root, cache)
+    left = {path.name.partition("-")[0].strip(".") for path in cache.iterdir() if path.is_dir()}
+    assert left == {"here", "elsewhere", "young"}
+
+
+def test_a_process_that_packs_marks_its_scratch(make_release, cache, monkeypatch):
+    marks = []
+
+    def noted(*arguments):
+        marks.extend(path.read_text() for path in cache.glob(".*/owner"))
+        return real(*arguments)
+
+    real = cellseg.data.packed._row
+    monkeypatch.setattr(cellseg.data.packed, "_row", noted)
+    _open(make_release(), cache)
+    assert set(marks) == {owner_mark()}
+    assert [path.suffix for path in cache.iterdir()] == [".arrow"]

@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import pickle
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -9,7 +10,6 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-import torch.hub
 from torchvision.models import resnet18
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
@@ -34,7 +34,7 @@ def no_network(monkeypatch, tmp_path) -> Path:
     def refuse(*_, **__):
         raise URLError("no network in tests")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
@@ -121,7 +121,9 @@ def test_imagenet_weights_in_the_cache_are_used(no_network, tiny_config):
 def test_a_damaged_file_in_the_cache_is_the_users_error(no_network, tiny_config):
     (no_network / "resnet18-f37072fd.pth").write_bytes(b"PK\x03\x04 and nothing more")
     config = tiny_config(model__weights="imagenet", model__backbone="resnet18")
-    with pytest.raises(UserError, match=r"model\.weights: the ImageNet weights of resnet18"):
+    with pytest.raises(
+        UserError, match=r"model\.weights: the ImageNet weights of resnet18 must be a whole file, but got"
+    ):
         build_model(config.model, config.inference, 4)
 
 
@@ -156,7 +158,7 @@ def test_coco_v1_weights_load_as_they_are_published(no_network, monkeypatch, add
     with torch.device("meta"):  # shapes and names alone: the real file has 170 MB
         coco = build_model(ModelConfig(weights="none", norm="frozen", **settings), InferenceConfig(), 90)
         published = old_names(coco.state_dict(), mask_layers=4)
-        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+        monkeypatch.setattr(weights, "_coco_state", lambda *_: published)
         model = build_model(ModelConfig(weights="coco", **settings, **added), InferenceConfig(), 4)
     assert {m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}  # as torchvision does
 

@@ -13,12 +13,14 @@ from fakes import FakeTrainable, empty_table, make_study
 
 import search.cluster.driver
 from cellseg.errors import UserError
+from cellseg.owners import owner_mark
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.driver import run_study
 from search.cluster.slots import num_slots, trial_resources
 from search.cluster.tune_parts import MAX_MACHINE_LOSSES, Pauses, folder_name, name_of
 from search.sampling.ahead import Ahead
 from search.storage.store import StudyStore
+from search.storage.trial_logs import last_attempt, last_traceback
 
 ONE_CPU = {"cpu": 1, "gpu": 0}
 
@@ -33,7 +35,7 @@ def _fake_training():
 
 
 def scratch_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("search-*"))
+    return set(Path(tempfile.gettempdir()).glob(f"search-{owner_mark()}-*"))
 
 
 class Mixed:
@@ -124,6 +126,19 @@ def test_a_trial_whose_gpu_breaks_every_time_is_lost_and_says_how(mixed):
 def test_processes_are_called_like_their_trials(mixed):
     for number in (0, 2, 8):
         assert mixed.titles(number)[0] == f"ray::mixed/t{number:04d}"
+
+
+def test_every_trial_leaves_what_its_processes_printed(mixed):
+    logs = {path.stem: path.read_text().splitlines() for path in (mixed.study.store.folder / "logs").iterdir()}
+    assert set(logs) == {f"t{number:04d}" for number in mixed.rows}
+    assert logs["t0001"][0].startswith("=== t0001 of mixed: started 20")
+    assert last_attempt(logs["t0001"]).pid == mixed.pids(1)[-1]
+    assert logs["t0001"][-1] == "epoch 4: value 0.1900, 0.5 s, ended as epochs"
+    assert "printed by t0001" in logs["t0001"]
+    assert not any("printed by" in line and "t0001" not in line for line in logs["t0001"])
+    assert sum(line.startswith("===") for line in logs["t0004"]) == 2, "it was started again elsewhere"
+    assert last_traceback(logs["t0006"])[-1] == "KeyError: 'a bug [/of ours]'"
+    assert last_traceback(logs["t0005"])[-1].startswith("RuntimeError: CUDA error")
 
 
 def test_only_kept_checkpoints_and_no_scratch_folder_stay(mixed):

@@ -77,7 +77,7 @@ def test_what_was_put_is_read_again(store):
 def test_a_new_study_is_empty_and_described(store):
     again = StudyStore.open(store.folder)
     assert (again.trials(), again.epochs(), again.best_trials(3)) == ([], [], [])
-    assert (again.study["seed"], again.study["format"], again.study["format_version"]) == (3, "cellseg-study", 2)
+    assert (again.study["seed"], again.study["format"], again.study["format_version"]) == (3, "cellseg-study", 3)
     assert again.name == "study"
 
 
@@ -186,7 +186,7 @@ def test_the_tables_are_plain_parquet_with_a_mark(store):
     store.add_epoch(epoch(0, 1))
     trials = pq.read_table(store.folder / "trials.parquet")
     epochs = pq.read_table(store.folder / "epochs")
-    assert trials.schema.metadata[b"format_version"] == b"2"
+    assert trials.schema.metadata[b"format_version"] == b"3"
     assert json.loads(trials["params"][0].as_py()) == {"optim.lr": 0.1}
     assert epochs.schema.field("metrics").type == pa.map_(pa.string(), pa.float64())
     metadata = pq.read_metadata(store.folder / "trials.parquet")
@@ -205,24 +205,27 @@ def test_wall_clock_time_is_written_with_the_trials(store):
     assert StudyStore.open(store.folder).wall_seconds == 7.0, "who does not count leaves it"
 
 
-def test_a_study_of_format_1_opens_and_is_written_in_the_new_format(store):
-    store.put_trial(trial(0, seconds_per_epoch=2.0))
+@pytest.mark.parametrize(("version", "unknown"), [(1, {"seconds_per_epoch", "gpu_seconds"}), (2, {"gpu_seconds"})])
+def test_a_study_of_an_older_format_opens_and_is_written_in_the_new_one(store, version, unknown):
+    known = {"seconds_per_epoch": 2.0, "gpu_seconds": 1.0}
+    store.put_trial(trial(0, **known))
     store.add_epoch(epoch(0, 1))
     for path in (store.folder / "trials.parquet", *(store.folder / "epochs").iterdir()):
         table = pq.read_table(path.open("rb"))
-        columns = [name for name in table.schema.names if name != "seconds_per_epoch"]
-        old = {b"format": b"cellseg-study", b"format_version": b"1"}
+        columns = [name for name in table.schema.names if name not in unknown]
+        old = {b"format": b"cellseg-study", b"format_version": str(version).encode()}
         pq.write_table(table.select(columns).replace_schema_metadata(old), path)
-    study = json.loads((store.folder / "study.json").read_text()) | {"format_version": 1}
+    study = json.loads((store.folder / "study.json").read_text()) | {"format_version": version}
     (store.folder / "study.json").write_text(json.dumps(study))
     again = StudyStore.open(store.folder)
-    assert again.trials() == [trial(0)]
+    former = trial(0, **known | dict.fromkeys(unknown))
+    assert again.trials() == [former]
     assert again.epochs() == [epoch(0, 1)]
     assert again.wall_seconds == 0.0
-    again.put_trial(trial(1, seconds_per_epoch=3.0))
+    again.put_trial(trial(1, **known))
     again.add_epoch(epoch(1, 1))
-    assert StudyStore.open(store.folder).trials() == [trial(0), trial(1, seconds_per_epoch=3.0)]
-    assert pq.read_table(store.folder / "trials.parquet").schema.metadata[b"format_version"] == b"2"
+    assert StudyStore.open(store.folder).trials() == [former, trial(1, **known)]
+    assert pq.read_table(store.folder / "trials.parquet").schema.metadata[b"format_version"] == b"3"
 
 
 def test_the_best_trials_are_those_of_the_objective_where_there_is_one(tmp_path):
@@ -260,7 +263,7 @@ def _break(path, content: bytes | None) -> None:
         ("study.json", b"{", r"study.json: must be valid JSON"),
         ("study.json", b"[]", r"study.json: must be written by search.run, but got a file without its mark"),
         ("study.json", b'{"format": "other", "format_version": 1}', r"study.json: must be written by search.run"),
-        ("study.json", b'{"format": "cellseg-study", "format_version": 3}', r"of format 2 or older, but got 3. Update"),
+        ("study.json", b'{"format": "cellseg-study", "format_version": 4}', r"of format 3 or older, but got 4. Update"),
         ("trials.parquet", b"", r"trials.parquet: must be a readable Parquet file"),
         ("trials.parquet", b"PAR1 and then nothing PAR1", r"trials.parquet: must be a readable Parquet file"),
         ("epochs/part-00000.parquet", b"rubbish", r"part-00000.parquet: must be a readable Parquet file"),
@@ -277,10 +280,10 @@ def test_a_missing_foreign_or_damaged_file_is_named(store, name, content, match)
     [
         (None, r"trials.parquet: must be written by search.run"),
         (
-            {"format": "cellseg-study", "format_version": "3"},
-            r"trials.parquet: must be of format 2 or older, but got 3",
+            {"format": "cellseg-study", "format_version": "4"},
+            r"trials.parquet: must be of format 3 or older, but got 4",
         ),
-        ({"format": "cellseg-study", "format_version": "1"}, r"trials.parquet: must have the columns of format 2"),
+        ({"format": "cellseg-study", "format_version": "1"}, r"trials.parquet: must have the columns of format 3"),
     ],
 )
 def test_a_parquet_file_of_another_kind_is_refused(store, metadata, match):

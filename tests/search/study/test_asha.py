@@ -133,9 +133,11 @@ def test_replayed_trials_count_like_those_that_were_reported():
         history = []
         for epoch in range(1, 10):
             history.append((epoch, round(float(rng.uniform()), 1)))
-            if not live.report(trial, *history[-1]).goes_on:
+            by_itself = rng.uniform() < 0.1
+            goes_on = live.report(trial, *history[-1], by_itself=by_itself).goes_on
+            if by_itself or not goes_on:
                 break
-        replayed.replay(trial, history)
+        replayed.replay(trial, history, stopped=not by_itself and not goes_on)
     assert all(dict(live.rung(epoch)) == dict(replayed.rung(epoch)) for epoch in live.rungs)
     for trial, value in enumerate(np.linspace(0, 1, 11), start=100):
         assert live.report(trial, 1, value).goes_on == replayed.report(trial, 1, value).goes_on

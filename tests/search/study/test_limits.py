@@ -151,6 +151,27 @@ def test_preparing_a_study_takes_none_of_its_time(tmp_path, clock):
     assert study.propose() is not None
 
 
+def test_gpu_hours_count_each_epoch_at_the_share_it_had(tmp_path):
+    settings = {"limits": {"gpu_hours": 100}, "resources": {"cpu": 1, "gpu": 0.5}}
+    study = make_study(tmp_path, **settings)
+    train(study, 0.1, 0.2, ending=None, seconds=3600)
+    study.interrupt()
+    whole = make_study(tmp_path, **settings | {"resources": {"cpu": 1, "gpu": 1}})
+    assert whole.limits.usage.gpu_hours == pytest.approx(1.0), "two hours of half a GPU, as before"
+    number = whole.propose().number
+    whole.report(number, make_report(3, 0.3) | {"seconds": 3600})
+    assert whole.limits.usage.gpu_hours == pytest.approx(2.0)
+    assert StudyStore.open(whole.store.folder).trial(number).gpu_seconds == pytest.approx(2 * 3600)
+
+
+def test_epochs_of_older_tables_cost_what_one_costs_now(tmp_path):
+    settings = {"limits": {"gpu_hours": 100}, "resources": {"cpu": 1, "gpu": 0.5}}
+    study = make_study(tmp_path, **settings)
+    train(study, 0.1, 0.2, seconds=3600)
+    study.store.put_trial(replace(study.store.trial(0), gpu_seconds=None))
+    assert study.limits.usage.gpu_hours == pytest.approx(1.0)
+
+
 def test_gpu_hours_are_those_of_all_trials_with_a_share_of_a_gpu(tmp_path):
     settings = {"limits": {"gpu_hours": 3}, "resources": {"cpu": 1, "gpu": 0.5}}
     study = make_study(tmp_path, **settings)

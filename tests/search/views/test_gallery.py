@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from search.views.gallery import MAX_PIXELS, NUM_PICTURES, _choose
+from search.views.gallery import MAX_PIXELS, NUM_PICTURES, _choose, _plain
 
 
 def data(cells: list[int], side: int | list[int] = 100):
@@ -30,3 +30,10 @@ def test_huge_images_are_left_out_while_there_are_others():
     huge = int(MAX_PIXELS**0.5) + 1
     assert _choose(data([1, 2, 3], [huge, 100, huge]), (0, 1, 2)) == [1]
     assert _choose(data([1, 2], huge), (0, 1)) == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["a", "sub/a", "../../secret", "/etc/secret", "..\\secret", "a/../../../b"])
+def test_a_picture_stays_in_its_folder_whatever_its_image_is_called(name, tmp_path):
+    picture = (tmp_path / f"{_plain(name)}.png").resolve()
+    assert picture.is_relative_to(tmp_path.resolve())
+    assert picture.stem.endswith(name.split("/")[-1].split("\\")[-1])

@@ -1,0 +1,101 @@
+"""A watch over the machines of a running search: those that join are checked, and their checkpoints must arrive."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from cellseg.checkpoint import has_checkpoint
+from cellseg.errors import UserError, raise_all
+from cellseg.training.run import LAST
+from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings
+from search.cluster.shared_folder import shared_folder, unshared
+from search.cluster.trainable import REPORT
+from search.cluster.tune_parts import Disposable
+from search.study.study import Study
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+LOOK_SECONDS = 2.0
+"""Time between two looks at the list of nodes."""
+ARRIVAL_SECONDS = 15.0
+"""A checkpoint that a machine has written must be seen by the driver within this time."""
+
+
+@contextmanager
+def watched_nodes(
+    study: Study, resources: Mapping[str, float], warn: Callable[[str], None], *, is_own: bool
+) -> Iterator[list[tune.Callback]]:
+    """Check every machine that trials can run on, and yield what watches over those that come during the block.
+
+    Args:
+        resources: ``cpu`` and ``gpu`` of a trial.
+        warn: takes a line about what may become wrong.
+        is_own: whether the cluster is this machine alone, of which most is known to be right.
+
+    Raises:
+        UserError: all problems of all machines.
+    """
+    folder = study.store.folder.resolve()
+    if is_own:
+        found = space_findings(own_facts(folder), folder)
+        raise_all(found.problems)
+        for warning in found.warnings:
+            warn(f"warning: {warning}")
+        yield []
+        return
+    with shared_folder(folder) as shared:
+        checks = NodeChecks(resources, shared)
+        for warning in require_nodes(checks.wait()):
+            warn(f"warning: {warning}")
+        yield [NodeWatch(study, checks, warn)]
+
+
+class NodeWatch(Disposable, tune.Callback):
+    """Stops the search with a UserError when a machine is found unfit, or its checkpoints do not arrive.
+
+    Args:
+        checks: which has checked the machines that were there at the start.
+        warn: takes a line about what may become wrong.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        checks: NodeChecks,
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._study = study
+        self._checks = checks
+        self._warn = warn
+        self._clock = clock
+        self._next_look = clock() + LOOK_SECONDS
+        self._reported: set[int] = set()
+        self._awaited: dict[int, tuple[str, float]] = {}  # trial -> its node, and until when its checkpoint may come
+
+    def on_trial_result(self, iteration: int, trials: list, trial: "Trial", result: dict, **_: Any) -> None:
+        number = trial.config["number"]
+        if number not in self._reported and json.loads(result[REPORT]) is not None:
+            self._reported.add(number)
+            self._awaited[number] = (result.get("node_ip", ""), self._clock() + ARRIVAL_SECONDS)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._look_for_checkpoints()
+        if self._clock() >= self._next_look:
+            self._next_look = self._clock() + LOOK_SECONDS
+            for warning in require_nodes(self._checks.look()):
+                self._warn(f"warning: {warning}")
+
+    def _look_for_checkpoints(self) -> None:
+        for number, (node, deadline) in list(self._awaited.items()):
+            folder = self._study.store.checkpoint_folder(number) / LAST
+            # A trial that has ended keeps no state to go on from.
+            if self._study.store.trial(number).state != "RUNNING" or has_checkpoint(folder):
+                del self._awaited[number]
+            elif self._clock() > deadline:
+                raise UserError(unshared(node, folder, "no checkpoint after the trial's first epoch"))
