@@ -4,8 +4,9 @@
     weights-0007.pt      the model's state dict
     training-0007.pt     what a resumed run needs besides the weights; only in checkpoints meant for resuming
 
-``checkpoint.json`` is replaced last and in one step, and it names the files it belongs to. A process killed at any
-moment therefore leaves the old checkpoint or the new one. Nothing in a folder needs unpickling of code.
+``checkpoint.json`` is replaced last and in one step, and it names the files it belongs to, which are on the disk by
+then. A process killed, or a machine that loses power, at any moment therefore leaves the old checkpoint or the new one.
+Nothing in a folder needs unpickling of code.
 """
 
 import hashlib
@@ -118,6 +119,9 @@ def save_checkpoint(
         twin: a checkpoint folder that holds the same ``state`` already. Its file is shared instead of written again.
         description: the fields of :class:`CheckpointInfo` that are not about files and versions. Without
             ``category_ids`` the classes have the ids 1, 2, ....
+
+    Raises:
+        StorageError: storage failed; the checkpoint that was there is whole.
     """
     description.setdefault("category_ids", _plain_ids(description["class_names"]))
     epoch = description["epoch"]
@@ -224,7 +228,8 @@ def load_tensors(path: Path) -> Any:
 
 
 def _save_tensors(path: Path, value: Mapping[str, Any]) -> None:
-    # Into an open file: given a path, torch reports a full disk as a RuntimeError about positions.
+    # Into an open file: given a path, torch does not tell that the disk is full, only a RuntimeError about positions.
+    # With a file, the system's error stands behind it.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(value, file)
 

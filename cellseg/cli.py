@@ -5,11 +5,13 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
-from cellseg.errors import UserError
+from cellseg.errors import Notice, UserError
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -33,7 +35,8 @@ def run_command(
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(words, argparse.Namespace(argv=words))
     try:
-        return command(arguments)
+        with _plain_notices():
+            return command(arguments)
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -55,6 +58,24 @@ def run_command(
             traceback.print_exc()
         print(f"error: {error.filename}: must be usable, but got '{error.strerror}'. Check the path.", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+@contextmanager
+def _plain_notices() -> Iterator[None]:
+    """Print a :class:`Notice` as a line for people, without the place in the code."""
+    former = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"warning: {spell(str(message))}", file=sys.stderr)
+        else:
+            former(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
 
 
 def say(text: str = "") -> None:

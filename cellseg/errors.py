@@ -1,4 +1,5 @@
-"""The one error that a user can cause and fix. Anything else that is raised is a bug in this package."""
+"""The one error that a user can cause and fix, and the one warning. Anything else that is raised is a bug in this
+package."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -43,6 +44,10 @@ class UserError(ValueError):
     def __reduce__(self) -> tuple:
         # Exceptions travel between processes (Ray, DataLoader workers); the default would join the lines into one.
         return type(self), self.problems
+
+
+class Notice(UserWarning):
+    """What a user should know although nothing keeps the work from being done. Commands print it as one line."""
 
 
 class RuleError(ValueError):

@@ -1,6 +1,8 @@
-"""Files: written atomically, and read with messages that say what is wrong."""
+"""Files: written atomically and durably, and read with messages that say what is wrong."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -15,23 +17,84 @@ from cellseg.errors import UserError
 
 YAMLError = yaml.YAMLError
 
+_STORAGE_REMEDIES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some of the quota",
+    errno.EROFS: "Mount it for writing",
+    errno.EIO: "Check the disk or the mounted file system",
+    errno.ESTALE: "Mount the file system again",
+    errno.ENOTCONN: "Mount the file system again",  # of a FUSE mount whose process died
+}
+"""What the system says when storage fails, whoever uses it -> what to do."""
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What fsync says on a file system that has none."""
+
+
+class StorageError(UserError):
+    """Storage that failed: full, over its quota, read-only, broken or no longer mounted. What was being written is as
+    it was before; once the cause is fixed, it can be written again."""
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether storage failed and nobody else: ``error``, or an error behind it, is one of the system's for that.
+
+    Libraries wrap them: torch raises a RuntimeError about positions in the file.
+    """
+    return _storage_cause(error) is not None
+
+
+def storage_error(error: BaseException, path: Path | None = None) -> StorageError:
+    """Describe an error of storage (:func:`is_storage_error`) to people.
+
+    Args:
+        path: what was to be written. None: what the error names.
+    """
+    cause = _storage_cause(error)
+    assert cause is not None, error
+    if isinstance(cause, StorageError):
+        return cause
+    assert cause.errno is not None
+    place = f"{path}: must be writable" if path is not None else f"{cause.filename or 'storage'}: must be usable"
+    remedy = _STORAGE_REMEDIES[cause.errno]
+    return StorageError(f"{place}, but got '{os.strerror(cause.errno)}'. {remedy}, then run the same command again.")
+
+
+def _storage_cause(error: BaseException | None) -> StorageError | OSError | None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _STORAGE_REMEDIES):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, backup: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it becomes ``path``, on any error it vanishes.
 
     The name is replaced in one step, so a reader sees the old content or the new, never a part. Parent folders are
     made. Works for a file, or for a folder that the caller creates at the temporary path (an old folder is removed
     just before the new one takes its name).
 
+    A file is durable: its content is on the disk before it takes the name, and the name before the block ends. So a
+    machine that loses power has the old file or the new one too, and never an empty one. Folders are not: what is in
+    them can be made again.
+
+    Args:
+        backup: a name on the same file system that the old file gets, in place of an older one there.
+
     Raises:
+        StorageError: storage failed, see :func:`is_storage_error`.
         UserError: the folder cannot be written.
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
+        if is_storage_error(error):
+            raise storage_error(error, path) from error
         raise UserError(
             f"{path}: the folder must be writable, but got '{error.strerror}'. Choose another place for the output."
         ) from error
@@ -40,13 +103,57 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and path.is_dir():
             path.rename(scratch / ".replaced")
+        if temporary.is_file():
+            _sync(temporary)
+        if backup is not None and path.exists():
+            _keep(path, backup, scratch / ".former")
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: must be writable, but got '{error.strerror}'. Check free space and permissions."
-        ) from error
+        _sync(path.parent)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_storage_error(error):
+            raise storage_error(error, path) from error
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(f"{path}: must be writable, but got '{error.strerror}'. Check permissions.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder with its parents; durable as what will be in it."""
+    if folder.is_dir():
+        return
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in new:
+        _sync(place.parent)
+
+
+def _keep(path: Path, backup: Path, link: Path) -> None:
+    """Let ``backup`` be the file that ``path`` is now. There is always a whole file at either name."""
+    _make_folder(backup.parent)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, link)
+    link.replace(backup)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk, where the file system can say so."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written, but not listed
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:
@@ -56,10 +163,10 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
+def write_json(path: Path, value: Any, backup: Path | None = None) -> None:
+    """Write ``value`` as indented JSON, by :func:`atomic_path`. NaN and infinity are refused: they are not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, backup) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -11,13 +11,13 @@ from cellseg.names import unknown_name
 
 PROGRAM = "cellseg-search"
 COMMANDS = {
-    "doctor": ("search.doctor", "check the installation, this machine and a cluster"),
+    "doctor": ("search.commands.doctor", "check the installation, this machine and a cluster"),
     "check": ("cellseg.data.check", "find the problems of a data set before you search"),
     "config": ("cellseg.config", "list every hyperparameter with its values, default and meaning"),
-    "weights": ("search.weights", "fetch the pretrained weights that a space can ask for"),
+    "weights": ("search.commands.weights", "fetch the pretrained weights that a space can ask for"),
     "run": ("search.run", "search a space, or continue a stopped study"),
     "report": ("search.report", "show the results of a study, also while it runs"),
-    "logs": ("search.logs", "show what a trial's process printed, and its traceback"),
+    "logs": ("search.commands.logs", "show what a trial's process printed, and its traceback"),
     "export": ("search.export", "write the best trial's predictions for the test images"),
     "predict": ("cellseg.predict", "predict the test images of a data set with any checkpoint"),
     "train": ("cellseg.train", "train a single config, without a search"),

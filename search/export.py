@@ -52,8 +52,9 @@ def _command(arguments: argparse.Namespace) -> int:
 
     checkpoint = open_checkpoint(kept_checkpoint(store, row.number))
     info = checkpoint.info
+    running = " (still running)" if row.state == "RUNNING" else ""
     say(
-        f"study {store.study['name']}, trial t{row.number:04d}: validation {info.metric} {info.value:.4f} "
+        f"study {store.study['name']}, trial t{row.number:04d}{running}: validation {info.metric} {info.value:.4f} "
         f"in epoch {info.epoch}, weights {info.weights_blake2b[:12]}"
     )
     device = pick_device(arguments.device)

@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of a trial that is not stopped early")
     parser.add_argument(
+        "--max-slots", type=int, metavar="N", help="the most trials side by side; default: as many as the cluster holds"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a config field or change a setting"
     )
     parser.add_argument("--rows", metavar="A,B", help="for an ablation: train only these rows")
@@ -86,7 +89,9 @@ def _load(arguments: argparse.Namespace) -> "Experiment":
     from search.study.load import load_experiment
 
     overrides = list(arguments.set)
-    overrides += [f"{key}={value}" for key in ("trials", "epochs") if (value := getattr(arguments, key)) is not None]
+    overrides += [
+        f"{key}={value}" for key in ("trials", "epochs", "max_slots") if (value := getattr(arguments, key)) is not None
+    ]
     rows = None if arguments.rows is None else [name.strip() for name in arguments.rows.split(",")]
     return load_experiment(arguments.space, overrides, rows)
 
@@ -153,24 +158,28 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
     from search.cluster.node_watch import watched_nodes
-    from search.cluster.slots import trial_resources
     from search.views.board import Board
 
+    if study.storage_error is not None:  # before Ray starts: it takes a while, and needs space too
+        raise study.storage_error
     wanted = study.experiment.resources
     context = copy_context()  # another thread says it: it knows the command's name from here
     with ray_cluster(arguments.address) as dashboard:
         say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
-        resources = trial_resources(wanted.model_dump() if wanted else None)
         board = Board(study, console)
+        resources = wanted.model_dump() if wanted else None
         with watched_nodes(study, resources, say, is_own=arguments.address is None) as callbacks, board.shown():
             return run_study(
                 study,
                 data.packed.table,
                 resources,
+                shared=arguments.address is not None,
                 callbacks=callbacks,
                 on_event=board.update,
+                on_note=board.note,
+                on_wait=board.wait,
                 on_leave=lambda: context.run(_say_stopped, arguments),
             )
 

@@ -28,15 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search.plan", "search.prepare", "search.views"),
     ("search.cluster",),
     ("search.diagnosis",),
-    (
-        "search.doctor",
-        "search.export",
-        "search.logs",
-        "search.optuna_export",
-        "search.report",
-        "search.run",
-        "search.weights",
-    ),
+    ("search.commands", "search.export", "search.optuna_export", "search.report", "search.run"),
     ("search.__main__",),
 )
 """Rooms (a folder, or a file beside the folders) from low to high. A module imports from its own room and from lower

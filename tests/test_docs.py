@@ -19,7 +19,7 @@ from cellseg.errors import UserError
 from cellseg.files import parse_yaml
 from search.ablation import parse_ablation
 from search.space import parse_space
-from search.space.settings import AshaSettings, Limits, ObjectiveSettings, Resources
+from search.space.settings import AshaSettings, Limits, ObjectiveSettings, Resources, StallSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md"), ROOT / "results/README.md"])
@@ -32,6 +32,7 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "limits": Limits,
     "objective": ObjectiveSettings,
     "resources": Resources,
+    "stall": StallSettings,
 }
 """Settings of a space that have settings of their own."""
 STAND_INS = {"N": "7", "[PART]": ""}

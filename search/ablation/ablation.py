@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
-from search.space.settings import AshaSettings, Direction
+from search.space.settings import AshaSettings, Direction, StallSettings
 
 ROW, REPEAT = "row", "repeat"
 """The params of a run: the row's name, and which of its repeats it is, from 0."""
@@ -53,6 +53,10 @@ class Ablation(BaseModel):
     """Every repeat's seed derives from this one."""
     keep: Count = 3
     """Checkpoints of this many best runs stay on disk."""
+    max_slots: Count | None = None
+    """The most runs side by side. None: as many as the cluster holds."""
+    stall: StallSettings = StallSettings()
+    """When a run that reports nothing is started again elsewhere."""
     resources: Resources | None = None
     """The CPUs and GPUs that one run occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None

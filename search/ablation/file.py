@@ -14,7 +14,7 @@ from cellseg.names import unknown_name
 from search.ablation.ablation import Ablation, Row
 from search.ablation.rules import config_problems, override_problems, row_problems
 from search.space import DataSource, Generate, Limits, Resources
-from search.space.settings import inner_names, missing_settings, set_setting
+from search.space.settings import StallSettings, inner_names, missing_settings, set_setting
 
 _EXAMPLES: dict[str, Any] = {
     "title": "Freezing",
@@ -26,7 +26,12 @@ _EXAMPLES: dict[str, Any] = {
 }
 """The settings without a default, with an example that stands in for a missing one while the rest is checked."""
 _SETTINGS = tuple(name for name in Ablation.model_fields if name not in {"overridden", "selected"})
-_PARTS: dict[str, type[BaseModel]] = {"resources": Resources, "data": DataSource, "limits": Limits}
+_PARTS: dict[str, type[BaseModel]] = {
+    "resources": Resources,
+    "stall": StallSettings,
+    "data": DataSource,
+    "limits": Limits,
+}
 _EPOCHS = "train.epochs"
 
 

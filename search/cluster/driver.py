@@ -4,27 +4,34 @@ Ray Tune decides where and when a process runs; which trial comes next and who g
 own record of the experiment is written to a temporary folder and thrown away: the study's tables are the truth.
 """
 
+import contextlib
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import ray
 from ray import tune
 
 from cellseg.errors import UserError
+from search.cluster.fleet import Fleet
+from search.cluster.room import Room
 from search.cluster.scratch import scratch_folder
 from search.cluster.signals import stop_on_signals
-from search.cluster.slots import num_slots
+from search.cluster.slots import TrialResources
 from search.cluster.trainable import CellTrainable
 from search.cluster.tune_parts import (
-    MAX_MACHINE_LOSSES,
+    NO_BOUND,
     Pauses,
     StudyScheduler,
     StudySearcher,
     StudyStopper,
     folder_name,
     name_of,
+    placement,
     user_error,
 )
 from search.study.study import Study
@@ -32,6 +39,7 @@ from search.study.study import Study
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_BOUND = "TUNE_MAX_PENDING_TRIALS_PG"
 BUFFER_SECONDS = 1.0
 """Events may wait this long to be written while one slot after the other comes free; see :class:`Pauses`."""
 
@@ -39,10 +47,13 @@ BUFFER_SECONDS = 1.0
 def run_study(
     study: Study,
     table: "pa.Table",
-    resources: Mapping[str, float],
+    resources: TrialResources | None,
     *,
-    on_event: Callable[[], None] = lambda: None,
+    shared: bool = False,
     callbacks: Sequence[tune.Callback] = (),
+    on_event: Callable[[], None] = lambda: None,
+    on_note: Callable[[str], None] = lambda text: None,
+    on_wait: Callable[[str], None] = lambda text: None,
     on_leave: Callable[[], None] | None = None,
 ) -> bool:
     """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM,
@@ -50,20 +61,29 @@ def run_study(
 
     Args:
         table: the packed data; it goes into Ray's object store once, and every trial maps it from there.
-        resources: ``cpu`` and ``gpu`` of one trial, see :func:`search.cluster.slots.trial_resources`.
+        resources: what one trial occupies, as the space says; None: a GPU where there is one, else a CPU.
+        shared: the cluster is not this driver's own: other studies may use it, and machines may join, so that a trial
+            that fits nowhere waits for one. On a cluster of its own that is an error.
         on_event: called after everything that happened to a trial.
+        on_note: told what a person should know, in a sentence.
+        on_wait: told what trials wait for, and an empty text when they do no more.
         callbacks: told of Tune's events; a UserError of theirs stops the search, whose trials can be continued.
         on_leave: lets the process end itself if Ray does not stop in time, see
             :func:`search.cluster.signals.stop_on_signals`. None: never.
 
     Raises:
-        UserError: the study gave up because its trials fail, its tables cannot be written, or a machine is unfit.
+        UserError: the study gave up because its trials fail, its storage failed or is almost full, a machine is unfit,
+            or a trial fits on no machine.
     """
-    trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), dict(resources))
+    key = f"{study.name}/{ray.get_runtime_context().get_job_id()}/{uuid.uuid4().hex[:8]}"
+    room = Room(key, resources, max_slots=study.experiment.max_slots, shared=shared)
+    fleet = Fleet(study, room, on_note=on_note, on_wait=on_wait)
+    trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), placement)
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
-    slots = num_slots(resources)
     with (
+        contextlib.closing(room),
+        _own_bound(),
         study.store.buffered(BUFFER_SECONDS),
         scratch_folder() as scratch,
         stop_on_signals(study.interrupt, _leave_nothing(scratch, on_leave)),
@@ -72,10 +92,9 @@ def run_study(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, on_event),
-                scheduler=StudyScheduler(study, on_event),
+                search_alg=StudySearcher(study, fleet),
+                scheduler=StudyScheduler(study, fleet, on_event),
                 num_samples=-1,  # the study counts
-                max_concurrent_trials=slots,
                 reuse_actors=True,
                 trial_name_creator=name_of,
                 trial_dirname_creator=folder_name,
@@ -84,8 +103,9 @@ def run_study(
                 name=study.name,
                 storage_path=scratch,
                 stop=StudyStopper(study),
-                callbacks=[Pauses(study, slots), *callbacks],
-                failure_config=tune.FailureConfig(max_failures=MAX_MACHINE_LOSSES),
+                callbacks=[Pauses(study, fleet), *callbacks],
+                # A trial whose process dies is over for Tune. The study proposes it again, see Fleet.lost.
+                failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
             ),
@@ -98,6 +118,8 @@ def run_study(
                 raise ours from None
             raise
     study.interrupt()
+    if not study.is_over and study.storage_error is not None:
+        raise study.storage_error
     if study.abort_reason is not None:
         raise UserError(
             f"study '{study.name}': trials must be able to train, but {study.abort_reason}. "
@@ -116,6 +138,20 @@ def _leave_nothing(scratch: str, on_leave: Callable[[], None] | None) -> Callabl
         on_leave()
 
     return leave
+
+
+@contextmanager
+def _own_bound() -> Iterator[None]:
+    """Let the searcher decide how many trials wait for their processes; Tune reads this when it starts."""
+    former = os.environ.get(_BOUND)
+    os.environ[_BOUND] = str(NO_BOUND)
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[_BOUND]
+        else:
+            os.environ[_BOUND] = former
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from cellseg.errors import UserError, raise_all
 from cellseg.training.run import LAST
 from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings
 from search.cluster.shared_folder import shared_folder, unshared
+from search.cluster.slots import TrialResources
 from search.cluster.trainable import REPORT
 from search.cluster.tune_parts import Disposable
 from search.study.study import Study
@@ -28,12 +29,12 @@ ARRIVAL_SECONDS = 15.0
 
 @contextmanager
 def watched_nodes(
-    study: Study, resources: Mapping[str, float], warn: Callable[[str], None], *, is_own: bool
+    study: Study, resources: TrialResources | None, warn: Callable[[str], None], *, is_own: bool
 ) -> Iterator[list[tune.Callback]]:
     """Check every machine that trials can run on, and yield what watches over those that come during the block.
 
     Args:
-        resources: ``cpu`` and ``gpu`` of a trial.
+        resources: what a trial occupies, as the space says.
         warn: takes a line about what may become wrong.
         is_own: whether the cluster is this machine alone, of which most is known to be right.
 

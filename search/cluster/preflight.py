@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cellseg.errors import Problem, raise_all
 from search.cluster import node_facts
 from search.cluster.shared_folder import SharedFolder, unshared
+from search.cluster.slots import Node, TrialResources, complete, fitting
 from search.cluster.tune_parts import first_line
 
 NODE_SECONDS = 180.0
@@ -49,13 +50,12 @@ class NodeChecks:
     :meth:`wait` checks those that are there, :meth:`look` those that join later.
 
     Args:
-        resources: ``cpu`` and ``gpu`` of a trial; None: it fits everywhere and takes a GPU where there is one.
+        resources: what a trial occupies, as the space says; None: it fits everywhere and takes a GPU if one is there.
         shared: the folder of results, which every node must see.
     """
 
-    def __init__(self, resources: Mapping[str, float] | None, shared: SharedFolder, seconds: float = NODE_SECONDS):
-        self._resources = resources or {"cpu": 0, "gpu": 0}
-        self._any_gpu = resources is None
+    def __init__(self, resources: TrialResources | None, shared: SharedFolder, seconds: float = NODE_SECONDS):
+        self._resources = resources
         self._shared = shared
         self._seconds = seconds
         self._asked: dict[str, _Question] = {}  # those that have not answered
@@ -80,17 +80,20 @@ class NodeChecks:
 
     def _ask(self) -> None:
         for node in ray.nodes():
-            if node["Alive"] and node["NodeID"] not in self._seen and self._takes_trials(node["Resources"]):
+            if node["Alive"] and node["NodeID"] not in self._seen and self._takes_trials(node):
                 self._seen.add(node["NodeID"])
                 self._asked[node["NodeID"]] = self._question(node)
 
-    def _takes_trials(self, has: Mapping[str, float]) -> bool:
-        return has.get("CPU", 0) >= self._resources["cpu"] and has.get("GPU", 0) >= self._resources["gpu"]
+    def _takes_trials(self, node: Node) -> bool:
+        return self._resources is None or bool(fitting([node], complete(self._resources, [node])))
 
-    def _question(self, node: Mapping[str, Any]) -> "_Question":
+    def _takes_gpus(self, node: Node) -> bool:
+        return node["Resources"].get("GPU", 0) > 0 if self._resources is None else (self._resources["gpu"] or 0) > 0
+
+    def _question(self, node: Node) -> "_Question":
         wanted = {
             "imports": IMPORTS,
-            "gpu": self._resources["gpu"] > 0 or (self._any_gpu and node["Resources"].get("GPU", 0) > 0),
+            "gpu": self._takes_gpus(node),
             "folder": str(self._shared.folder),
             "marker": self._shared.marker,
             "node": self._shared.file_of(node["NodeID"]),

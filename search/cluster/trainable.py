@@ -9,6 +9,7 @@ started again goes on from there.
 
 import gc
 import json
+import platform
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ray import tune
 
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError, first_line
+from cellseg.files import is_storage_error, storage_error
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.trial_log import TrialLog
 
@@ -83,11 +85,13 @@ class CellTrainable(tune.Trainable):
             report = next(self._reports, None)
         except TrainingError as error:
             return self._end(error.reason, error.detail)
-        except UserError as error:
-            return self._end("invalid", str(error))
         except Exception as error:
             from cellseg.device import exhausted_memory, is_gpu_broken
 
+            if is_storage_error(error):
+                return self._end("storage", f"{platform.node()}: {storage_error(error)}")
+            if isinstance(error, UserError):
+                return self._end("invalid", str(error))
             if exhausted_memory(error) is not None:
                 return self._end("out-of-memory", first_line(error))
             if is_gpu_broken(error):

@@ -15,14 +15,17 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cellseg.errors import UserError
+from search.cluster.fleet import Fleet
 from search.cluster.trainable import DETAIL, ENDING, REPORT, UNFIT_NODE, trial_name
 from search.study.study import Study
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-MAX_MACHINE_LOSSES = 2
-"""A trial whose process or machine dies is started again this often, from its last checkpoint."""
+NO_BOUND = 1_000_000
+"""Trials that Tune may let wait for resources: the searcher is the one who counts."""
+BERTH = "berth"
+"""Key of a trial's config: the bundle and the labels that :func:`placement` reads."""
 
 
 # Tune pickles what makes names and folders with every trial: functions of a module, which hold nothing.
@@ -34,6 +37,12 @@ def name_of(trial: "Trial") -> str:
 def folder_name(trial: "Trial") -> str:
     """Name the folder of Tune's own record of a trial."""
     return f"t{trial.config['number']:04d}"
+
+
+def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial asks of Ray."""
+    berth = config[BERTH]
+    return tune.PlacementGroupFactory([berth["bundle"]], bundle_label_selector=[berth["labels"]])
 
 
 def first_line(error: BaseException | None) -> str:
@@ -59,14 +68,19 @@ class Disposable:
 
 
 class StudySearcher(Disposable, Searcher):
-    """Hands the study's proposals to Tune."""
+    """Hands the study's proposals to Tune, as many as there is room for.
 
-    def __init__(self, study: Study, on_event: Callable[[], None]):
+    Tune must be told :data:`NO_BOUND`, or it lets one trial at a time wait for its process.
+    """
+
+    def __init__(self, study: Study, fleet: Fleet):
         super().__init__()  # no metric: the study reads the reports, Tune need not
         self._study = study
-        self._on_event = on_event
+        self._fleet = fleet
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if not self._fleet.has_room:
+            return None  # Tune asks again in a moment; and never waits here, for some trial of ours is there
         proposal = self._study.propose()
         if proposal is not None:
             return {
@@ -74,6 +88,7 @@ class StudySearcher(Disposable, Searcher):
                 "number": proposal.number,
                 "config": dict(proposal.config),
                 "folder": str(proposal.folder),
+                BERTH: self._fleet.berth(proposal.number),
             }
         # None means "ask again": a running trial may yet fail and leave room for another.
         return Searcher.FINISHED if self._study.is_over else None
@@ -89,39 +104,46 @@ class StudySearcher(Disposable, Searcher):
 
 
 class StudyScheduler(Disposable, FIFOScheduler):
-    """Tells the study what trials did, and Tune what the study decided."""
+    """Tells the study and the fleet what trials did, and Tune what was decided."""
 
-    def __init__(self, study: Study, on_event: Callable[[], None]):
+    def __init__(self, study: Study, fleet: Fleet, on_event: Callable[[], None]):
         super().__init__()
         self._study = study
+        self._fleet = fleet
         self._on_event = on_event
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nothing: Tune takes the trials that wait in order. It asks in every step, which is what this is used for."""
+        controller = tune_controller._tune_controller
+        if not controller._pending_trials:
+            # Tune keeps one process for the next trial. There is none: others may have its slot.
+            controller._cleanup_cached_actors(force_all=True)
+        resetting = controller._resetting_trials
+        self._fleet.check(
+            controller._actor_manager.num_pending_actors,
+            {trial.config["number"]: trial.temporary_state.ray_actor for trial in resetting},
+        )
 
     def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
         number = trial.config["number"]
         report, ending = json.loads(result[REPORT]), result[ENDING]
         if ending == UNFIT_NODE:
-            raise UserError(
-                result[DETAIL]
-            )  # no trial is to blame: the search stops, and this one goes on with the next
+            raise UserError(result[DETAIL])  # no trial is to blame: the search stops, and the next continues it
+        self._fleet.reported(number, report)
         with self._study.store.held():  # a last epoch is never on disk without its end
             goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
             if ending is not None:
                 self._study.end(number, ending, result[DETAIL])
+        if not goes_on:
+            self._fleet.ended(number)
         self._on_event()
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: "Trial") -> None:
-        """The trial's process died, or can no longer be used."""
-        if trial.status == trial.ERROR:
-            return  # Tune starts it again
+        """The trial's process died, or can no longer be used. For Tune the trial is over; if the study wants it to go
+        on, it proposes it again."""
         error = _last_error(trial)
-        cause = first_line(error)
-        if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray ends processes before the system does
-            self._study.end(trial.config["number"], "out-of-memory", f"its process was ended: {cause}")
-            self._on_event()
-            return
-        when = "before it began" if trial.should_recover() else f"{MAX_MACHINE_LOSSES + 1} times"
-        self._study.end(trial.config["number"], "lost", f"its process died {when}: {cause}")
+        self._fleet.lost(trial.config["number"], error, first_line(error))
         self._on_event()
 
 
@@ -148,19 +170,21 @@ class StudyStopper(Disposable, tune.Stopper):
 
 
 class Pauses(Disposable, tune.Callback):
-    """Uses the moments in which no slot waits: tables are written, and proposals made ahead.
+    """Tells the fleet of trials that start, and uses the moments in which no slot waits: tables are written, and
+    proposals made ahead.
 
     Tune's loop handles an event in each step, or after a tenth of a second without one ends the step all the same. One
     proposal a step, so that a result that comes in meanwhile waits for no more.
     """
 
-    def __init__(self, study: Study, slots: int):
+    def __init__(self, study: Study, fleet: Fleet):
         self._study = study
-        self._slots = slots
+        self._fleet = fleet
         self._is_quiet, self._is_slot_free = True, False
 
-    def on_trial_start(self, *_: Any, **__: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list, trial: "Trial", **_: Any) -> None:
         self._is_quiet = False
+        self._fleet.started(trial.config["number"], trial.temporary_state.ray_actor)
 
     def on_trial_result(self, *_: Any, **__: Any) -> None:
         self._is_quiet = False
@@ -175,5 +199,5 @@ class Pauses(Disposable, tune.Callback):
         if not self._is_slot_free:  # else its next trial is started first, at the beginning of the next step
             self._study.flush()
             if self._is_quiet:
-                self._study.sampler.prepare(self._slots)
+                self._study.sampler.prepare(self._fleet.slots)
         self._is_quiet, self._is_slot_free = True, False

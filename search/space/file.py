@@ -21,6 +21,7 @@ from search.space.settings import (
     Limits,
     ObjectiveSettings,
     Resources,
+    StallSettings,
     StudySettings,
     direction_of,
     inner_names,
@@ -42,6 +43,7 @@ _SETTINGS: tuple[str, ...] = (*StudySettings.model_fields, "space", "start_from"
 _PARTS: dict[str, type[BaseModel]] = {
     "asha": AshaSettings,
     "resources": Resources,
+    "stall": StallSettings,
     "data": DataSource,
     "limits": Limits,
     "objective": ObjectiveSettings,

@@ -1,5 +1,7 @@
 """Settings of a space file, apart from the space itself."""
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +18,16 @@ COST_UNITS: Mapping[Cost, str] = {"seconds": "s/epoch", "parameters": "M paramet
 LEAST_GPU_SHARE = 0.01
 """CUDA itself takes half a gigabyte of a GPU for each process."""
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+OWN_SETTINGS: Mapping[str, str] = {
+    "cpu": "resources.cpu",
+    "gpu": "resources.gpu",
+    "memory": "resources.memory, in GiB",
+    "object_store_memory": "resources.memory, in GiB",
+}
+"""Ray's resources that cannot be custom ones, and the setting to use instead."""
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL_KEY = re.compile(rf"(?:{_LABEL}/)?{_LABEL}")
+_LABEL_SELECTOR = re.compile(rf"!?{_LABEL}|!?in\({_LABEL}(?:, ?{_LABEL})*\)")
 
 
 def direction_of(metric: str) -> Direction:
@@ -83,12 +95,19 @@ class AshaSettings(_Settings):
 
 
 class Resources(_Settings):
-    """Resources that one trial occupies."""
+    """Resources that one trial occupies, and the machines that it may run on."""
 
     cpu: Positive | None = None
     """CPU cores. None: one without a GPU; with one, its share of the machine's cores, for ``train.workers: auto``."""
     gpu: Annotated[float, Field(ge=0)] = 0
     """GPUs: 0, 1, or a share of one, whose memory is then limited to that share."""
+    memory: Amount | None = None
+    """GiB of the machine's main memory. None: not counted."""
+    custom: dict[str, float] = {}
+    """Amounts of Ray's other resources by name: those that machines were started with, and ``accelerator_type:KIND``,
+    of which a machine with such GPUs has 1."""
+    labels: dict[str, str] = {}
+    """Labels that a machine must have, by key: a value or ``in(A, B)``; after ``!``, those that it must not have."""
 
     @field_validator("gpu")
     @classmethod
@@ -100,6 +119,31 @@ class Resources(_Settings):
         if 0 < value < LEAST_GPU_SHARE:
             law = f"a share of a GPU must be at least {LEAST_GPU_SHARE:g}"
             raise RuleError(Problem("", law, f"{value:g}", "Write a larger one."))
+        return value
+
+    @field_validator("custom")
+    @classmethod
+    def _custom_names(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if not 0 < amount < math.inf:
+                raise RuleError(Problem("", f"the amount of {name} must be greater than 0", f"{amount:g}"))
+            if name.lower() in OWN_SETTINGS:
+                remedy = f"Write {OWN_SETTINGS[name.lower()]}."
+                raise RuleError(Problem("", "must name resources that have no setting of their own", name, remedy))
+            if not name.strip():
+                raise RuleError(Problem("", "must name each resource", f"{name!r}"))
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _selectors(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, selector in value.items():
+            if not _LABEL_KEY.fullmatch(key):
+                law = "a label's name must be letters, digits, dots, dashes and underscores, as in zone or my.org/zone"
+                raise RuleError(Problem("", law, f"{key!r}"))
+            if not _LABEL_SELECTOR.fullmatch(selector):
+                law = f"label {key} must be VALUE, in(A, B), !VALUE or !in(A, B)"
+                raise RuleError(Problem("", law, f"{selector!r}"))
         return value
 
 
@@ -128,6 +172,15 @@ class Limits(_Settings):
         if self.plateau_trials is not None:
             parts.append(f"{self.plateau_trials} trials in a row without a new best")
         return ", ".join(parts) or "none"
+
+
+class StallSettings(_Settings):
+    """When a trial that reports nothing is ended and started again elsewhere, see :mod:`search.cluster.stalls`."""
+
+    epochs: Annotated[float, Field(ge=2, allow_inf_nan=False)] = 10.0
+    """Multiple of the trial's usual epoch: the median of its own, else of the study's."""
+    minutes: Amount = 10.0
+    """The least time without a report, however short the epochs are."""
 
 
 class ObjectiveSettings(_Settings):
@@ -172,6 +225,8 @@ class StudySettings(_Settings):
     epochs: Count
     seed: Annotated[int, Field(ge=0)] = 0
     keep: Count = 3
+    max_slots: Count | None = None
+    stall: StallSettings = StallSettings()
     asha: AshaSettings | None = AshaSettings()
     resources: Resources | None = None
     data: DataSource | None = None

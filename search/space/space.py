@@ -20,6 +20,7 @@ from search.space.settings import (
     Limits,
     ObjectiveSettings,
     Resources,
+    StallSettings,
     direction_of,
 )
 
@@ -45,6 +46,10 @@ class Space:
     """The study's seed; everything random in it derives from this and a trial's number."""
     keep: int = 3
     """Checkpoints of this many best trials stay on disk."""
+    max_slots: int | None = None
+    """The most trials side by side. None: as many as the cluster holds."""
+    stall: StallSettings = field(default_factory=StallSettings)
+    """When a trial that reports nothing is started again elsewhere."""
     asha: AshaSettings | None = field(default_factory=AshaSettings)
     """When to stop trials early. None: never."""
     resources: Resources | None = None
@@ -72,8 +77,8 @@ class Space:
         """16 hex digits that two spaces share exactly if their trials may stand in one study.
 
         It covers what a trial's result depends on: metric, direction, epochs, seed, asha, objective, sampled and
-        fixed keys. It leaves out trials, keep, resources, limits, data (whose content has a fingerprint of its own) and
-        start_from.
+        fixed keys. It leaves out trials, keep, max_slots, stall, resources, limits, data (whose content has a
+        fingerprint of its own) and start_from.
         """
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -81,7 +86,7 @@ class Space:
     def identity(self) -> dict[str, Any]:
         """What :attr:`fingerprint` covers, as JSON values."""
         content = self.to_json()
-        for name in ("trials", "keep", "resources", "limits", "data", "start_from"):
+        for name in ("trials", "keep", "max_slots", "stall", "resources", "limits", "data", "start_from"):
             content.pop(name, None)
         return content
 
@@ -153,6 +158,8 @@ class Space:
             lines.append(f"objective: {self.metric} per {self.objective}")
         if self.limits:
             lines.append(f"limits: {self.limits.describe(self.metric)}")
+        if self.max_slots is not None:
+            lines.append(f"at most {self.max_slots} trials side by side")
         for key, domain in self.domains.items():
             conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in domain.when.items()]
             when = f"   when {' and '.join(conditions)}" if conditions else ""
@@ -170,6 +177,10 @@ class Space:
         content: dict[str, Any] = {
             name: getattr(self, name) for name in ("metric", "direction", "trials", "epochs", "seed", "keep")
         }
+        if self.max_slots is not None:
+            content["max_slots"] = self.max_slots
+        if self.stall != StallSettings():
+            content["stall"] = self.stall.model_dump()
         content["asha"] = self.asha.model_dump() if self.asha else False
         for name in ("resources", "data", "limits", "objective"):
             if part := getattr(self, name):

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from search.storage.tables import TrialRow
+from search.storage.tables import UNFINISHED, TrialRow
 
 
 class Checkpoints:
@@ -18,6 +18,14 @@ class Checkpoints:
         """Return where the checkpoints of a trial are, if it has any. The folder need not exist."""
         return self._folder / f"t{number:04d}"
 
+    def size(self, number: int) -> int:
+        """Return the bytes that a trial's checkpoints take; 0 if it has none, or they are being replaced."""
+        try:
+            files = [path.stat() for path in self.folder(number).glob("*/*") if path.is_file()]
+        except OSError:
+            return 0
+        return sum({stat.st_ino: stat.st_size for stat in files}.values())  # best and last may share their weights
+
     def keep(self, best: Collection[int], rows: Iterable[TrialRow]) -> None:
         """Keep the weights of the ``best`` trials and the resumable state of unfinished ones; delete all else.
 
@@ -25,7 +33,7 @@ class Checkpoints:
             rows: all trials.
         """
         for row in rows:
-            if row.state in {"RUNNING", "INTERRUPTED"} or row.number in self._deleted:
+            if row.state in UNFINISHED or row.number in self._deleted:
                 continue
             if row.number in best:
                 shutil.rmtree(self.folder(row.number) / "last", ignore_errors=True)

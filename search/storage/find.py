@@ -1,9 +1,11 @@
 """Studies in a results folder: their names, and the one that is meant."""
 
 import re
+import warnings
 from pathlib import Path
 
-from cellseg.errors import UserError
+from cellseg.errors import Notice, UserError
+from search.storage.backup import backup_of
 from search.storage.store import StudyStore, read_study
 from search.storage.tables import TRIAL_SCHEMA, read_table
 
@@ -30,12 +32,9 @@ def weights_folder(results: Path) -> Path:
 
 
 def list_studies(results: Path) -> list[StudyStore]:
-    """The studies in a results folder, most recent first. Other folders are skipped.
-
-    Raises:
-        UserError: a study that cannot be read.
-    """
-    return [StudyStore.open(folder) for folder in _study_folders(results)]
+    """The studies in a results folder, most recent first: those with a result, then those without. Other folders are
+    skipped; damaged studies too, with a :class:`cellseg.errors.Notice`."""
+    return [store for folder in _study_folders(results) if (store := _open(folder)) is not None]
 
 
 def find_study(results: Path, name: str | None) -> StudyStore:
@@ -51,30 +50,52 @@ def find_study(results: Path, name: str | None) -> StudyStore:
 
 
 def latest_study(results: Path) -> StudyStore:
-    """The most recent study.
+    """The most recent study that has a result, a trial with a value; where none has, the most recent one.
+
+    A damaged study is skipped with a :class:`cellseg.errors.Notice`.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none that can be read.
     """
-    folders = _study_folders(results)
-    if not folders:
-        raise UserError(f"{results}: must hold a study, but got none. Run python -m search.run SPACE.yaml first.")
-    return StudyStore.open(folders[0])
+    folders = list(_study_folders(results))
+    for folder in folders:
+        if (store := _open(folder)) is not None:
+            return store
+    if damaged := sorted(file.parent for file in Path(results).glob("*/study.json")):
+        return StudyStore.open(damaged[0])  # or rather its error
+    raise UserError(f"{results}: must hold a study, but got none. Run python -m search.run SPACE.yaml first.")
+
+
+def _open(folder: Path) -> StudyStore | None:
+    try:
+        return StudyStore.open(folder)
+    except UserError as error:
+        _skip(error)
+        return None
 
 
 def _study_folders(results: Path) -> list[Path]:
-    active = {file.parent: _last_activity(file.parent) for file in Path(results).glob("*/study.json")}
+    active = {}
+    for file in Path(results).glob("*/study.json"):
+        try:
+            active[file.parent] = _last_activity(file.parent)
+        except UserError as error:
+            _skip(error)
     return sorted(active, key=active.__getitem__, reverse=True)
 
 
-def _last_activity(folder: Path) -> tuple[bool, str]:
-    """Whether it has trials (one that could not start has none, and nothing to export), and when one of them started or
-    ended, or its description was written. Copying keeps that, unlike file times."""
-    has_trials = False
+def _skip(error: UserError) -> None:
+    warnings.warn(f"{error} This study was skipped.", Notice, stacklevel=3)
+
+
+def _last_activity(folder: Path) -> tuple[bool, bool, str]:
+    """Whether it has a result; whether it has trials (one that could not start has none); and when one of them started
+    or ended, or its description was written. Copying keeps that, unlike file times."""
+    has_result = has_trials = False
     times = [str(read_study(folder / "study.json")["written"])]
     trials = folder / "trials.parquet"
     if trials.exists():
-        table = read_table(trials, TRIAL_SCHEMA)
-        has_trials = table.num_rows > 0
+        table = read_table(trials, TRIAL_SCHEMA, backup_of(trials, folder))
+        has_trials, has_result = table.num_rows > 0, table["metric"].null_count < table.num_rows
         times += [time for name in ("started", "ended") for time in table[name].to_pylist() if time]
-    return has_trials, max(times)
+    return has_result, has_trials, max(times)

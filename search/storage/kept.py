@@ -1,25 +1,37 @@
 """The trial whose kept checkpoint a command works with."""
 
+import warnings
 from pathlib import Path
 
-from cellseg.errors import UserError
+from cellseg.errors import Notice, UserError
 from search.storage.store import StudyStore
 from search.storage.tables import TrialRow
 
 
 def choose_trial(store: StudyStore, number: int | None) -> TrialRow:
-    """Choose the trial with that number, or the best one.
+    """Choose the trial with that number, or the best one whose checkpoint is there.
+
+    The best is the one that the study ranks first, as on its board. It may be running: its best epoch so far is on disk
+    like that of any other, and is the best model there is. If its checkpoint is not there (somebody deleted it), the
+    next one is chosen, with a :class:`cellseg.errors.Notice`.
 
     Raises:
-        UserError: no such trial, none with a value, or its checkpoint was not kept.
+        UserError: no such trial, none with a value, or no such checkpoint was kept.
     """
-    best = store.best_trials(1)
-    rows = best if number is None else [row for row in store.trials() if row.number == number]
+    rows = store.best_trials() if number is None else [row for row in store.trials() if row.number == number]
     if not rows:
         wanted = "a trial with a value" if number is None else f"a trial {number}"
         raise UserError(f"{store.folder}: must hold {wanted}, but got none. Run the search first.")
-    kept_checkpoint(store, rows[0].number)
-    return rows[0]
+    chosen = next((row for row in rows if _has_kept(store, row.number)), rows[0])
+    kept_checkpoint(store, chosen.number)
+    if chosen is not rows[0]:
+        warnings.warn(
+            f"{store.folder}: trial {rows[0].number} ranks first, but its checkpoint is gone. "
+            f"Trial {chosen.number} is the best of those that have one.",
+            Notice,
+            stacklevel=2,
+        )
+    return chosen
 
 
 def kept_checkpoint(store: StudyStore, number: int) -> Path:
@@ -28,14 +40,22 @@ def kept_checkpoint(store: StudyStore, number: int) -> Path:
     Raises:
         UserError: it was not kept.
     """
-    from cellseg.checkpoint import has_checkpoint
-    from cellseg.training.run import BEST
-
-    folder = store.checkpoint_folder(number) / BEST
-    if not has_checkpoint(folder):
-        kept = [row.number for row in store.trials() if has_checkpoint(store.checkpoint_folder(row.number) / BEST)]
+    if not _has_kept(store, number):
+        kept = [row.number for row in store.trials() if _has_kept(store, row.number)]
         raise UserError(
             f"{store.folder}: trial {number}: its checkpoint must have been kept, but got those of {kept} only. "
             "Choose one of them; `keep` in the space says how many stay."
         )
-    return folder
+    return _folder(store, number)
+
+
+def _has_kept(store: StudyStore, number: int) -> bool:
+    from cellseg.checkpoint import has_checkpoint  # it imports torch
+
+    return has_checkpoint(_folder(store, number))
+
+
+def _folder(store: StudyStore, number: int) -> Path:
+    from cellseg.training.run import BEST
+
+    return store.checkpoint_folder(number) / BEST

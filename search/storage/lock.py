@@ -1,18 +1,28 @@
 """The lock of a study: one process writes to it."""
 
+import errno
 import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from cellseg.errors import UserError
+from cellseg.files import is_storage_error, storage_error
+from search.storage.lease import LEASE, is_held, leased, taken
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+"""What flock says on a file system without locks, or (ENOLCK) whose lock service is not there."""
 
 
 @contextmanager
 def study_lock(results: Path, name: str) -> Iterator[None]:
-    """Keep other commands from writing to the study for the time of the block. A killed process loses its lock.
+    """Keep other commands from writing to the study for the time of the block.
+
+    The system's lock where the file system has locks: a killed process loses it at once. Elsewhere a lease
+    (:mod:`search.storage.lease`), which is free again half a minute after its holder died.
 
     Raises:
         UserError: another command works on the study, or its folder cannot be written.
@@ -22,21 +32,38 @@ def study_lock(results: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
     except OSError as error:
+        if is_storage_error(error):
+            raise storage_error(error, folder) from error
         raise UserError(
             f"{folder}: the folder must be writable, but got '{error.strerror}'. Choose another --results DIR."
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"study '{name}': one command at a time may work on it, but {file.read() or 'another process'} does. "
-                "Wait for it, or choose another --study NAME."
-            ) from error
-        except OSError:
-            pass  # a file system without locks: run unprotected rather than not at all
+    with file, ExitStack() as held:
+        if not _flock(file, folder):
+            held.enter_context(leased(folder / LEASE, name))
+        elif (holder := is_held(folder / LEASE)) is not None:  # by a machine that sees the folder without locks
+            raise taken(name, holder)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _flock(file: IO[str], folder: Path) -> bool:
+    """Lock the file; False where the file system has no locks.
+
+    Raises:
+        UserError: another process holds it, or it cannot be locked for any other reason.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise taken(folder.name, file.read() or "another process") from error
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise UserError(
+            f"{folder / '.lock'}: the study must be locked before it is written, but got '{error.strerror}'. "
+            "Mount the file system with locks, or choose another --results DIR."
+        ) from error
+    return True

@@ -4,8 +4,10 @@
     trials.parquet           a row per trial
     epochs/part-00000.parquet ...   a row per trial and epoch; full parts are not written again, only the last one grows
     checkpoints/t0007/       the checkpoints of trial 7, if it has any
+    backup/                  study.json, trials.parquet and the part that grows, as they were before their last write
 
-One process writes; any number read while it does, for every file is replaced as a whole. Nothing needs unpickling.
+One process writes; any number read while it does, for every file is replaced as a whole. What was written is on the
+disk, and checkpoints are deleted only after that. Nothing needs unpickling.
 """
 
 import math
@@ -24,7 +26,9 @@ from cellseg.config import gain
 from cellseg.errors import UserError
 from cellseg.files import read_json, write_json
 from search.cost import Objective
+from search.storage.backup import backup_of, how_to_restore
 from search.storage.checkpoints import Checkpoints
+from search.storage.lease import require_lease
 from search.storage.tables import (
     EPOCH_SCHEMA,
     FORMAT,
@@ -67,6 +71,7 @@ class StudyStore:
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # (trial, epoch) -> (part, row of it)
         self._part = 0
         self._tail: list[pa.RecordBatch] = []  # the rows of the last part, a batch of one row each
+        self._to_keep: Collection[int] | None = None  # the argument of keep_checkpoints, until it is carried out
 
     @classmethod
     def create(cls, folder: Path, study: Mapping[str, Any], buffer_seconds: float = 0.0) -> "StudyStore":
@@ -94,13 +99,14 @@ class StudyStore:
         """
         store = cls(folder, buffer_seconds)
         store.objective = _objective(store._require_study())
-        if store._trials_file.exists():
-            trials = read_table(store._trials_file, TRIAL_SCHEMA)
+        # A new study gets its table after its description; a kill in between leaves none, and no backup either.
+        if store._trials_file.exists() or backup_of(store._trials_file, store.folder).exists():
+            trials = store._read(store._trials_file, TRIAL_SCHEMA)
             store._trials = {row["number"]: TrialRow(**row) for row in trials.to_pylist()}
             spent = float(trials.schema.metadata.get(WALL_SECONDS, 0.0))
             store.count_time(lambda: spent)
         for path in sorted((store.folder / "epochs").glob("part-*.parquet")):
-            part, table = int(path.stem.removeprefix("part-")), read_table(path, EPOCH_SCHEMA)
+            part, table = int(path.stem.removeprefix("part-")), store._read(path, EPOCH_SCHEMA)
             rows = zip(table["trial"].to_pylist(), table["epoch"].to_pylist(), strict=True)
             store._places |= {place: (part, row) for row, place in enumerate(rows)}
             full = table.num_rows >= PART_ROWS
@@ -127,7 +133,7 @@ class StudyStore:
         self.objective = _objective(study)
         written = datetime.now(UTC).isoformat()
         format_ = {"format": FORMAT, "format_version": FORMAT_VERSION, "written": written}
-        write_json(self._study_file, dict(study) | format_)
+        write_json(self._study_file, dict(study) | format_, backup_of(self._study_file, self.folder))
 
     @property
     def metric(self) -> str:
@@ -160,13 +166,15 @@ class StudyStore:
         elif place[0] == self._part:
             self._tail[place[1]] = batch
         else:
-            rows = split_rows(read_table(self._part_file(place[0]), EPOCH_SCHEMA))
+            rows = split_rows(self._read_part(place[0]))
             rows[place[1]] = batch
             self._write_part(place[0], rows)
             return
         self._tail_changed = True
-        if len(self._tail) == PART_ROWS:
+        if len(self._tail) >= PART_ROWS:  # more after a write that failed
             self._write_part(self._part, self._tail)
+            if self._part > 0:  # the backup of the part before last; that of the part just filled stays for now
+                backup_of(self._part_file(self._part - 1), self.folder).unlink(missing_ok=True)
             self._part, self._tail, self._tail_changed = self._part + 1, [], False
         self._write_if_due()
 
@@ -216,8 +224,15 @@ class StudyStore:
         return self._checkpoints.folder(number)
 
     def keep_checkpoints(self, best: Collection[int]) -> None:
-        """Keep the weights of the ``best`` trials and the resumable state of unfinished ones; delete all else."""
-        self._checkpoints.keep(best, self.trials())
+        """Keep the weights of the ``best`` trials and the resumable state of unfinished ones; delete all else, as soon
+        as the tables on disk say that the trials have ended."""
+        self._to_keep = best
+        if not self._trials_changed:
+            self._delete_checkpoints()
+
+    def checkpoint_bytes(self, number: int) -> int:
+        """Return the size of a trial's checkpoints, in bytes; 0 if it has none."""
+        return self._checkpoints.size(number)
 
     @contextmanager
     def buffered(self, seconds: float) -> Iterator[None]:
@@ -241,13 +256,28 @@ class StudyStore:
         self._write_if_due()
 
     def flush(self) -> None:
-        """Write everything that is still in memory only."""
+        """Write everything that is still in memory only.
+
+        Raises:
+            StorageError: storage failed; what could not be written is written by the next flush.
+            UserError: another process has taken the study over.
+        """
         if self._tail_changed:
             self._write_part(self._part, self._tail)
             self._tail_changed = False
         if self._trials_changed:
             self._write_trials()
         self._written = time.monotonic()
+        self._delete_checkpoints()
+
+    def _delete_checkpoints(self) -> None:
+        """Delete those that :meth:`keep_checkpoints` does not name; the tables on disk are those in memory.
+
+        A search that is killed before its trials' end is on disk trains them on, from their checkpoints.
+        """
+        if self._to_keep is not None:
+            self._checkpoints.keep(self._to_keep, self.trials())
+            self._to_keep = None
 
     @property
     def _study_file(self) -> Path:
@@ -265,8 +295,11 @@ class StudyStore:
             raise UserError(f"{self.folder}: must hold a study, but got no study.json. Check the name.")
         return read_study(self._study_file)
 
+    def _read(self, path: Path, schema: pa.Schema) -> pa.Table:
+        return read_table(path, schema, backup_of(path, self.folder))
+
     def _read_part(self, part: int) -> pa.Table:
-        return read_table(self._part_file(part), EPOCH_SCHEMA)
+        return self._read(self._part_file(part), EPOCH_SCHEMA)
 
     def _write_if_due(self) -> None:
         if time.monotonic() - self._written >= self._buffer_seconds:
@@ -276,11 +309,15 @@ class StudyStore:
         rows = self.trials()
         schema = TRIAL_SCHEMA.with_metadata(TRIAL_SCHEMA.metadata | {WALL_SECONDS: str(self.wall_seconds).encode()})
         columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
-        write_table(self._trials_file, pa.Table.from_pydict(columns, schema=schema))
+        self._write(self._trials_file, pa.Table.from_pydict(columns, schema=schema))
         self._trials_changed = False
 
     def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:
-        write_table(self._part_file(part), join_rows(rows))
+        self._write(self._part_file(part), join_rows(rows))
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        require_lease(self.folder)
+        write_table(path, table, backup_of(path, self.folder))
 
 
 def _objective(study: Mapping[str, Any]) -> Objective:
@@ -288,8 +325,16 @@ def _objective(study: Mapping[str, Any]) -> Objective:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """Read a study's description and check its format."""
-    study = read_json(path)
+    """Read a study's description and check its format.
+
+    Raises:
+        UserError: damaged, not ours, or of a newer format.
+    """
+    try:
+        study = read_json(path)
+    except UserError as error:
+        remedy = how_to_restore(path, backup_of(path, path.parent), read_json)
+        raise UserError(*(f"{problem} {remedy}" for problem in error.problems)) from error
     format_ = study if isinstance(study, dict) else {}
     check_format(path, format_.get("format"), format_.get("format_version"))
     return study

@@ -9,7 +9,15 @@ from typing import Any, Protocol
 
 from cellseg.config import TrialConfig
 from search.space.domain import Domain
-from search.space.settings import AshaSettings, DataSource, Direction, Limits, ObjectiveSettings, Resources
+from search.space.settings import (
+    AshaSettings,
+    DataSource,
+    Direction,
+    Limits,
+    ObjectiveSettings,
+    Resources,
+    StallSettings,
+)
 
 
 class Experiment(Protocol):
@@ -38,6 +46,14 @@ class Experiment(Protocol):
     @property
     def keep(self) -> int:
         """Checkpoints of this many best trials stay on disk."""
+
+    @property
+    def max_slots(self) -> int | None:
+        """The most trials side by side. None: as many as the cluster holds."""
+
+    @property
+    def stall(self) -> StallSettings:
+        """When a trial that reports nothing is started again elsewhere."""
 
     @property
     def resources(self) -> Resources | None:

@@ -138,7 +138,7 @@ class LimitWatch:
         return row.seconds * self.gpus_per_trial if row.gpu_seconds is None else row.gpu_seconds
 
     def start(self) -> None:
-        """Start the clock: the search begins or continues."""
+        """Start the clock, unless it runs: the search's first trial does."""
         self._stopwatch.start()
 
     def look(self) -> None:

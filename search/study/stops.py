@@ -1,10 +1,11 @@
-"""The reasons to stop a search before its trials are done: a limit is reached, or trials keep failing."""
+"""The reasons to stop a search before its trials are done: a limit, trials that keep failing, storage that fails."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from search.study.failures import FailureWatch
 from search.study.limits import LimitWatch
+from search.study.storage_watch import StorageWatch
 
 if TYPE_CHECKING:
     from search.storage.store import StudyStore
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Stops:
-    """Watches limits and failures; a study asks here, and only here, whether it must stop.
+    """Watches limits, failures and storage; a study asks here, and only here, whether it must stop.
 
     Args:
         store: the study's tables, which keep the time that is spent.
@@ -22,10 +23,16 @@ class Stops:
     def __init__(self, experiment: "Experiment", store: "StudyStore", clock: Callable[[], float]):
         self.limits = LimitWatch(experiment, store, clock)
         self.failures = FailureWatch(experiment.failures_count)
+        self.storage = StorageWatch(store)
 
     @property
     def must_stop(self) -> bool:
         """Whether no trial may start and those that run are to be stopped. Cheap: it may be asked at any time."""
+        return self.has_ended or self.storage.error is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the same command would not go on: at a limit, or after failures. Where storage failed, it does."""
         return self.failures.reason is not None or self.limits.reached is not None
 
     def end(self, number: int, ending: str, detail: str, *, failed: bool) -> None:

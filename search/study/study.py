@@ -17,16 +17,18 @@ from typing import Any
 
 from cellseg.config import gain
 from cellseg.errors import UserError
+from cellseg.files import StorageError
 from search.cost import Objective, seconds_per_epoch
 from search.sampling.protocol import Outcome, Sampler
 from search.space import Params
 from search.storage.store import StudyStore
-from search.storage.tables import EpochRow, TrialRow
+from search.storage.tables import UNFINISHED, EpochRow, TrialRow
 from search.study.asha import Asha, Decision
 from search.study.experiment import Experiment
 from search.study.failures import NON_FINITE
 from search.study.limits import LimitWatch, counts
 from search.study.stops import Stops
+from search.study.storage_watch import STORAGE
 from search.study.turns import in_turn
 
 PRUNED = "pruned"
@@ -114,6 +116,11 @@ class Study:
         return self._stops.failures.reason
 
     @property
+    def storage_error(self) -> StorageError | None:
+        """Why the search stopped, if its storage failed or is almost full: nobody's failure, and nothing is lost."""
+        return self._stops.storage.error
+
+    @property
     def rows(self) -> list[TrialRow]:
         """All trials by number."""
         return self.store.trials()
@@ -130,14 +137,19 @@ class Study:
 
     @property
     def must_stop(self) -> bool:
-        """Whether trials that run are to be stopped at once: the search was interrupted, a limit is reached, or it gave
-        up. Cheap."""
+        """Whether trials that run are to be stopped at once: the search was interrupted, reached a limit or gave up, or
+        storage failed. Cheap."""
         return self._is_interrupted or self._stops.must_stop
 
     @property
     def is_over(self) -> bool:
         """Whether all trials are done, a limit is reached, or the search gave up."""
-        return self._stops.must_stop or self.num_finished >= self.experiment.trials
+        return self._stops.has_ended or self.num_finished >= self.experiment.trials
+
+    @property
+    def num_running(self) -> int:
+        """Trials that were proposed and have not ended."""
+        return len(self._running)
 
     # What happens
 
@@ -146,7 +158,6 @@ class Study:
         """Return the next trial, or None if those that run or ended make up the target, or the search must stop."""
         if self.must_stop or self.num_finished + len(self._running) >= self.experiment.trials:
             return None
-        self.limits.start()
         if self._waiting:
             number = self._waiting.pop(0)
             row = replace(self.store.trial(number), state="RUNNING", reason="", ended=None)
@@ -161,6 +172,13 @@ class Study:
         self._running.add(number)
         self.store.put_trial(row)
         return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
+
+    @in_turn
+    def start(self) -> None:
+        """Take in that a proposed trial has begun to run. Until the first does, the search waits for machines, and the
+        time is not its own."""
+        if not self._is_interrupted:
+            self.limits.start()
 
     @in_turn
     def report(self, number: int, report: Mapping[str, Any], node: str = "") -> bool:
@@ -179,6 +197,7 @@ class Study:
                 Ranking, pruning and the sampler all use the objective of its ``best_value``: the value of the
                 checkpoint that would be exported, at the cost that the trial has shown so far.
         """
+        self.start()
         epoch, ending = report["epoch"], report["ending"]
         if self._is_interrupted:
             return False
@@ -233,18 +252,37 @@ class Study:
     @in_turn
     def end(self, number: int, ending: str, detail: str = "") -> None:
         """End a trial, for one of the reasons in :data:`OUTCOMES`, unless the search was interrupted: what happens to
-        trials after that is no end of theirs."""
-        outcome = OUTCOMES[ending]
+        trials after that is no end of theirs.
+
+        One whose storage failed (``storage``) has not ended: it is interrupted, and the search stops.
+        """
         if self._is_interrupted:
             return
         row = self.store.trial(number)
         reason = f"{ending}: {detail}" if detail else ending
+        if ending == STORAGE:
+            self._stops.storage.end(detail)
+            self._running.discard(number)
+            self.store.put_trial(replace(row, state="INTERRUPTED", reason=reason))
+            return
+        outcome = OUTCOMES[ending]
         self._running.discard(number)
         row = replace(row, state=outcome.name, reason=reason, ended=_now())
         self.store.put_trial(row)
         self.sampler.tell(number, *self._learned(row), reason)
-        self.store.keep_checkpoints({best.number for best in self.leaderboard[: self.experiment.keep]})
+        # Only ended trials compete: the objective of one that runs may still fall, and what was deleted for it is gone.
+        ended = [best.number for best in self.leaderboard if best.state not in UNFINISHED]
+        self.store.keep_checkpoints(frozenset(ended[: self.experiment.keep]))
         self._stops.end(number, ending, detail, failed=outcome is Outcome.FAILED)
+
+    @in_turn
+    def put_back(self, number: int, reason: str) -> None:
+        """Take back a running trial that cannot go on where it was: it is proposed again, before others."""
+        if self._is_interrupted:
+            return
+        self._running.discard(number)
+        self._waiting.insert(0, number)
+        self.store.put_trial(replace(self.store.trial(number), state="INTERRUPTED", reason=reason))
 
     @in_turn
     def interrupt(self) -> list[int]:
@@ -256,6 +294,8 @@ class Study:
         numbers = sorted(self._running)
         self.limits.stop()
         reason = f"the search was stopped by {limit}" if (limit := self.limits.reached) else "the search was stopped"
+        if limit is None and (error := self.storage_error) is not None:
+            reason = f"the search was stopped: {error}"
         for number in numbers:
             self.store.put_trial(replace(self.store.trial(number), state="INTERRUPTED", reason=reason))
         self._running.clear()
@@ -279,7 +319,7 @@ class Study:
             history = [epoch for epoch in epochs.get(row.number, []) if epoch.epoch <= row.epochs]
             values = self.objective.values_by_epoch(row, history)
             self._epoch_seconds[row.number] = [epoch.seconds for epoch in history]
-            goes_on = row.state in {"RUNNING", "INTERRUPTED"}
+            goes_on = row.state in UNFINISHED
             outcome, value = (None, None) if goes_on else self._learned(row)
             self.sampler.replay(
                 row.number,

@@ -89,7 +89,7 @@ def describe_weights(experiment: Experiment, results: Path) -> list[str]:
     lines = []
     if asked.files:
         missing = sum(find_published(file, weights_folder(results)) is None for file in asked.files)
-        listed = "`python -m search.weights SPACE --check` lists them"
+        listed = "`python -m search.commands.weights SPACE --check` lists them"
         state = f"{missing} to be fetched before the first trial; {listed}" if missing else "all on this machine"
         lines.append(f"weights: {len(asked.files)} files of pretrained weights, {state}")
     lines += [f"weights: {path}, which is not here" for path in asked.paths if not Path(path).expanduser().exists()]
@@ -197,7 +197,7 @@ def _ways_out(missing: int, total: int, results: Path) -> Problem:
         WEIGHTS,
         "all weights that a trial may start from must be had before the first trial",
         f"{missing} of {total} missing",
-        "Run `python -m search.weights SPACE --to DIR` on a machine with a network and copy the content of DIR to "
-        f"{folder}, or set TORCH_HOME to the copy; or train without: --set model.weights=none; or leave these choices "
-        "out of the space.",
+        "Run `python -m search.commands.weights SPACE --to DIR` on a machine with a network and copy the content of "
+        f"DIR to {folder}, or set TORCH_HOME to the copy; or train without: --set model.weights=none; or leave these "
+        "choices out of the space.",
     )

@@ -65,6 +65,7 @@ class Board:
         self._study = study
         self._console = console
         self._started = time.monotonic()
+        self._waits_for = ""
         self._told: dict[int, tuple[str, int]] = {row.number: (row.state, row.epochs) for row in study.rows}
 
     @contextmanager
@@ -87,6 +88,16 @@ class Board:
                 self._told[row.number] = (row.state, row.epochs)
                 self._console.print(self._line(row), soft_wrap=True, highlight=False, markup=False)
 
+    def note(self, text: str) -> None:
+        """Print what a person should know, above the table."""
+        self._console.print(spell(text), soft_wrap=True, highlight=False, markup=False)
+
+    def wait(self, text: str) -> None:
+        """Show what trials wait for until told otherwise; empty: they do no more."""
+        self._waits_for = text
+        if text and not self._console.is_terminal:
+            self.note(text)
+
     def render(self) -> Group:
         """Make the header and the table of running and best trials."""
         rows = self._study.rows
@@ -98,6 +109,8 @@ class Board:
         )
         if limits := self._study.limits.describe():
             header.append(f"  {limits}")
+        if self._waits_for:
+            header.append(f"\n{self._waits_for}", style="yellow")
         failures = failed_trials(rows, self._study.store.folder, MAX_FAILURES)
         lines = (Text(f"failed: {line}", style=STYLES["FAILED"]) for line in failures)
         return Group(header, leaderboard_table(self._study), *lines)

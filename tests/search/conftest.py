@@ -90,6 +90,9 @@ def small_ray(tmp_path_factory):
         }.items():
             patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import the stand-ins
+        # A raylet dies if its dashboard's agent takes 15 s to start, as on a busy machine it does; without the
+        # dashboard's packages, which nothing here needs, it takes a fraction.
+        patch.setattr(ray._private.utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
         ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

@@ -4,6 +4,7 @@ Worker processes import this module, so it imports neither pytest nor torch.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,10 +99,10 @@ def empty_table() -> pa.Table:
 
 
 class FakeTrainable(CellTrainable):
-    """Runs one of :data:`FITS`, by the study's name, instead of training."""
+    """Runs one of :data:`FITS`, by the study's name up to a dash, instead of training."""
 
     def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        return FITS[config["study"]](config)
+        return FITS[config["study"].partition("-")[0]](config)
 
     def _take_resources(self) -> Any:
         return None  # the real one imports torch
@@ -151,6 +152,28 @@ def _mixed(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 (notes / "slow").touch()
 
 
+def node_number(node_id: str) -> int:
+    """A machine's id as the metric ``node``, short enough for a float."""
+    return int(node_id[:10], 16)
+
+
+def _located(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Epochs of half a second that tell the machine they ran on. A machine that the file ``bad`` beside the study names
+    kills the process; a trial whose number the file ``stops`` names is stopped there, once."""
+    import ray
+
+    node, notes = ray.get_runtime_context().get_node_id(), Path(config["folder"]).parents[2]
+    for report in _epochs(config, config["number"] / 100, epoch_seconds=0.5):
+        if (notes / "bad").exists() and (notes / "bad").read_text() == node:
+            os._exit(1)
+        stops = notes / "stops"
+        if report["epoch"] == 2 and stops.exists() and int(stops.read_text()) == config["number"]:
+            stops.write_text("-1")
+            (notes / "stopped").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        yield report | {"metrics": report["metrics"] | {"node": node_number(node)}}
+
+
 def _broken(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from ()
     raise ValueError("the same for every trial")
@@ -159,5 +182,6 @@ def _broken(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 FITS = {
     "mixed": _mixed,
     "broken": _broken,
+    "located": _located,
     "steady": lambda config: _epochs(config, config["number"] / 10, epoch_seconds=0.2),
 }

@@ -11,9 +11,9 @@ from cellseg.cli import EXIT_OK, EXIT_USER_ERROR
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import Problem
 from search.cluster.preflight import GIB, NodeReport
+from search.commands.doctor import main
 from search.diagnosis.local import data, installation, machine, results
 from search.diagnosis.nodes import cluster
-from search.doctor import main
 
 
 def by_what(findings) -> dict:

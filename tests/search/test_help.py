@@ -20,11 +20,11 @@ print("loaded:", *sys.modules)
 
 COMMANDS = (
     "search.run",
-    "search.weights",
-    "search.doctor",
+    "search.commands.weights",
+    "search.commands.doctor",
     "search.export",
     "search.report",
-    "search.logs",
+    "search.commands.logs",
     "search.optuna_export",
     "cellseg.config",
     "cellseg.train",

@@ -8,7 +8,7 @@ import pytest
 from fakes import make_report, make_study
 
 from search.cluster.trial_log import TrialLog
-from search.logs import main
+from search.commands.logs import main
 from search.storage.trial_logs import Attempt, header, last_attempt, last_traceback, log_beside, log_path, read_lines
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "a.py", line 1, in f', "    g()", "KeyError: 'x'"]

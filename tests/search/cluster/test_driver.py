@@ -5,6 +5,7 @@ import re
 import signal
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakes
 import pytest
@@ -16,8 +17,9 @@ from cellseg.errors import UserError
 from cellseg.owners import owner_mark
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.driver import run_study
+from search.cluster.losses import MAX_LOSSES
 from search.cluster.slots import num_slots, trial_resources
-from search.cluster.tune_parts import MAX_MACHINE_LOSSES, Pauses, folder_name, name_of
+from search.cluster.tune_parts import Pauses, folder_name, name_of, placement
 from search.sampling.ahead import Ahead
 from search.storage.store import StudyStore
 from search.storage.trial_logs import last_attempt, last_traceback
@@ -97,7 +99,7 @@ def test_asha_stops_those_that_are_behind(mixed):
 def test_processes_are_reused(mixed):
     pids = {number: set(mixed.pids(number)) for number in mixed.rows if mixed.rows[number].epochs}
     assert len(pids[1]) == 1
-    deaths = 1 + (MAX_MACHINE_LOSSES + 1)  # trials 4 and 5
+    deaths = 1 + MAX_LOSSES  # trials 4 and 5
     assert len(set.union(*pids.values())) <= 2 + deaths
     shared = [pid for pid in set.union(*pids.values()) if sum(pid in mine for mine in pids.values()) > 1]
     assert shared, "no process ran two trials"
@@ -116,7 +118,7 @@ def test_a_trial_whose_process_died_goes_on_in_another(mixed):
 
 
 def test_a_trial_whose_gpu_breaks_every_time_is_lost_and_says_how(mixed):
-    assert len(mixed.titles(5)) == MAX_MACHINE_LOSSES + 1
+    assert len(mixed.titles(5)) == MAX_LOSSES
     assert mixed.rows[5].state == "FAILED"
     assert mixed.rows[5].reason == (
         "lost: its process died 3 times: CUDA error: an illegal memory access was encountered"
@@ -202,13 +204,13 @@ def test_processes_that_die_between_two_trials_do_not_stop_the_search(torn):
 def test_a_teardown_that_kills_its_process_costs_no_trial(torn):
     assert (torn.folder / "died").exists()
     assert torn.rows[2].state in {"COMPLETE", "PRUNED"}
-    assert sum(row.reason.startswith("lost") for row in torn.rows.values()) == 1, "that of the reset, see below"
+    assert not [row.reason for row in torn.rows.values() if row.reason.startswith("lost")]
 
 
-def test_a_trial_whose_process_dies_in_the_reset_is_lost_and_says_so(torn):
+def test_a_trial_whose_process_dies_in_the_reset_runs_in_another(torn):
     row = torn.rows[int((torn.folder / "reset").read_text())]
-    assert (row.state, row.epochs) == ("FAILED", 0)
-    assert row.reason.startswith("lost: its process died before it began: ")
+    assert row.state in {"COMPLETE", "PRUNED"}
+    assert row.epochs >= 1
 
 
 def test_a_loss_that_is_not_finite_fails_its_trial_with_the_reason(torn):
@@ -254,7 +256,7 @@ def test_pauses_are_used_only_while_no_slot_waits(tmp_path, monkeypatch):
     made, store = [], CountingStore()
     monkeypatch.setattr(study, "store", store)
     monkeypatch.setattr(study.sampler, "prepare", lambda count: made.append(count))
-    pauses = Pauses(study, slots=3)
+    pauses = Pauses(study, SimpleNamespace(slots=3))
     pauses.on_step_end()
     assert (made, store.flushes) == ([3], 1), "nothing happened: there is time"
     pauses.on_trial_result()
@@ -271,7 +273,7 @@ def test_pauses_are_used_only_while_no_slot_waits(tmp_path, monkeypatch):
 def test_what_tune_pickles_for_every_trial_does_not_hold_the_study():
     from ray import cloudpickle
 
-    for name in (name_of, folder_name):
+    for name in (name_of, folder_name, placement):
         assert len(cloudpickle.dumps(name)) < 200, "a reference to the module's function"
 
 
@@ -395,21 +397,6 @@ def test_shares_of_gpus_are_counted_on_each_gpu(monkeypatch, gpu, slots):
 def test_shares_of_cpus_are_counted_too(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     assert num_slots({"cpu": 0.1, "gpu": 0}) == 10
-
-
-def test_a_trial_that_ray_ends_for_memory_is_infeasible_and_not_lost(monkeypatch):
-    from types import SimpleNamespace
-
-    import ray
-
-    from search.cluster import tune_parts
-
-    ended = []
-    study = SimpleNamespace(end=lambda *outcome: ended.append(outcome))
-    monkeypatch.setattr(tune_parts, "_last_error", lambda _: ray.exceptions.OutOfMemoryError("low on memory\nadvice"))
-    trial = SimpleNamespace(status="RUNNING", ERROR="ERROR", config={"number": 3}, should_recover=lambda: False)
-    tune_parts.StudyScheduler(study, lambda: None).on_trial_error(None, trial)
-    assert ended == [(3, "out-of-memory", "its process was ended: low on memory")]
 
 
 def test_fakes_report_what_fit_reports():

@@ -1,6 +1,8 @@
 """The trainable alone, without a cluster and without training."""
 
+import errno
 import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from fakes import empty_table, make_report
 import cellseg.training.fit
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
-from cellseg.files import write_json
+from cellseg.files import storage_error, write_json
 from cellseg.training.epoch_report import EpochReport, TrainingError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, last_report, trial_name
 
@@ -94,6 +96,32 @@ def test_an_error_is_an_ending_with_its_text(trainable, error, ending, detail):
     assert [result[ENDING] for result in results] == [None, "epochs", ending]
     assert results[-1][DETAIL].strip().endswith(detail)
     assert json.loads(results[-1][REPORT]) is None
+
+
+def full_disk() -> Exception:
+    """As torch tells of a full disk: the system's error stands behind its own."""
+    error = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598")
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (
+            storage_error(OSError(errno.EIO, "x"), Path("/shared/last")),
+            "/shared/last: must be writable, but got 'Input",
+        ),
+        (OSError(errno.ESTALE, "Stale file handle", "/shared/w"), "/shared/w: must be usable, but got 'Stale file"),
+        (full_disk(), "storage: must be usable, but got 'No space left on device'. Free some space"),
+    ],
+)
+def test_storage_that_fails_is_an_ending_that_names_the_machine(trainable, error, place):
+    trainable = trainable(raising(error))
+    result = [trainable.step() for _ in range(3)][-1]
+    assert result[ENDING] == "storage"
+    assert result[DETAIL].startswith(f"{platform.node()}: {place}")
+    assert json.loads(result[REPORT]) is None
 
 
 def test_a_config_that_is_not_valid_is_an_ending_too(trainable):

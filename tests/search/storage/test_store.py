@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from dataclasses import replace
 
 import pyarrow as pa
@@ -246,7 +248,8 @@ def test_no_scratch_files_stay_behind(store):
         store.put_trial(trial(number))
         store.add_epoch(epoch(number, 1))
     names = sorted(path.name for path in store.folder.rglob("*"))
-    assert names == ["epochs", "part-00000.parquet", "study.json", "trials.parquet"]
+    tables = ["epochs", "part-00000.parquet", "trials.parquet"]
+    assert names == sorted(["backup", *tables, *tables, "study.json"])
 
 
 def _break(path, content: bytes | None) -> None:
@@ -370,9 +373,9 @@ def test_epochs_are_on_disk_before_the_trial_that_tells_of_them(tmp_path, monkey
     store.add_epoch(epoch(0, 1))
     written, write = [], store_module.write_table
 
-    def watch(path, table):
+    def watch(path, table, backup):
         written.append(path.name)
-        write(path, table)
+        write(path, table, backup)
 
     monkeypatch.setattr(store_module, "write_table", watch)
     store.flush()
@@ -391,3 +394,15 @@ def test_a_part_that_was_full_when_the_study_was_opened_is_not_written_again(sto
     names = [path.name for path in sorted((store.folder / "epochs").iterdir())]
     assert names == [*(path.name for path in full), f"part-{len(full):05d}.parquet"]
     assert len(StudyStore.open(store.folder).epochs()) == rows_before + 1
+
+
+def test_reading_starts_no_threads_that_could_outlive_the_interpreter(store):
+    store.put_trial(trial(0))
+    store.add_epoch(epoch(0, 1))
+    code = (
+        "import os, sys; from search.storage.store import StudyStore; threads = len(os.listdir('/proc/self/task'));"
+        "store = StudyStore.open(sys.argv[1]); store.trials(); store.epochs(0); store.epochs_by_trial();"
+        "print(len(os.listdir('/proc/self/task')) - threads)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, store.folder], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "0\n", done.stderr

@@ -15,6 +15,7 @@ from spacefiles import HEAD, LR, parse, problems_of
 from cellseg.errors import UserError
 from cellseg.model.pretrained import Published
 from search.ablation import parse_ablation
+from search.commands.weights import main as weights
 from search.plan import never_drawn, sample_params
 from search.run import main as run
 from search.space import load_space
@@ -22,7 +23,6 @@ from search.space.shipped import shipped_spaces
 from search.study import weights as module
 from search.study.possible import possible_values, starts_from_weights, untrained_stages
 from search.study.weights import asked_weights, provide_weights
-from search.weights import main as weights
 
 KEYS = ("model.weights", "model.backbone", "model.detector")
 COCO_V1 = "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
@@ -180,8 +180,9 @@ def test_all_that_cannot_be_had_is_one_report_before_ray_starts(tmp_path, monkey
     ) in lines
     assert lines[-1].startswith(
         "error: model.weights: all weights that a trial may start from must be had before the first trial, but got 13 "
-        "of 13 missing. Run `python -m search.weights SPACE --to DIR` on a machine with a network and copy the content "
-        f"of DIR to {tmp_path}/results/pretrained, or set TORCH_HOME to the copy; or train without: --set model.weigh"
+        "of 13 missing. Run `python -m search.commands.weights SPACE --to DIR` on a machine with a network and copy "
+        f"the content of DIR to {tmp_path}/results/pretrained, or set TORCH_HOME to the copy; or train without: "
+        "--set model.weights=none"
     )
     assert not (tmp_path / "results").exists()
 

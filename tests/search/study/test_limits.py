@@ -118,6 +118,7 @@ def test_a_study_that_reached_a_limit_is_over_until_the_limit_is_raised(tmp_path
     raised = make_study(tmp_path, clock=clock, limits={"hours": 3})
     assert not raised.is_over
     assert raised.propose().number == running, "it goes on where it was"
+    raised.start()
     clock.pass_hours(0.99)
     assert not raised.must_stop, "the night between the two does not count"
     clock.pass_hours(0.02)
@@ -127,6 +128,7 @@ def test_a_study_that_reached_a_limit_is_over_until_the_limit_is_raised(tmp_path
 def test_a_killed_search_has_counted_its_time_until_the_last_event(tmp_path, clock):
     study = make_study(tmp_path, clock=clock, limits={"hours": 2})
     number = study.propose().number
+    study.start()
     clock.pass_hours(1.5)
     study.report(number, make_report(1, 0.5))
     clock.pass_hours(0.25)
@@ -139,6 +141,7 @@ def test_a_killed_search_has_counted_its_time_until_the_last_event(tmp_path, clo
 def test_time_is_counted_without_limits_too(tmp_path, clock):
     study = make_study(tmp_path, clock=clock)
     study.propose()
+    study.start()
     clock.pass_hours(5)
     study.interrupt()
     assert not study.is_over
@@ -170,6 +173,19 @@ def test_epochs_of_older_tables_cost_what_one_costs_now(tmp_path):
     train(study, 0.1, 0.2, seconds=3600)
     study.store.put_trial(replace(study.store.trial(0), gpu_seconds=None))
     assert study.limits.usage.gpu_hours == pytest.approx(1.0)
+
+
+def test_waiting_for_a_machine_takes_none_of_its_time(tmp_path, clock):
+    study = make_study(tmp_path, clock=clock, limits={"hours": 2})
+    number = study.propose().number
+    clock.pass_hours(3)
+    assert not study.must_stop, "it is proposed, but runs nowhere"
+    study.start()
+    clock.pass_hours(1.99)
+    study.report(number, make_report(1, 0.5))
+    assert not study.must_stop
+    clock.pass_hours(0.02)
+    assert study.must_stop
 
 
 def test_gpu_hours_are_those_of_all_trials_with_a_share_of_a_gpu(tmp_path):

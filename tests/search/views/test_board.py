@@ -191,3 +191,19 @@ def test_a_study_without_trials_can_be_shown(study):
 @pytest.mark.parametrize(("value", "text"), [(0.00123456, "0.00123"), (3, "3"), ("adamw", "adamw"), (None, "None")])
 def test_values_are_short(value, text):
     assert format_value(value) == text
+
+
+def test_a_log_and_a_screen_say_what_trials_wait_for_and_what_else_a_person_should_know(study):
+    log, screen = console(), console(terminal=True)
+    for out in (log, screen):
+        board = Board(study, out)
+        board.note("host-a [x] is avoided from now on")
+        board.wait("waiting for 2 GPUs: none is there")
+        assert "waiting for 2 GPUs: none is there" in shown(board.render())
+        board.wait("")
+        assert "waiting" not in shown(board.render())
+    assert log.file.getvalue().splitlines() == [
+        "host-a [x] is avoided from now on",
+        "waiting for 2 GPUs: none is there",
+    ]
+    assert screen.file.getvalue().splitlines() == ["host-a [x] is avoided from now on"]

@@ -1,4 +1,4 @@
-"""Check the installation, this machine, a cluster and data before a search: ``python -m search.doctor``.
+"""Check the installation, this machine, a cluster and data before a search: ``python -m search.commands.doctor``.
 
 Problems keep a search from running and end the command with status 2; warnings do not.
 """
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m search.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m search.commands.doctor", description=__doc__)
     parser.add_argument(
         "--address", metavar="ADDR", help="also check a Ray cluster and each of its machines: HOST:PORT, or auto"
     )

@@ -1,4 +1,4 @@
-"""Show what a trial's process printed: ``python -m search.logs --trial 7``. The study may be running."""
+"""Show what a trial's process printed: ``python -m search.commands.logs --trial 7``. The study may be running."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m search.logs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m search.commands.logs", description=__doc__)
     parser.add_argument("--trial", type=int, metavar="N", required=True, help="number of the trial")
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Fetch the pretrained weights that a space can ask for: ``python -m search.weights SPACE``.
+"""Fetch the pretrained weights that a space can ask for: ``python -m search.commands.weights SPACE``.
 
 On a machine with a network, ``--to DIR`` makes a folder to copy to one without.
 """
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m search.weights", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m search.commands.weights", description=__doc__)
     parser.add_argument(
         "space", type=Path, metavar="SPACE", help="YAML file of a space or an ablation, or the name of a shipped one"
     )
