@@ -165,7 +165,8 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     wanted = study.experiment.resources
     context = copy_context()  # another thread says it: it knows the command's name from here
     with ray_cluster(arguments.address) as dashboard:
-        say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
+        if dashboard:  # a cluster may have none
+            say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
         board = Board(study, console)

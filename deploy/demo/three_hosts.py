@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from search.storage.tables import TrialRow
 Found = TypeVar("Found")
 SPACE = Path(__file__).with_name("study.yaml")
 ROOT = Path(__file__).parents[2]
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STUDY, PORT = "three-hosts", 6379
 PATIENCE = 600.0
 """Seconds after which a thing that must happen has not."""
@@ -37,6 +39,8 @@ RAY_ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "4",
     # Several Rays start on the cores of one machine.
     "RAY_agent_register_timeout_ms": "120000",
+    # Ray gives trials a low priority, so that on a busy machine they would wait for everything else.
+    "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
 }
 
@@ -133,7 +137,7 @@ class Demo:
     def _pass_on(self, driver: subprocess.Popen[str]) -> None:
         assert driver.stdout is not None
         for line in driver.stdout:
-            say(f"        | {line.rstrip()}")
+            say(f"        | {_COLOUR.sub('', line).rstrip()}")
 
     def _rows(self) -> list[TrialRow]:
         """The trials, as the study's tables show them now."""
