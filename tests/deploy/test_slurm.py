@@ -201,6 +201,7 @@ def test_a_real_study_is_interrupted_queued_again_and_continued_to_its_end(tmp_p
         SLURM_JOB_NUM_NODES="2",
         PYTHONPATH=str(ROOT),
         RAY_agent_register_timeout_ms="120000",
+        RAY_worker_niceness="0",  # else trials wait for everything beside the tests
     )
     process = job.start("tiny.yaml", wrap=in_own_world)
     place = tmp_path / "results" / "tiny"
