@@ -97,9 +97,9 @@ class Demo:
         self._wait(lambda: self._left(killed, "host-b"), f"{_names(killed)} went on elsewhere")
 
         self._tell("nothing else happens to the hosts; the study goes on to its end")
-        status = driver.wait(PATIENCE)
+        self._wait_while_it_trains(driver)
         self._reader.join(10)
-        return self._judge(status)
+        return self._judge(driver.returncode)
 
     # Hosts
 
@@ -181,6 +181,16 @@ class Demo:
             time.sleep(0.2)
         self._tell(what)
         return found
+
+    def _wait_while_it_trains(self, driver: subprocess.Popen[str]) -> None:
+        """Wait for the search's end, however long, as long as epochs are finished."""
+        epochs, deadline = -1, 0.0
+        while driver.poll() is None:
+            if (now := sum(row.epochs for row in self._rows())) != epochs:
+                epochs, deadline = now, time.monotonic() + PATIENCE
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no epoch within {PATIENCE:g} s")
+            time.sleep(0.2)
 
     def _judge(self, status: int) -> int:
         """Say how the study ended; return 0 if it is complete."""
