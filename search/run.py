@@ -67,6 +67,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.space.shipped import find_space
     from search.storage.find import check_name
     from search.storage.lock import study_lock
+    from search.storage.place import check_place
     from search.storage.store import StudyStore
 
     arguments.space = find_space(arguments.space)
@@ -75,6 +76,7 @@ def _command(arguments: argparse.Namespace) -> int:
     check_name(name)
     if arguments.dry_run:
         return _dry_run(experiment, name, arguments.results)
+    check_place(arguments.results)
     if not StudyStore.exists(arguments.results / name):  # one that is there may be over, and need none
         _provide_weights(experiment, arguments)
     data = prepare_data(experiment, arguments.data, arguments.results)
@@ -163,7 +165,8 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     wanted = study.experiment.resources
     context = copy_context()  # another thread says it: it knows the command's name from here
     with ray_cluster(arguments.address) as dashboard:
-        say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
+        if dashboard:  # a cluster may have none
+            say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
         board = Board(study, console)

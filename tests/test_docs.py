@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,9 +22,11 @@ from search.space import parse_space
 from search.space.settings import AshaSettings, Limits, ObjectiveSettings, Resources, StallSettings
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md"), ROOT / "results/README.md"])
 COMMENTED = sorted(ROOT.glob("spaces/**/*.yaml"))
 PACKAGES = ("cellseg", "search", "benchmarks")
+CODE = (*PACKAGES, "deploy")
+"""Folders with Python files."""
 SETTINGS: dict[str, type[BaseModel]] = {
     "asha": AshaSettings,
     "limits": Limits,
@@ -43,8 +46,12 @@ class _Parsed(BaseException):
 
 
 def _fenced(page: Path, language: str) -> list[str]:
-    """The code blocks of a language, without their fences."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    """The code blocks of a language, without their fences and, in lists, their indentation."""
+    fenced = rf"^ *```{language}\n(.*?)^ *```$"
+    return [
+        textwrap.dedent(block)
+        for block in re.findall(fenced, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    ]
 
 
 def _commands(page: Path) -> Iterator[list[str]]:
@@ -62,11 +69,22 @@ def _commands(page: Path) -> Iterator[list[str]]:
                 words = shlex.split(part, comments=True)
             except ValueError:  # text with an apostrophe
                 continue
-            match words:
-                case [python, "-m", module, *rest] if python.endswith("python") and module.split(".")[0] in PACKAGES:
-                    yield ["-m", module, *rest]
-                case [program, name, *rest] if program.endswith("cellseg-search") and "|" not in name:
-                    yield ["cellseg-search", name, *rest]
+            yield from _of_ours(words)
+
+
+def _of_ours(words: list[str]) -> Iterator[list[str]]:
+    match words:
+        case [python, "-m", module, *rest] if python.endswith("python") and module.split(".")[0] in CODE:
+            yield ["-m", module, *rest]
+        case [program, name, *rest] if program.endswith("cellseg-search") and "|" not in name:
+            yield ["cellseg-search", name, *rest]
+        case ["docker", "run", *_] if "cellseg-search" in words:  # the image, then the command
+            yield words[len(words) - words[::-1].index("cellseg-search") - 1 :]
+        case ["ray", "exec", *_, command]:
+            for part in command.split("&&"):
+                yield from _of_ours(shlex.split(part))
+        case ["sbatch", *_, _] if (script := "deploy/slurm/search.sbatch") in words and "..." not in words:
+            yield ["cellseg-search", "run", *words[words.index(script) + 1 :]]
 
 
 def _main_module(module: str) -> str:
@@ -132,6 +150,12 @@ def test_the_commands_of_the_pages_are_found() -> None:
     assert {("-m", "search.run"), ("-m", "benchmarks.all"), ("cellseg-search", "export")} <= found
 
 
+@pytest.mark.parametrize("launcher", ["docker", "ray-up", "slurm"])
+def test_the_commands_that_launchers_pass_on_are_found(launcher: str) -> None:
+    found = list(_commands(ROOT / "deploy" / launcher / "README.md"))
+    assert [command for command in found if command[:2] == ["cellseg-search", "run"] and "--data" in command]
+
+
 def test_an_option_that_a_command_lacks_is_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,16 +211,16 @@ def _anchors(page: Path) -> set[str]:
 
 def _code(page: Path) -> list[str]:
     """What stands in backticks within the text."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"`([^`\n]+)`", text)
 
 
 @pages
 def test_every_named_file_exists(page: Path) -> None:
-    tops = (*PACKAGES, "docs", "spaces", "tests", "results")
+    tops = (*CODE, "docs", "spaces", "tests", "results")
     files = [path.relative_to(ROOT).as_posix() for name in tops for path in (ROOT / name, *(ROOT / name).rglob("*"))]
     for code in _code(page):
-        is_ours = code.split("/")[0] in (*PACKAGES, "docs", "spaces", "tests") and "/" in code and " " not in code
+        is_ours = code.split("/")[0] in (*CODE, "docs", "spaces", "tests") and "/" in code and " " not in code
         if is_ours or re.fullmatch(r"[\w/]+\.py", code):
             wanted = code.rstrip("/")
             found = any(file == wanted or file.endswith(f"/{wanted}") for file in files)
@@ -225,7 +249,7 @@ def test_the_map_of_the_design_names_every_file_where_it_is() -> None:
             named |= {f"{folder}{file}" for file in re.findall(r"\b\w+\.py\b", line)}
     there = {
         path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
+        for package in CODE
         for path in (ROOT / package).rglob("*.py")
         if path.name != "__init__.py"
     }
