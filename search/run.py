@@ -77,11 +77,12 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(experiment, name, arguments.results)
     check_place(arguments.results)
-    if not StudyStore.exists(arguments.results / name):  # one that is there may be over, and need none
+    is_new = not StudyStore.exists(arguments.results / name)
+    if is_new:  # before anything is written; one that is there may be over, and need none
         _provide_weights(experiment, arguments)
     data = prepare_data(experiment, arguments.data, arguments.results)
     with study_lock(arguments.results, name), discarded_unless_started(arguments.results / name):
-        return _carry_out(experiment, name, data, arguments)
+        return _carry_out(experiment, name, data, arguments, is_new=is_new)
 
 
 def _load(arguments: argparse.Namespace) -> "Experiment":
@@ -123,7 +124,9 @@ def _provide_weights(experiment: "Experiment", arguments: argparse.Namespace) ->
         provide_weights(experiment, arguments.results, travel=arguments.address is not None, say=say)
 
 
-def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments: argparse.Namespace) -> int:
+def _carry_out(
+    experiment: "Experiment", name: str, data: "StudyData", arguments: argparse.Namespace, *, is_new: bool
+) -> int:
     import optuna
 
     from search.prepare import open_study
@@ -135,7 +138,8 @@ def _carry_out(experiment: "Experiment", name: str, data: "StudyData", arguments
     if study.is_over:
         say("\n".join(_why_over(study)))
     else:
-        _provide_weights(experiment, arguments)
+        if not is_new:
+            _provide_weights(experiment, arguments)
         done = _train(study, data, arguments, console)
         if experiment.is_search:
             console.print(leaderboard_table(study))
