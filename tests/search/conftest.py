@@ -7,27 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-SPACE = """
-metric: segm/AP50
-direction: maximize
-trials: 3
-epochs: 2
-keep: 1
-resources: {cpu: 1}
-data:
-  generate: {train: 10, test: 3, seed: 1, size: 64}
-space:
-  optim.lr: {low: 1e-3, high: 1e-2, log: true}
-  model.backbone: resnet10t
-  model.weights: none
-  model.fpn_channels: 8
-  model.box_head_width: 16
-  model.mask_head_layers: 1
-  model.mask_head_width: 8
-  model.rpn_proposals: 20
-  model.roi_samples: 8
-"""
+from spacefiles import TINY_SPACE
 
 
 @dataclass
@@ -50,7 +30,7 @@ class Workplace:
 @pytest.fixture
 def workplace(tmp_path) -> Workplace:
     """A space of a model too small to learn much, and nothing else."""
-    (tmp_path / "tiny cells.yaml").write_text(SPACE)
+    (tmp_path / "tiny cells.yaml").write_text(TINY_SPACE)
     return Workplace(tmp_path)
 
 
@@ -58,7 +38,7 @@ def workplace(tmp_path) -> Workplace:
 def searched(tmp_path_factory) -> Workplace:
     """A finished search: the command ran once, into the relative folder ``results``. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("searched")
-    (folder / "tiny cells.yaml").write_text(SPACE)
+    (folder / "tiny cells.yaml").write_text(TINY_SPACE)
     place = Workplace(folder)
     done = place.run("search.run", "tiny cells.yaml")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,27 @@ from cellseg.errors import UserError
 from cellseg.files import parse_yaml
 from search.space import Space, parse_space
 
+TINY_SPACE = """
+metric: segm/AP50
+direction: maximize
+trials: 3
+epochs: 2
+keep: 1
+resources: {cpu: 1}
+data:
+  generate: {train: 10, test: 3, seed: 1, size: 64}
+space:
+  optim.lr: {low: 1e-3, high: 1e-2, log: true}
+  model.backbone: resnet10t
+  model.weights: none
+  model.fpn_channels: 8
+  model.box_head_width: 16
+  model.mask_head_layers: 1
+  model.mask_head_width: 8
+  model.rpn_proposals: 20
+  model.roi_samples: 8
+"""
+"""Three trials of a network that trains in a second."""
 HEAD = "metric: segm/AP50\ndirection: maximize\ntrials: 8\nepochs: 9\n"
 LR = "  optim.lr: {low: 1e-4, high: 1e-2, log: true}\n"
 FULL = (

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import SPACE
+from spacefiles import TINY_SPACE
 
 from search.storage.store import StudyStore
 
@@ -48,7 +48,7 @@ def in_shared_memory() -> set[str]:
 def test_a_long_search_leaves_nothing_behind(workplace, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    space = SPACE.replace("trials: 3", f"trials: {TRIALS}").replace("train: 10, test: 3", "train: 6, test: 1")
+    space = TINY_SPACE.replace("trials: 3", f"trials: {TRIALS}").replace("train: 10, test: 3", "train: 6, test: 1")
     (workplace.folder / "many.yaml").write_text(space)
     before = in_shared_memory()
     # Ray's own folder has a short name, for its sockets; it is Ray's to keep, as its logs are.
