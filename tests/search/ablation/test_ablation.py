@@ -332,6 +332,7 @@ def test_a_table_can_be_limited_in_time_and_goes_on_later(tmp_path, path):
     store = StudyStore.create(tmp_path / "s", {"metric": "segm/AP50"})
     study = study_of("table", table, store, clock=lambda: now[0])
     running = study.propose()
+    study.start()
     now[0] = 7200.0
     assert study.must_stop and study.propose() is None
     study.interrupt()
