@@ -123,7 +123,9 @@ def test_a_dry_run_says_what_sets_the_rows_apart_and_builds_their_models(name, c
     assert err == ""
     assert out.startswith(f"study {name}\n{table.direction} {table.metric}: {len(table.trained_rows)} rows x 3 repeats")
     assert all(f"\n{row} " in out for row in table.rows)
-    assert out.splitlines()[-1].startswith("models: ")
+    *_, models, weights = out.splitlines()
+    assert models.startswith("models: ")
+    assert weights.startswith("weights: ")
     assert not list(tmp_path.iterdir())
 
 

@@ -40,6 +40,7 @@ def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(sea
         "study.json",
         "trials.parquet",
         "epochs",
+        "backup",
         "checkpoints",
         "logs",
         "overlays",
