@@ -89,7 +89,11 @@ def torchvision_twin(detector: str) -> MaskRCNN:
 @pytest.fixture(params=["v1", "v2"])
 def twins(request, tiny_config):
     config = tiny_config(
-        model__detector=request.param, model__backbone="resnet18", model__norm="batch", model__rpn_candidates=50
+        model__detector=request.param,
+        model__backbone="resnet18",
+        model__norm="batch",
+        model__rpn_assignment="iou",
+        model__rpn_candidates=50,
     )
     own, theirs = tiny_model(config), torchvision_twin(request.param)
     theirs.load_state_dict(own.state_dict())
