@@ -157,13 +157,13 @@ def node_number(node_id: str) -> int:
     return int(node_id[:10], 16)
 
 
-def _located(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Epochs of half a second that tell the machine they ran on. A machine that the file ``bad`` beside the study names
+def _located(config: dict[str, Any], epoch_seconds: float = 0.5) -> Iterator[dict[str, Any]]:
+    """Epochs that tell the machine they ran on. A machine that the file ``bad`` beside the study names
     kills the process; a trial whose number the file ``stops`` names is stopped there, once."""
     import ray
 
     node, notes = ray.get_runtime_context().get_node_id(), Path(config["folder"]).parents[2]
-    for report in _epochs(config, config["number"] / 100, epoch_seconds=0.5):
+    for report in _epochs(config, config["number"] / 100, epoch_seconds):
         if (notes / "bad").exists() and (notes / "bad").read_text() == node:
             os._exit(1)
         stops = notes / "stops"
@@ -183,5 +183,7 @@ FITS = {
     "mixed": _mixed,
     "broken": _broken,
     "located": _located,
+    # Longer than the start of a process: else the next trial finds a process that is free before its own is there.
+    "lingering": lambda config: _located(config, epoch_seconds=3.0),
     "steady": lambda config: _epochs(config, config["number"] / 10, epoch_seconds=0.2),
 }

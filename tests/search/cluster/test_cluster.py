@@ -207,7 +207,7 @@ def test_a_machine_that_kills_trials_is_avoided_and_named(cluster, tmp_path):
     good = add_node(cluster, num_cpus=1, resources={"faulty": 1})
     (tmp_path / "bad").write_text(bad.node_id)
     wanted = {"cpu": 1, "custom": {"faulty": 1}}
-    with driving(cluster, tmp_path, "located", trials=8, resources=wanted) as driver:
+    with driving(cluster, tmp_path, "lingering", trials=8, resources=wanted) as driver:
         rows = driver.finish()
     assert [(row.state, row.epochs) for row in rows] == [("COMPLETE", 4)] * 8, "nobody is lost"
     assert set().union(*driver.nodes().values()) == {node_number(good.node_id)}
