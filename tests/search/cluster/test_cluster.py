@@ -217,6 +217,7 @@ def test_a_machine_that_kills_trials_is_avoided_and_named(cluster, tmp_path):
     cluster.remove_node(good)
 
 
+@pytest.mark.slow
 def test_a_process_that_stops_to_work_is_ended_and_its_trial_goes_on(cluster, tmp_path):
     node = add_node(cluster, num_cpus=1, resources={"stopping": 1})
     (tmp_path / "stops").write_text("1")
