@@ -14,10 +14,15 @@ def is_gone(mark: str) -> bool:
     pid, _, host = mark.partition("-")
     if host != platform.node() or not pid.isdecimal():
         return False
+    return has_ended(int(pid))
+
+
+def has_ended(pid: int) -> bool:
+    """Say whether no process of this machine has the number ``pid``."""
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):
-        pass  # somebody else's
+        pass  # somebody else's, or no number of a process
     return False

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -10,6 +10,7 @@ from ray._private import ray_constants
 
 from cellseg.errors import Problem, UserError
 from search.cluster.address import asks_for_token, find_cluster, no_cluster
+from search.cluster.environment import environment
 from search.cluster.token import MODE, make_token, use_token
 
 DEFAULTS = {
@@ -66,7 +67,7 @@ def _joined(address: str) -> Iterator[ray.runtime_context.RuntimeContext]:
 
 @contextmanager
 def _started() -> Iterator[ray.runtime_context.RuntimeContext]:
-    with _environment(LOOPBACK_ONLY), _loopback():
+    with environment(LOOPBACK_ONLY), _loopback():
         if os.environ.get(MODE, "token") == "token":
             make_token()
             use_token()
@@ -92,21 +93,6 @@ def _started() -> Iterator[ray.runtime_context.RuntimeContext]:
             yield context
         finally:
             ray.shutdown()
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the time of the block."""
-    former = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -6,7 +6,6 @@ own record of the experiment is written to a temporary folder and thrown away: t
 
 import contextlib
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import ray
 from ray import tune
 
 from cellseg.errors import UserError
+from search.cluster.environment import environment
 from search.cluster.fleet import Fleet
 from search.cluster.room import Room
 from search.cluster.scratch import scratch_folder
@@ -39,7 +39,13 @@ from search.study.study import Study
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BOUND = "TUNE_MAX_PENDING_TRIALS_PG"
+TUNE_SETTINGS = {
+    # The searcher decides how many trials wait for their processes.
+    "TUNE_MAX_PENDING_TRIALS_PG": str(NO_BOUND),
+    # Ctrl-C is ours, see stop_on_signals.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+"""Environment that Tune reads when it starts."""
 BUFFER_SECONDS = 1.0
 """Events may wait this long to be written while one slot after the other comes free; see :class:`Pauses`."""
 
@@ -83,7 +89,7 @@ def run_study(
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
     with (
         contextlib.closing(room),
-        _own_bound(),
+        environment(TUNE_SETTINGS),
         study.store.buffered(BUFFER_SECONDS),
         scratch_folder() as scratch,
         stop_on_signals(study.interrupt, _leave_nothing(scratch, on_leave)),
@@ -138,20 +144,6 @@ def _leave_nothing(scratch: str, on_leave: Callable[[], None] | None) -> Callabl
         on_leave()
 
     return leave
-
-
-@contextmanager
-def _own_bound() -> Iterator[None]:
-    """Let the searcher decide how many trials wait for their processes; Tune reads this when it starts."""
-    former = os.environ.get(_BOUND)
-    os.environ[_BOUND] = str(NO_BOUND)
-    try:
-        yield
-    finally:
-        if former is None:
-            del os.environ[_BOUND]
-        else:
-            os.environ[_BOUND] = former
 
 
 @contextmanager

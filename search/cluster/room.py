@@ -13,6 +13,7 @@ from search.cluster.slots import (
     describe,
     describe_largest,
     fitting,
+    has_gpu,
     live_nodes,
     node_name,
     slots_of,
@@ -104,9 +105,8 @@ class Room:
         """What a trial occupies by default depends on the machines that there are, now and not at the start."""
         if self._wanted is not None:
             return complete(self._wanted, self.nodes)
-        has_gpu = any(node["Resources"].get("GPU", 0) >= 1 for node in self.nodes)
         # A trial that has had a GPU waits for the next one rather than for a CPU to finish it.
-        return complete({"gpu": 1 if has_gpu or self._scales or self.resources["gpu"] else 0}, self.nodes)
+        return complete({"gpu": 1 if has_gpu(self.nodes) or self._scales or self.resources["gpu"] else 0}, self.nodes)
 
     def _wish(self, most: int) -> int:
         """Count the slots to be asked of the autoscaler beyond those there are: all, if the space bounds them; else as

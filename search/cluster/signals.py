@@ -22,7 +22,6 @@ GRACE_SECONDS = 8.0
 """So long Ray may take to stop; batch systems kill what is left half a minute after SIGTERM, some after ten seconds."""
 FAREWELL_SECONDS = 1.0
 """So long the last words may take: a pipe that nobody reads would block them for ever."""
-_TUNE_LEAVES_CTRL_C = "TUNE_DISABLE_SIGINT_HANDLER"
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -70,8 +69,6 @@ class _Watch:
         self._former = {number: handler for number, handler in former.items() if handler != signal.SIG_IGN}
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
-        self._former_switch = os.environ.get(_TUNE_LEAVES_CTRL_C)
-        os.environ[_TUNE_LEAVES_CTRL_C] = "1"
         for number in self._former:
             signal.signal(number, self._in_main_thread)
 
@@ -79,10 +76,6 @@ class _Watch:
         """Let signals mean what they meant before."""
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if self._former_switch is None:
-            del os.environ[_TUNE_LEAVES_CTRL_C]
-        else:
-            os.environ[_TUNE_LEAVES_CTRL_C] = self._former_switch
         signal.set_wakeup_fd(self._former_wakeup)
         os.close(self._write)
         self._thread.join()  # a signal of the last moment is taken in

@@ -51,7 +51,7 @@ def trial_resources(wanted: TrialResources | None, *, grows: bool = False) -> di
     """
     nodes = live_nodes()
     if wanted is None:
-        wanted = {"gpu": 1 if any(node["Resources"].get("GPU", 0) >= 1 for node in nodes) else 0}
+        wanted = {"gpu": 1 if has_gpu(nodes) else 0}
     resources = complete(wanted, nodes)
     if not grows and not fitting(nodes, resources):
         raise UserError(
@@ -59,6 +59,11 @@ def trial_resources(wanted: TrialResources | None, *, grows: bool = False) -> di
             f"{describe_largest(nodes)}. Ask for less."
         )
     return resources
+
+
+def has_gpu(nodes: Iterable[Node]) -> bool:
+    """Say whether one of the machines has a whole GPU."""
+    return any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
 
 
 def complete(wanted: TrialResources, nodes: Iterable[Node]) -> dict[str, Any]:

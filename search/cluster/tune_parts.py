@@ -14,6 +14,7 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cellseg import errors
 from cellseg.errors import UserError
 from search.cluster.fleet import Fleet
 from search.cluster.trainable import DETAIL, ENDING, REPORT, UNFIT_NODE, trial_name
@@ -49,8 +50,7 @@ def first_line(error: BaseException | None) -> str:
     """Return the first line of an error, without Ray's advice and the worker's traceback."""
     if error is None:
         return "no reason given by Ray"
-    error = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return errors.first_line(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
 
 
 def user_error(error: BaseException | None) -> UserError | None:

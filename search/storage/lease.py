@@ -5,7 +5,6 @@ the holder is dead: clocks of other machines are not trusted, and file times not
 out before it writes (:func:`require_lease`).
 """
 
-import errno
 import os
 import platform
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from cellseg.errors import Notice, UserError
 from cellseg.files import is_storage_error, storage_error
+from cellseg.owners import has_ended
 
 LEASE = ".lease"
 """The file, in the folder that it is for."""
@@ -134,11 +134,7 @@ class _Content:
         pid = self.name.split()[1:2]
         if not self.machine or self.machine != _machine() or not pid or not pid[0].isdecimal():
             return False
-        try:
-            os.kill(int(pid[0]), 0)
-        except OSError as error:
-            return error.errno == errno.ESRCH  # any other: it is there, but another user's
-        return False
+        return has_ended(int(pid[0]))
 
 
 class _Lease:
