@@ -4,8 +4,9 @@ Shape suffixes: A anchors of an image, S shapes of a level's anchors, H, W rows 
 y1, x2, y2 in pixels of the network's input.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,29 +40,67 @@ class AnchorLevel:
 
 
 @dataclass(frozen=True)
-class PlaceTable:
-    """The grids of all levels as tensors on the anchors' device. L levels; 2 = x, y."""
+class CandidateTable:
+    """What is known of the anchors near a cell before its position is: constants of a grid.
 
-    first_L: Tensor
-    """int64: see :class:`AnchorLevel`."""
-    shapes_L: Tensor
-    """int64: anchors at a place."""
-    length_L2: Tensor
-    """int64: columns and rows."""
+    L levels, W places along a window, P nearest places, S shapes, K candidates, C columns; 2 = x, y.
+    """
+
+    places: int
+    """P: nearest places of a level whose anchors are candidates."""
+    window_W: Tensor
+    """int64: places along a window, relative to the one nearest to a cell."""
     stride_L2: Tensor
     """float32: px from a place to the next."""
-    most_shapes: int
+    least_L2: Tensor
+    """float32: the lowest place at which the middle of a window may lie."""
+    most_L2: Tensor
+    """float32: the highest."""
+    outside_LWW: Tensor
+    """float32, by row and column of the window: 0, or inf where a level is smaller than the window."""
+    columns_L11: Tensor
+    """int64: places in a row of a level."""
+    shapes_L11: Tensor
+    """int64: anchors at a place."""
+    first_L1S: Tensor
+    """int64: index of the anchors at a level's first place."""
+    kept_K: Tensor | None
+    """int64: which of the (L, P, S) candidates there are, the same for every cell; ``None`` if all."""
+    anchors_AC: Tensor
+    """float32: x1, y1, x2, y2, area, and the centre's x and y of each anchor."""
 
     @classmethod
-    def of(cls, levels: Sequence[AnchorLevel], device: torch.device) -> "PlaceTable":
-        """The table of ``levels``; anchors stand symmetrically around their places, the first of which is at 0, 0."""
-        shapes = [level.shape for level in levels]
+    def of(cls, grid: "AnchorGrid", places: int) -> "CandidateTable":
+        """The table for the ``places`` nearest on each level.
+
+        Anchors stand symmetrically around their places, the first of which is at 0, 0.
+        """
+        device = grid.boxes_A4.device
+        shapes_L, rows_L, columns_L = torch.tensor([level.shape for level in grid.levels], device=device).unbind(dim=1)
+        reach = math.ceil(math.sqrt(places))
+        window_W = torch.arange(-reach, reach + 1, device=device)
+        length_L2 = torch.stack([columns_L, rows_L], dim=1)
+        is_outside_L2W = window_W + reach >= length_L2[..., None]
+        is_outside_LWW = is_outside_L2W[:, 1, :, None] | is_outside_L2W[:, 0, None, :]
+        shape_S = torch.arange(int(shapes_L.max()), device=device)
+        place_P = torch.arange(places, device=device)
+        places_L = (~is_outside_LWW).sum(dim=(1, 2))
+        is_there_LPS = (place_P[:, None] < places_L[:, None, None]) & (shape_S < shapes_L[:, None, None])
+        boxes = grid.boxes_A4
+        centre_A2 = (boxes[:, :2] + boxes[:, 2:]) / 2
+        area_A1 = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1, keepdim=True)
         return cls(
-            torch.tensor([level.first for level in levels], device=device),
-            torch.tensor([count for count, _, _ in shapes], device=device),
-            torch.tensor([(width, height) for _, height, width in shapes], device=device),
-            torch.tensor([level.stride[::-1] for level in levels], dtype=torch.float32, device=device),
-            max(count for count, _, _ in shapes),
+            places,
+            window_W,
+            torch.tensor([level.stride[::-1] for level in grid.levels], dtype=torch.float32, device=device),
+            torch.full_like(length_L2, reach).float(),
+            (length_L2 - 1 - reach).clamp(min=reach).float(),
+            torch.where(is_outside_LWW, math.inf, 0.0),
+            columns_L[:, None, None],
+            shapes_L[:, None, None],
+            torch.tensor([level.first for level in grid.levels], device=device)[:, None, None] + shape_S,
+            None if is_there_LPS.all() else is_there_LPS.flatten().nonzero()[:, 0],
+            torch.cat([boxes, area_A1, centre_A2], dim=1),
         )
 
 
@@ -72,12 +111,19 @@ class AnchorGrid:
     boxes_A4: Tensor
     """float32, level by level; within a level by row, column and shape, as the RPN's head answers."""
     levels: tuple[AnchorLevel, ...]
-    places: PlaceTable
     from_planes_A: Tensor
     """int64: index of each anchor if a level is ordered by shape, row and column instead."""
     edges: tuple[Tensor, Tensor, Tensor]
     """``x_SW2`` of all levels as (X, 2), ``y_SH2`` of all levels as (Y, 2), and the areas (Y,) of the anchors that each
     row is of."""
+    _candidates: dict[int, CandidateTable] = field(default_factory=dict)
+
+    def candidates(self, places: int) -> CandidateTable:
+        """The table for the ``places`` nearest, made once."""
+        if places not in self._candidates:
+            with torch.inference_mode(False):
+                self._candidates[places] = CandidateTable.of(self, places)
+        return self._candidates[places]
 
 
 class CellAnchors(AnchorGenerator):
@@ -136,8 +182,7 @@ class CellAnchors(AnchorGenerator):
             first += count
         x_X2, y_Y2 = (torch.cat([edge.flatten(0, 1) for edge in e]) for e in zip(*edges, strict=True))
         edges_of_all = x_X2, y_Y2, torch.cat(areas)
-        places = PlaceTable.of(levels, device)
-        return AnchorGrid(torch.cat(boxes), tuple(levels), places, torch.cat(from_planes), edges_of_all)
+        return AnchorGrid(torch.cat(boxes), tuple(levels), torch.cat(from_planes), edges_of_all)
 
     def generate_anchors(
         self,

@@ -1,7 +1,7 @@
 """Adaptive training sample selection (Zhang et al. 2020, arXiv:1912.02424): each cell sets its own IoU threshold.
 
-Shape suffixes: N cells, A anchors, L levels, S shapes of a level's anchors, K candidates of a cell, P places, W, Y, X
-places along a window, its rows and columns, 2 = x, y, 4 = x1, y1, x2, y2 in pixels.
+Shape suffixes: N cells, A anchors, L levels, S shapes of a level's anchors, K candidates of a cell, P places, W places
+along a window, Y, X its rows and columns, 2 = x, y, 4 = x1, y1, x2, y2 in pixels, 7 = a row of the table of anchors.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from cellseg.model.anchors import AnchorGrid, PlaceTable
+from cellseg.model.anchors import AnchorGrid, CandidateTable
 
 BACKGROUND = -1
 
@@ -31,16 +31,16 @@ def assign_by_statistics(boxes_N4: Tensor, grid: AnchorGrid, places: int, *, bes
     Returns:
         (A,) int64: a cell in 0..N-1, or -1, background.
     """
-    index_NK, is_there_NK = _candidates(boxes_N4, grid.places, places)
-    anchors_NK4 = grid.boxes_A4[index_NK]
-    iou_NK = torch.where(is_there_NK, _iou(boxes_N4[:, None], anchors_NK4), 0)
-    count_N1 = is_there_NK.sum(dim=1, keepdim=True)
-    mean_N1 = iou_NK.sum(dim=1, keepdim=True) / count_N1
-    squares_NK = torch.where(is_there_NK, (iou_NK - mean_N1).square(), 0)
-    threshold_N1 = mean_N1 + (squares_NK.sum(dim=1, keepdim=True) / (count_N1 - 1)).sqrt()
-    centre_NK2 = (anchors_NK4[..., :2] + anchors_NK4[..., 2:]) / 2
+    table = grid.candidates(places)
+    index_NK = _candidates(boxes_N4, table)
+    anchors_NK7 = table.anchors_AC[index_NK]
+    iou_NK = _iou(boxes_N4[:, None], anchors_NK7)
+    mean_N1 = iou_NK.mean(dim=1, keepdim=True)
+    # torch.std is one kernel instead of three, but ten times slower on a CPU.
+    deviation_N1 = torch.linalg.vector_norm(iou_NK - mean_N1, dim=1, keepdim=True) / math.sqrt(iou_NK.shape[1] - 1)
+    centre_NK2 = anchors_NK7[..., 5:]
     is_inside_NK = ((centre_NK2 > boxes_N4[:, None, :2]) & (centre_NK2 < boxes_N4[:, None, 2:])).all(dim=2)
-    is_its_NK = (iou_NK >= threshold_N1) & is_inside_NK
+    is_its_NK = (iou_NK >= mean_N1 + deviation_N1) & is_inside_NK
     if best_anchor:
         is_its_NK |= iou_NK == iou_NK.amax(dim=1, keepdim=True)
     is_its_NK &= iou_NK > 0
@@ -57,38 +57,31 @@ def assign_by_statistics(boxes_N4: Tensor, grid: AnchorGrid, places: int, *, bes
     return torch.where(matched_A < num_cells, matched_A, BACKGROUND)
 
 
-def _candidates(boxes_N4: Tensor, table: PlaceTable, places: int) -> tuple[Tensor, Tensor]:
-    """The anchors at the ``places`` nearest to each cell's centre on every level: (N, K) int64, and which of them there
-    are (N, K): levels have different numbers of anchors at a place, and small ones fewer places.
+def _candidates(boxes_N4: Tensor, table: CandidateTable) -> Tensor:
+    """(N, K) int64: the anchors at the places nearest to each cell's centre on every level.
 
-    They lie in a window around the nearest place, shifted to stay inside the grid. All levels at once: a GPU would
-    spend most of the time on starting small kernels.
+    They lie in a window around the nearest place, shifted to stay inside the grid. All levels at once, with whatever
+    does not depend on the cells in ``table``: a GPU would spend most of the time on starting small kernels.
     """
-    reach = math.ceil(math.sqrt(places))
-    offset_W = torch.arange(2 * reach + 1, device=boxes_N4.device)
-    centre_N12 = (boxes_N4[:, None, :2] + boxes_N4[:, None, 2:]) / 2
-    nearest_NL2 = (centre_N12 / table.stride_L2).round().to(torch.int64)
-    begin_NL2 = torch.minimum(nearest_NL2 - reach, table.length_L2 - len(offset_W)).clamp(min=0)
-    index_NL2W = begin_NL2[..., None] + offset_W
-    distance_NL2W = (index_NL2W * table.stride_L2[..., None] - centre_N12[..., None]).square()
-    distance_NL2W = torch.where(index_NL2W < table.length_L2[..., None], distance_NL2W, math.inf)
-    distance_NLYX = distance_NL2W[:, :, 1, :, None] + distance_NL2W[:, :, 0, None, :]
-    place_NLYX = index_NL2W[:, :, 1, :, None] * table.length_L2[:, 0, None, None] + index_NL2W[:, :, 0, None, :]
-    nearest = distance_NLYX.flatten(2).topk(places, dim=2, largest=False)
-    place_NLP1 = place_NLYX.flatten(2).gather(2, nearest.indices)[..., None]
-    shape_S = torch.arange(table.most_shapes, device=boxes_N4.device)
-    shapes_L11 = table.shapes_L[:, None, None]
-    anchor_NLPS = table.first_L[:, None, None] + place_NLP1 * shapes_L11 + shape_S
-    is_there_NLPS = (nearest.values < math.inf)[..., None] & (shape_S < shapes_L11)
-    return torch.where(is_there_NLPS, anchor_NLPS, 0).flatten(1), is_there_NLPS.flatten(1)
+    centre_N12 = boxes_N4.unflatten(1, (1, 2, 2)).mean(dim=2)
+    middle_NL2 = (centre_N12 / table.stride_L2).round().clamp(table.least_L2, table.most_L2).to(torch.int64)
+    place_NL2W = middle_NL2[..., None] + table.window_W
+    offset_NL2W = place_NL2W * table.stride_L2[..., None] - centre_N12[..., None]
+    x_NLW, y_NLW = offset_NL2W.square().unbind(dim=2)
+    distance_NLYX = x_NLW[:, :, None] + y_NLW[..., None] + table.outside_LWW
+    place_NLYX = torch.addcmul(place_NL2W[:, :, 0, None, :], place_NL2W[:, :, 1, :, None], table.columns_L11)
+    nearest_NLP = distance_NLYX.flatten(2).topk(table.places, dim=2, largest=False).indices
+    place_NLP1 = place_NLYX.flatten(2).gather(2, nearest_NLP)[..., None]
+    anchor_NK = torch.addcmul(table.first_L1S, place_NLP1, table.shapes_L11).flatten(1)
+    return anchor_NK if table.kept_K is None else anchor_NK[:, table.kept_K]
 
 
-def _iou(boxes_N14: Tensor, anchors_NK4: Tensor) -> Tensor:
+def _iou(boxes_N14: Tensor, anchors_NK7: Tensor) -> Tensor:
     """(N, K): IoU of each cell with its own candidates."""
     shared_NK2 = (
-        torch.minimum(boxes_N14[..., 2:], anchors_NK4[..., 2:])
-        - torch.maximum(boxes_N14[..., :2], anchors_NK4[..., :2])
+        torch.minimum(boxes_N14[..., 2:], anchors_NK7[..., 2:4])
+        - torch.maximum(boxes_N14[..., :2], anchors_NK7[..., :2])
     ).clamp(min=0)
     shared_NK = shared_NK2.prod(dim=2)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(dim=2) for boxes in (boxes_N14, anchors_NK4)]
-    return shared_NK / (areas[0] + areas[1] - shared_NK)
+    area_N1 = (boxes_N14[..., 2:] - boxes_N14[..., :2]).prod(dim=2)
+    return shared_NK / (area_N1 + anchors_NK7[..., 4] - shared_NK)
