@@ -36,7 +36,7 @@ ENDING, DETAIL, REPORT = "ending", "detail", "report"
 flatten a dict, and metric names hold its separator). Never Tune's own ``done``: the scheduler is not shown such a
 result."""
 UNFIT_NODE = "unfit-node"
-"""The ending that says that no trial can run on this machine. The search stops; the trial goes on with the next."""
+"""The ending that says that no trial can run on this machine. It gets no more, and this one goes on elsewhere."""
 
 
 def trial_name(study: str, number: int) -> str:
