@@ -16,6 +16,7 @@ import ray
 from ray import tune
 
 from cellseg.errors import UserError
+from search.cluster.deaths import all_deaths_told
 from search.cluster.environment import environment
 from search.cluster.fleet import Fleet
 from search.cluster.node_watch import NodeWatch
@@ -95,6 +96,7 @@ def run_study(
     with (
         contextlib.closing(room),
         environment(TUNE_SETTINGS),
+        all_deaths_told(),
         study.store.buffered(BUFFER_SECONDS),
         scratch_folder() as scratch,
         stop_on_signals(study.interrupt, _leave_nothing(scratch, on_leave)),

@@ -22,6 +22,7 @@ from ray import tune
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError, first_line
 from cellseg.files import is_storage_error, storage_error
+from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.trial_log import TrialLog
 
@@ -90,6 +91,8 @@ class CellTrainable(tune.Trainable):
 
             if is_storage_error(error):
                 return self._end("storage", f"{platform.node()}: {storage_error(error)}")
+            if isinstance(error, SupersededError):
+                raise  # the driver has given this process up: whatever it told now would be of another one's trial
             if isinstance(error, UserError):
                 return self._end("invalid", str(error))
             if exhausted_memory(error) is not None:

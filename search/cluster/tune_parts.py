@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from cellseg import errors
 from cellseg.errors import UserError
+from search.cluster.deaths import cause_of
 from search.cluster.fleet import Fleet
 from search.cluster.trainable import DETAIL, ENDING, REPORT, UNFIT_NODE, trial_name
 from search.study.study import Study
@@ -153,7 +154,7 @@ def _last_error(trial: "Trial") -> Exception | None:
     if trial.pickled_error_file is None:
         return None
     with Path(trial.pickled_error_file).open("rb") as file:
-        return cloudpickle.load(file)
+        return cause_of(cloudpickle.load(file))
 
 
 class StudyStopper(Disposable, tune.Stopper):
