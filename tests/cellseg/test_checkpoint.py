@@ -72,7 +72,8 @@ class TakenWhileWriting(Claim):
 
     def __init__(self, path: Path, after: int):
         super().__init__(path)
-        self.path, self.left, self.other = path, after, None
+        self.path, self.left = path, after
+        self.other: Claim | None = None
 
     @property
     def holds(self) -> bool:
