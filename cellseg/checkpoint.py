@@ -1,7 +1,7 @@
 """Checkpoints: self-describing folders that hold all that prediction needs.
 
     checkpoint.json      the description: config, classes, metric, epoch, versions, data fingerprint, names of the files
-    weights-0007.pt      the model's state dict
+    weights-0007.pt      the model's state dict; of a run with a name of its own: weights-0007-1f3a9c2e.pt
     training-0007.pt     what a resumed run needs besides the weights; only in checkpoints meant for resuming
 
 ``checkpoint.json`` is replaced last and in one step, and it names the files it belongs to, which are on the disk by
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from cellseg.config import TrialConfig
 from cellseg.errors import Problem, UserError, raise_all
-from cellseg.files import atomic_path, leads_outside, read_json, sweep, write_json
+from cellseg.files import atomic_path, json_text, leads_outside, read_json, sweep
+from cellseg.owners import Claim, SupersededError
 
 FORMAT_VERSION = 2
 """1 had no category ids: they are the classes there."""
@@ -109,6 +110,7 @@ def save_checkpoint(
     *,
     training: Mapping[str, Any] | None = None,
     twin: Path | None = None,
+    claim: Claim | None = None,
     **description: Any,
 ) -> None:
     """Write or replace the checkpoint in ``folder``.
@@ -117,16 +119,20 @@ def save_checkpoint(
         state: the model's state dict, on any device.
         training: tensors and plain values that a resumed run needs, or None.
         twin: a checkpoint folder that holds the same ``state`` already. Its file is shared instead of written again.
+        claim: the caller's on the run; what a later owner writes stays as it is. None: nobody else can write there.
         description: the fields of :class:`CheckpointInfo` that are not about files and versions. Without
             ``category_ids`` the classes have the ids 1, 2, ....
 
     Raises:
         StorageError: storage failed; the checkpoint that was there is whole.
+        SupersededError: the claim does not hold any more; the same.
     """
     description.setdefault("category_ids", _plain_ids(description["class_names"]))
     epoch = description["epoch"]
-    weights = folder / f"weights-{epoch:04d}.pt"
-    resumable = folder / f"training-{epoch:04d}.pt"
+    name = f"{epoch:04d}" if claim is None else f"{epoch:04d}-{claim.name}"
+    weights, resumable = folder / f"weights-{name}.pt", folder / f"training-{name}.pt"
+    if claim is not None:
+        claim.check()
     if twin is None:
         _save_tensors(weights, state)
         weights_blake2b = _hash(weights)
@@ -143,7 +149,17 @@ def save_checkpoint(
         weights_blake2b=weights_blake2b,
         training=resumable.name if training is not None else None,
     )
-    write_json(folder / DESCRIPTION, asdict(info))
+    try:
+        with atomic_path(folder / DESCRIPTION) as temporary:
+            temporary.write_text(json_text(asdict(info)), encoding="utf-8")
+            if claim is not None:
+                claim.check()  # writing the tensors may have taken long
+    except SupersededError:
+        weights.unlink(missing_ok=True)
+        resumable.unlink(missing_ok=True)
+        raise
+    if claim is not None and not claim.holds:
+        return  # what lies there may be the next owner's
     for path in folder.glob("*.pt"):
         if path.name not in {info.weights, info.training}:
             path.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""Devices: choice, precision, memory, and the meaning of their errors."""
+"""Devices: choice, precision, memory, and the meaning of their errors; the CPUs that this process may use."""
 
 import errno
 import gc
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import torch
@@ -151,3 +153,45 @@ class Room:
             self.pixels = len(chunk) // 2 * pixels
             free_memory()
         return results
+
+
+def usable_cpus(membership: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the CPUs of this process, at least 1: those that it may run on (its affinity, as a batch system sets it),
+    at most the share that its control groups give it, rounded down (a container's limit).
+
+    Args:
+        membership: Linux's list of the control groups that this process is in.
+        groups: where control groups are mounted, of version 1 or 2.
+    """
+    may_run_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([may_run_on, *_quotas(membership, groups)])))
+
+
+def _quotas(membership: Path, groups: Path) -> Iterator[float]:
+    """CPUs that each control group around this process allows, of those that set a limit."""
+    for folder in _folders(membership, groups):
+        try:
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if quota != "max" and float(quota) > 0:
+                yield float(quota) / float(period)
+        except (OSError, ValueError, ZeroDivisionError):  # no limits here, or of a kind that is not known
+            continue
+
+
+def _folders(membership: Path, groups: Path) -> Iterator[Path]:
+    """The folders of the control groups: a process is bound by its own and by all around it. Inside a container their
+    names may be those outside; what is mounted there is the container's own."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = groups / controllers if controllers else groups
+        folder = root / name.lstrip("/")
+        yield from (place for place in (folder, *folder.parents) if place.is_relative_to(root) and place.is_dir())

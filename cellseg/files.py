@@ -164,10 +164,15 @@ def sweep(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any, backup: Path | None = None) -> None:
-    """Write ``value`` as indented JSON, by :func:`atomic_path`. NaN and infinity are refused: they are not JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write ``value`` by :func:`atomic_path` as :func:`json_text`."""
+    text = json_text(value)
     with atomic_path(path, backup) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Return ``value`` as indented JSON. NaN and infinity are refused: they are not JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def leads_outside(name: str) -> bool:

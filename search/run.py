@@ -161,7 +161,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     """Run trials on Ray until the study is over; False if it was interrupted before."""
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
-    from search.cluster.node_watch import watched_nodes
+    from search.cluster.node_watch import checked_nodes
     from search.views.board import Board
 
     if study.storage_error is not None:  # before Ray starts: it takes a while, and needs space too
@@ -175,13 +175,14 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
             say(line)
         board = Board(study, console)
         resources = wanted.model_dump() if wanted else None
-        with watched_nodes(study, resources, say, is_own=arguments.address is None) as callbacks, board.shown():
+        is_own = arguments.address is None
+        with checked_nodes(study.store.folder, resources, say, is_own=is_own) as checks, board.shown():
             return run_study(
                 study,
                 data.packed.table,
                 resources,
-                shared=arguments.address is not None,
-                callbacks=callbacks,
+                shared=not is_own,
+                checks=checks,
                 on_event=board.update,
                 on_note=board.note,
                 on_wait=board.wait,

@@ -13,8 +13,8 @@ PACKAGES = ("cellseg", "search")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cellseg.errors",),
-    ("cellseg.cli", "cellseg.device", "cellseg.files", "cellseg.names", "cellseg.owners"),
-    ("cellseg.config",),
+    ("cellseg.cli", "cellseg.device", "cellseg.files", "cellseg.names"),
+    ("cellseg.config", "cellseg.owners"),
     ("cellseg.checkpoint", "cellseg.data"),
     ("cellseg.evaluate", "cellseg.model", "cellseg.overlay"),
     ("cellseg.inference",),

@@ -1,6 +1,5 @@
 """Data sets before they are read: lists of sources, each of which reads one sample on demand."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from cellseg.data.images import IMAGE_SUFFIXES
 from cellseg.data.sample import Sample
+from cellseg.device import usable_cpus
 from cellseg.errors import UserError
 
 
@@ -85,7 +85,7 @@ def in_threads(
     Args:
         on_progress: called in the caller's thread with (items done, all items) after each.
     """
-    workers = os.cpu_count() or 1
+    workers = usable_cpus()
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:

@@ -11,6 +11,7 @@ import torch
 from cellseg.config import TrialConfig
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
+from cellseg.device import usable_cpus
 from cellseg.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -60,8 +61,7 @@ def num_workers(
 def given_cpus() -> int:
     """Return the CPUs of this process: those it may run on, divided by the GPUs it sees, at most torch's threads, which
     a search sets to a trial's CPUs."""
-    may_run_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(may_run_on // max(torch.cuda.device_count(), 1), torch.get_num_threads()), 1)
+    return max(min(usable_cpus() // max(torch.cuda.device_count(), 1), torch.get_num_threads()), 1)
 
 
 def free_shared_memory() -> int | None:

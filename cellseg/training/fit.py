@@ -39,7 +39,10 @@ def fit(
     Args:
         on_step: called with (batches done, batches of the epoch).
 
+    Of several processes that train in one folder, the one that began last goes on.
+
     Raises:
+        SupersededError: another process has begun to train in the folder.
         UserError: settings the data or the model cannot meet, or a folder of another run.
         TrainingError: a training or validation loss, or the gradients of many steps in a row, that are not finite, or
             too little memory for one image.

@@ -21,6 +21,7 @@ from cellseg.data.split import split
 from cellseg.device import pick_device
 from cellseg.errors import UserError
 from cellseg.model.build import build_model, count_parameters
+from cellseg.owners import Claim
 from cellseg.training.ema import WeightAverage
 from cellseg.training.epoch_report import Ending, EpochReport, TrainingError
 from cellseg.training.loss_weights import loss_weights, total_loss
@@ -32,6 +33,8 @@ from cellseg.training.validation import Validation
 
 BEST, LAST = "best", "last"
 """Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
+OWNER = "owner"
+"""File in ``last`` that names the process that may write; it goes with ``last`` when a trial ends."""
 
 FEW_SHAPES = 4
 """cuDNN benchmarks its algorithms for each shape of each layer, tenths of a second each time. Two image sizes, also
@@ -108,6 +111,7 @@ class TrainingRun:
         self.learning_rate = config.optim.lr
         self.shapes_repeat = self.on_gpu and shapes_repeat(data, self.split.training, config)
         """Whether cuDNN's search for the fastest algorithm for each shape pays off."""
+        self._claim: Claim | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
 
     @property
@@ -283,6 +287,7 @@ class TrainingRun:
 
         Raises:
             UserError: they cannot be written.
+            SupersededError: another process has begun to train in the folder.
         """
         started = time.perf_counter()
         judged.saved.result()
@@ -325,16 +330,24 @@ class TrainingRun:
         weights = training.pop("judged")
         best = self.folder / BEST
         if improved:
-            save_checkpoint(best, weights, **description)
+            save_checkpoint(best, weights, claim=self._claim, **description)
         twin = best if improved else None
-        save_checkpoint(self.folder / LAST, weights, training=training | memory, twin=twin, **description)
+        save_checkpoint(
+            self.folder / LAST,
+            weights,
+            training=training | memory,
+            twin=twin,
+            claim=self._claim,
+            **description,
+        )
 
     def resume(self) -> None:
-        """Continue from ``folder/last`` if it exists.
+        """Claim the folder, and continue from ``folder/last`` if it exists.
 
         Raises:
             UserError: that run had other settings or other data.
         """
+        self._claim = Claim(self.folder / LAST / OWNER)
         if not has_checkpoint(self.folder / LAST):
             return
         checkpoint = open_checkpoint(self.folder / LAST)

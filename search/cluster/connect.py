@@ -67,6 +67,8 @@ def _joined(address: str) -> Iterator[ray.runtime_context.RuntimeContext]:
 
 @contextmanager
 def _started() -> Iterator[ray.runtime_context.RuntimeContext]:
+    from cellseg.device import usable_cpus  # imports torch: a driver that joins a cluster need not wait for it here
+
     with environment(LOOPBACK_ONLY), _loopback():
         if os.environ.get(MODE, "token") == "token":
             make_token()
@@ -74,6 +76,7 @@ def _started() -> Iterator[ray.runtime_context.RuntimeContext]:
         try:
             context = ray.init(
                 address="local",
+                num_cpus=usable_cpus(),  # Ray itself counts those of the machine, or of the container
                 include_dashboard=True,
                 dashboard_host=LOCAL,
                 log_to_driver=False,

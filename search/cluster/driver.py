@@ -16,8 +16,11 @@ import ray
 from ray import tune
 
 from cellseg.errors import UserError
+from search.cluster.deaths import all_deaths_told
 from search.cluster.environment import environment
 from search.cluster.fleet import Fleet
+from search.cluster.node_watch import NodeWatch
+from search.cluster.preflight import NodeChecks
 from search.cluster.room import Room
 from search.cluster.scratch import scratch_folder
 from search.cluster.signals import stop_on_signals
@@ -56,6 +59,7 @@ def run_study(
     resources: TrialResources | None,
     *,
     shared: bool = False,
+    checks: NodeChecks | None = None,
     callbacks: Sequence[tune.Callback] = (),
     on_event: Callable[[], None] = lambda: None,
     on_note: Callable[[str], None] = lambda text: None,
@@ -70,6 +74,7 @@ def run_study(
         resources: what one trial occupies, as the space says; None: a GPU where there is one, else a CPU.
         shared: the cluster is not this driver's own: other studies may use it, and machines may join, so that a trial
             that fits nowhere waits for one. On a cluster of its own that is an error.
+        checks: which has checked the machines that are there; it also checks those that join. None: nothing is checked.
         on_event: called after everything that happened to a trial.
         on_note: told what a person should know, in a sentence.
         on_wait: told what trials wait for, and an empty text when they do no more.
@@ -78,18 +83,20 @@ def run_study(
             :func:`search.cluster.signals.stop_on_signals`. None: never.
 
     Raises:
-        UserError: the study gave up because its trials fail, its storage failed or is almost full, a machine is unfit,
-            or a trial fits on no machine.
+        UserError: the study gave up because its trials fail, its storage failed or is almost full, no machine is left
+            that is fit, or a trial fits on no machine.
     """
     key = f"{study.name}/{ray.get_runtime_context().get_job_id()}/{uuid.uuid4().hex[:8]}"
     room = Room(key, resources, max_slots=study.experiment.max_slots, shared=shared)
     fleet = Fleet(study, room, on_note=on_note, on_wait=on_wait)
+    watch = [] if checks is None else [NodeWatch(study, fleet, checks, on_note)]
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), placement)
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
     with (
         contextlib.closing(room),
         environment(TUNE_SETTINGS),
+        all_deaths_told(),
         study.store.buffered(BUFFER_SECONDS),
         scratch_folder() as scratch,
         stop_on_signals(study.interrupt, _leave_nothing(scratch, on_leave)),
@@ -109,7 +116,7 @@ def run_study(
                 name=study.name,
                 storage_path=scratch,
                 stop=StudyStopper(study),
-                callbacks=[Pauses(study, fleet), *callbacks],
+                callbacks=[Pauses(study, fleet), *watch, *callbacks],
                 # A trial whose process dies is over for Tune. The study proposes it again, see Fleet.lost.
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),

@@ -5,12 +5,13 @@ study. What it cannot mend by itself it says.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from cellseg.errors import UserError
 from search.cluster.losses import MAX_LOSSES, Losses
 from search.cluster.room import Room
 from search.cluster.slots import TrialResources, bundle, node_kind, node_name, selector
@@ -19,6 +20,8 @@ from search.study.study import Study
 
 CHECK_SECONDS = 1.0
 """Stalled and waiting trials are looked for this often."""
+UNFIT = "no trial can run there"
+"""Why a process is ended on a machine that was found unfit."""
 WAIT_SECONDS = 5.0
 """A trial that waits no longer than this for its machine is not spoken of."""
 
@@ -61,6 +64,7 @@ class Fleet:
         self._berths: dict[int, Berth] = {}
         self._actors: dict[int, Any] = {}  # handles of the processes that trials run in
         self._places: dict[str, str] = {}  # actor -> machine, by their ids
+        self._unfit: dict[str, tuple[str, ...]] = {}  # machine, by its id -> what is wrong with it
         self._causes: dict[int, str] = {}  # why a trial's process was ended from here
         self._kinds: set[str] = set()
         self._checked = clock()
@@ -115,7 +119,8 @@ class Fleet:
         self._actors[number] = actor
         self._stalls.started(number)
         self._study.start()
-        self._locate(actor)
+        if self._locate(actor) in self._unfit:  # it was on its way when that was found out
+            self._end_process(number, UNFIT)
 
     def reported(self, number: int, report: Mapping[str, Any] | None) -> None:
         """Take in a sign of life of a trial."""
@@ -151,7 +156,8 @@ class Fleet:
             return
         alive = self._room.refresh()
         self._losses.lost(number, node)
-        if node in alive and self._losses.is_suspect(node) and self._room.elsewhere({node}):
+        known = node not in alive or node in self._room.avoided
+        if not known and self._losses.is_suspect(node) and self._room.elsewhere({node}):
             self._losses.bad_nodes.add(node)
             name, count = node_name(alive[node]), len(self._losses.trials_on(node))
             self._note(
@@ -185,20 +191,24 @@ class Fleet:
             return
         self._checked = now
         for number, seconds in self._stalls.overdue().items():
-            self._end_process(number, self._actors[number], seconds)
+            self._end_stalled(number, seconds)
         floor = 60 * self._study.experiment.stall.minutes
         for number, actor in resetting.items():
             if (berth := self._berths.get(number)) and now - berth.since > floor and number not in self._causes:
                 self._actors[number] = actor
-                self._end_process(number, actor, now - berth.since)
+                self._end_stalled(number, now - berth.since)
         self._tell_waiting(num_waiting, now)
 
-    def _end_process(self, number: int, actor: Any, seconds: float) -> None:
-        """End a process that has stopped to work. Tune hears of its death like of any other."""
-        place = self._room.name_of(self._locate(actor))
-        self._causes[number] = f"no report for {_duration(seconds)}"
+    def _end_stalled(self, number: int, seconds: float) -> None:
+        """End a process that has stopped to work."""
+        place = self._room.name_of(self.place_of(number))
         self._note(f"t{number:04d} on {place} reported nothing for {_duration(seconds)}: it is started again elsewhere")
-        ray.kill(actor)
+        self._end_process(number, f"no report for {_duration(seconds)}")
+
+    def _end_process(self, number: int, cause: str) -> None:
+        """End the process of a trial. Tune hears of its death like of any other."""
+        self._causes[number] = cause
+        ray.kill(self._actors[number])
 
     def _tell_waiting(self, num_waiting: int, now: float) -> None:
         text = ""
@@ -214,6 +224,38 @@ class Fleet:
             self._wait(text)
 
     # Machines
+
+    def place_of(self, number: int) -> str:
+        """Return the id of the machine that a trial runs on; empty if it runs nowhere or Ray does not know."""
+        return self._locate(self._actors.get(number))
+
+    def name_of(self, node: str) -> str:
+        """Name a machine (its id)."""
+        return self._room.name_of(node)
+
+    def exclude(self, node: str, problems: Sequence[str]) -> None:
+        """Give a machine no trials any more, because none can run there: those that it has go on elsewhere.
+
+        Args:
+            node: the machine's id; empty if it is not known.
+            problems: what is wrong with it, each with its name.
+
+        Raises:
+            UserError: no other machine fits a trial: the problems of all that were excluded.
+        """
+        if node in self._unfit:
+            return
+        self._unfit[node] = tuple(problems)
+        self._room.avoided.add(node)
+        there = self._room.refresh()
+        if not node or not self._room.elsewhere(()):
+            raise UserError(
+                *dict.fromkeys(line for at, lines in self._unfit.items() if at in {node, *there} for line in lines)
+            )
+        for problem in problems:
+            self._note(f"{problem} It gets no trials of this run; the others go on.")
+        for number in [number for number in self._actors if self.place_of(number) == node]:
+            self._end_process(number, UNFIT)
 
     def _locate(self, actor: Any) -> str:
         """The id of the machine that a process is on; empty if Ray does not know."""

@@ -1,17 +1,20 @@
-"""A watch over the machines of a running search: those that join are checked, and their checkpoints must arrive."""
+"""A watch over the machines of a search: those that are there and those that join are checked, and their checkpoints
+must arrive."""
 
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from cellseg.checkpoint import has_checkpoint
-from cellseg.errors import UserError, raise_all
+from cellseg.errors import raise_all
 from cellseg.training.run import LAST
-from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings
+from search.cluster.fleet import Fleet
+from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings, warnings_of
 from search.cluster.shared_folder import shared_folder, unshared
 from search.cluster.slots import TrialResources
 from search.cluster.trainable import REPORT
@@ -28,12 +31,13 @@ ARRIVAL_SECONDS = 15.0
 
 
 @contextmanager
-def watched_nodes(
-    study: Study, resources: TrialResources | None, warn: Callable[[str], None], *, is_own: bool
-) -> Iterator[list[tune.Callback]]:
-    """Check every machine that trials can run on, and yield what watches over those that come during the block.
+def checked_nodes(
+    folder: Path, resources: TrialResources | None, warn: Callable[[str], None], *, is_own: bool
+) -> Iterator[NodeChecks | None]:
+    """Check every machine that trials can run on, and yield what checks those that come during the block, if any may.
 
     Args:
+        folder: the study's.
         resources: what a trial occupies, as the space says.
         warn: takes a line about what may become wrong.
         is_own: whether the cluster is this machine alone, of which most is known to be right.
@@ -41,23 +45,24 @@ def watched_nodes(
     Raises:
         UserError: all problems of all machines.
     """
-    folder = study.store.folder.resolve()
+    folder = folder.resolve()
     if is_own:
         found = space_findings(own_facts(folder), folder)
         raise_all(found.problems)
         for warning in found.warnings:
             warn(f"warning: {warning}")
-        yield []
+        yield None
         return
     with shared_folder(folder) as shared:
         checks = NodeChecks(resources, shared)
         for warning in require_nodes(checks.wait()):
             warn(f"warning: {warning}")
-        yield [NodeWatch(study, checks, warn)]
+        yield checks
 
 
 class NodeWatch(Disposable, tune.Callback):
-    """Stops the search with a UserError when a machine is found unfit, or its checkpoints do not arrive.
+    """Takes machines out of the fleet that are found unfit, or whose checkpoints do not arrive. The search goes on
+    on the others, and ends with a UserError when none is left.
 
     Args:
         checks: which has checked the machines that were there at the start.
@@ -67,30 +72,37 @@ class NodeWatch(Disposable, tune.Callback):
     def __init__(
         self,
         study: Study,
+        fleet: Fleet,
         checks: NodeChecks,
         warn: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ):
         self._study = study
+        self._fleet = fleet
         self._checks = checks
         self._warn = warn
         self._clock = clock
         self._next_look = clock() + LOOK_SECONDS
-        self._reported: set[int] = set()
+        self._reported: set[tuple[int, str]] = set()  # trial and node
         self._awaited: dict[int, tuple[str, float]] = {}  # trial -> its node, and until when its checkpoint may come
 
     def on_trial_result(self, iteration: int, trials: list, trial: "Trial", result: dict, **_: Any) -> None:
         number = trial.config["number"]
-        if number not in self._reported and json.loads(result[REPORT]) is not None:
-            self._reported.add(number)
-            self._awaited[number] = (result.get("node_ip", ""), self._clock() + ARRIVAL_SECONDS)
+        node = self._fleet.place_of(number)
+        if (number, node) not in self._reported and json.loads(result[REPORT]) is not None:
+            self._reported.add((number, node))
+            self._awaited[number] = (node, self._clock() + ARRIVAL_SECONDS)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self._look_for_checkpoints()
         if self._clock() >= self._next_look:
             self._next_look = self._clock() + LOOK_SECONDS
-            for warning in require_nodes(self._checks.look()):
+            reports = self._checks.look()
+            for warning in warnings_of(reports):
                 self._warn(f"warning: {warning}")
+            for report in reports:
+                if report.problems:
+                    self._fleet.exclude(report.node_id, [str(problem) for problem in report.problems])
 
     def _look_for_checkpoints(self) -> None:
         for number, (node, deadline) in list(self._awaited.items()):
@@ -99,4 +111,6 @@ class NodeWatch(Disposable, tune.Callback):
             if self._study.store.trial(number).state != "RUNNING" or has_checkpoint(folder):
                 del self._awaited[number]
             elif self._clock() > deadline:
-                raise UserError(unshared(node, folder, "no checkpoint after the trial's first epoch"))
+                del self._awaited[number]
+                problem = unshared(self._fleet.name_of(node), folder, "no checkpoint after the trial's first epoch")
+                self._fleet.exclude(node, [str(problem)])

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cellseg.errors import Problem, raise_all
 from search.cluster import node_facts
 from search.cluster.shared_folder import SharedFolder, unshared
-from search.cluster.slots import Node, TrialResources, complete, fitting
+from search.cluster.slots import Node, TrialResources, complete, fitting, node_name
 from search.cluster.tune_parts import first_line
 
 NODE_SECONDS = 180.0
@@ -102,10 +102,7 @@ class NodeChecks:
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = self._task.options(scheduling_strategy=where)
         ref = task.remote(Path(node_facts.__file__).read_text(encoding="utf-8"), json.dumps(wanted), self._seconds)
-        name = node["NodeManagerAddress"]
-        if (host := node.get("NodeManagerHostname")) and host != name:
-            name = f"{name} ({host})"
-        return _Question(ref, name, node["Resources"], time.time(), time.monotonic() + self._seconds)
+        return _Question(ref, node_name(node), node["Resources"], time.time(), time.monotonic() + self._seconds)
 
     def _answers(self) -> list[NodeReport]:
         if not self._asked:
@@ -193,6 +190,11 @@ def require_nodes(reports: Iterable[NodeReport]) -> list[Problem]:
     """
     reports = list(reports)
     raise_all(_merged(problem for report in reports for problem in report.problems))
+    return warnings_of(reports)
+
+
+def warnings_of(reports: Iterable[NodeReport]) -> list[Problem]:
+    """Return the warnings of all nodes, the same one of several nodes once."""
     return _merged(warning for report in reports for warning in report.warnings)
 
 

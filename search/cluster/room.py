@@ -146,6 +146,8 @@ class Room:
         if usable:
             return f"{lack}: the machines with {describe(resources)} are in use"
         found = f"{len(self.nodes)} machine{'' if len(self.nodes) == 1 else 's'}, {describe_largest(self.nodes)}"
+        if without := sum(node["NodeID"] in self.avoided for node in self.nodes):
+            found += f"; {without} {'is' if without == 1 else 'are'} avoided"
         return f"{lack}: no machine with {describe(resources)} is there ({found})"
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ The driver leaves a file with a random token there. A node has to find it, and t
 Without that, trials would write their checkpoints onto a disk that nobody looks at.
 """
 
+import platform
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ray.experimental import internal_kv
 
 from cellseg.errors import Problem, UserError
 from search.cluster.node_facts import marker_error
+from search.cluster.slots import name_of
 
 PROOFS = ".nodes"
 """Folder of the files, below that of the results; it is there while a search runs."""
@@ -81,7 +83,8 @@ def require_shared_folder(folder: Path) -> None:
         return
     shared = SharedFolder(folder, token.decode())
     if (error := marker_error(folder / shared.marker, shared.token)) is not None:
-        raise UserError(unshared(ray.util.get_node_ip_address(), folder, error))
+        name = name_of(platform.node(), ray.get_runtime_context().get_node_id())
+        raise UserError(unshared(name, folder, error))
 
 
 def unshared(node: str, folder: Path, evidence: str) -> Problem:

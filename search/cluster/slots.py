@@ -27,7 +27,12 @@ def live_nodes() -> list[Node]:
 
 def node_name(node: Node) -> str:
     """Name a machine: its host, and the beginning of the id that Ray's dashboard shows."""
-    return f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+    return name_of(node["NodeManagerHostname"], node["NodeID"])
+
+
+def name_of(host: str, node_id: str) -> str:
+    """Name the machine that has this host name and this id."""
+    return f"{host} ({node_id[:8]})"
 
 
 def node_kind(node: Node) -> str:

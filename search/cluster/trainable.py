@@ -22,6 +22,7 @@ from ray import tune
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError, first_line
 from cellseg.files import is_storage_error, storage_error
+from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.trial_log import TrialLog
 
@@ -36,7 +37,7 @@ ENDING, DETAIL, REPORT = "ending", "detail", "report"
 flatten a dict, and metric names hold its separator). Never Tune's own ``done``: the scheduler is not shown such a
 result."""
 UNFIT_NODE = "unfit-node"
-"""The ending that says that no trial can run on this machine. The search stops; the trial goes on with the next."""
+"""The ending that says that no trial can run on this machine. It gets no more, and this one goes on elsewhere."""
 
 
 def trial_name(study: str, number: int) -> str:
@@ -90,6 +91,8 @@ class CellTrainable(tune.Trainable):
 
             if is_storage_error(error):
                 return self._end("storage", f"{platform.node()}: {storage_error(error)}")
+            if isinstance(error, SupersededError):
+                raise  # the driver has given this process up: whatever it told now would be of another one's trial
             if isinstance(error, UserError):
                 return self._end("invalid", str(error))
             if exhausted_memory(error) is not None:

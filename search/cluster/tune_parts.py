@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from cellseg import errors
 from cellseg.errors import UserError
+from search.cluster.deaths import cause_of
 from search.cluster.fleet import Fleet
 from search.cluster.trainable import DETAIL, ENDING, REPORT, UNFIT_NODE, trial_name
 from search.study.study import Study
@@ -127,8 +128,9 @@ class StudyScheduler(Disposable, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: "Trial", result: dict) -> str:
         number = trial.config["number"]
         report, ending = json.loads(result[REPORT]), result[ENDING]
-        if ending == UNFIT_NODE:
-            raise UserError(result[DETAIL])  # no trial is to blame: the search stops, and the next continues it
+        if ending == UNFIT_NODE:  # no trial is to blame: its process is ended, and it goes on elsewhere
+            self._fleet.exclude(self._fleet.place_of(number), [result[DETAIL]])
+            return TrialScheduler.CONTINUE
         self._fleet.reported(number, report)
         with self._study.store.held():  # a last epoch is never on disk without its end
             goes_on = report is not None and self._study.report(number, report, result.get("hostname", ""))
@@ -152,7 +154,7 @@ def _last_error(trial: "Trial") -> Exception | None:
     if trial.pickled_error_file is None:
         return None
     with Path(trial.pickled_error_file).open("rb") as file:
-        return cloudpickle.load(file)
+        return cause_of(cloudpickle.load(file))
 
 
 class StudyStopper(Disposable, tune.Stopper):

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from cellseg import checkpoint as module
 from cellseg.checkpoint import find_weights, has_checkpoint, load_tensors, open_checkpoint, save_checkpoint
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
+from cellseg.owners import Claim, SupersededError
 
 CONFIG = TrialConfig.from_flat({"optim.lr": 0.123, "model.anchors": "8-128", "data.shorter_side": 64})
 TRAINING = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}, "best_value": 0.1}
@@ -65,6 +67,41 @@ def test_what_was_saved_is_what_is_read(tmp_path):
     assert training["best_value"] == 0.1
 
 
+class TakenWhileWriting(Claim):
+    """A claim that another process takes over when the tensors are written, or just after the commit."""
+
+    def __init__(self, path: Path, after: int):
+        super().__init__(path)
+        self.path, self.left = path, after
+        self.other: Claim | None = None
+
+    @property
+    def holds(self) -> bool:
+        self.left -= 1
+        if self.left < 0 and self.other is None:
+            self.other = Claim(self.path)
+            save(self.path.parent, epoch=3, value=0.75, claim=self.other)
+        return super().holds
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_what_a_later_owner_wrote_meanwhile_stays(tmp_path, twin):
+    folder, other = tmp_path / "last", tmp_path / "best"
+    claim = TakenWhileWriting(folder / "owner", after=1)
+    with pytest.raises(SupersededError):
+        save(folder, claim=claim, twin=save(other) if twin else None)
+    files = [f"{name}-0003-{claim.other.name}.pt" for name in ("training", "weights")]
+    assert files_in(folder) == ["checkpoint.json", "owner", *files], "and nothing of the former one"
+    assert float(open_checkpoint(folder).load_weights()["weight"][0, 0]) == 0.75
+
+
+def test_a_commit_that_came_too_late_deletes_no_files_of_the_later_owner(tmp_path):
+    claim = TakenWhileWriting(tmp_path / "owner", after=2)
+    save(tmp_path, claim=claim)
+    open_checkpoint(tmp_path).load_weights()
+    assert (tmp_path / f"weights-0003-{claim.other.name}.pt").exists()
+
+
 def test_the_folder_describes_itself_in_json(tmp_path):
     folder = save(tmp_path)
     assert files_in(folder) == ["checkpoint.json", "training-0003.pt", "weights-0003.pt"]
@@ -106,12 +143,12 @@ def test_a_process_killed_while_saving_leaves_the_old_checkpoint(tmp_path, monke
             raise KeyboardInterrupt
         original(value, file)
 
-    def killed_json(path, value):
+    def killed_json(value):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", killed_save)
     if step == "description":
-        monkeypatch.setattr(module, "write_json", killed_json)
+        monkeypatch.setattr(module, "json_text", killed_json)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, epoch=4, value=0.75)
     checkpoint = open_checkpoint(tmp_path)

@@ -1,5 +1,6 @@
 import itertools
 import math
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -11,6 +12,7 @@ from cellseg.data.packed import PackedDataset
 from cellseg.data.split import Split
 from cellseg.errors import UserError
 from cellseg.inference.image import load_model
+from cellseg.owners import SupersededError
 from cellseg.training import run as training
 from cellseg.training import validation
 from cellseg.training.epoch_report import EpochReport, TrainingError
@@ -174,8 +176,39 @@ def test_a_damaged_checkpoint_is_not_started_over_silently(packed, tiny_config, 
     next(fit(tiny_config(), packed, tmp_path, device=CPU))
     (state,) = (tmp_path / "last").glob("training-*.pt")
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"training-0001\.pt: must be a file of tensors"):
+    with pytest.raises(UserError, match=r"training-0001-\w+\.pt: must be a file of tensors"):
         run(tiny_config(), packed, tmp_path)
+
+
+def test_a_run_that_another_process_took_over_stops_and_leaves_it_alone(
+    packed, tiny_config, tmp_path, scripted, without_training
+):
+    scripted(0.1, 0.2, 0.3, 0.4)
+    config = tiny_config(train__epochs=3)
+    cut_off, successor = (fit(config, packed, tmp_path, device=CPU) for _ in range(2))
+    assert next(cut_off).epoch == 1
+    assert next(successor).epoch == 2, "it goes on where the other was"
+    before = sorted(path.stat().st_ino for path in tmp_path.rglob("*"))
+    with pytest.raises(SupersededError, match="must be written by one process, but got another that began later"):
+        next(cut_off)
+    assert sorted(path.stat().st_ino for path in tmp_path.rglob("*")) == before
+    assert [report.epoch for report in successor] == [3]
+    for name in ("best", "last"):
+        checkpoint = open_checkpoint(tmp_path / name)
+        assert checkpoint.info.epoch == 3
+        checkpoint.load_weights()  # which compares their hash
+
+
+def test_a_run_whose_trial_has_ended_elsewhere_writes_nothing_more(
+    packed, tiny_config, tmp_path, scripted, without_training
+):
+    scripted(0.1, 0.2)
+    cut_off = fit(tiny_config(), packed, tmp_path / "t0001", device=CPU)
+    next(cut_off)
+    shutil.rmtree(tmp_path / "t0001")
+    with pytest.raises(SupersededError):
+        next(cut_off)
+    assert not (tmp_path / "t0001").exists()
 
 
 def test_patience_ends_a_run_without_a_new_best(packed, tiny_config, tmp_path, scripted, without_training):

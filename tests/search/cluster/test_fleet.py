@@ -357,6 +357,78 @@ def test_the_last_machine_is_not_avoided(world, study):
     assert not world.notes
 
 
+UNFIT = "node host-b (bbbbbbbb): must have torch 2.9 as the driver does, but got 1.0. Install it there."
+
+
+def test_an_unfit_machine_is_named_its_trials_go_on_elsewhere_and_no_others_go_there(world, study):
+    fleet = world.fleet(study)
+    assert fleet.has_room
+    numbers = {place: start(study, fleet, place) for place in "abc"}
+    fleet.exclude("b" * 8, [UNFIT])
+    assert world.notes == [f"{UNFIT} It gets no trials of this run; the others go on."]
+    assert [actor.place for actor in world.killed] == ["b" * 8]
+    died(fleet, numbers["b"])
+    row = study.store.trial(numbers["b"])
+    assert (row.state, row.reason) == (
+        "INTERRUPTED",
+        "lost its process on host-b (bbbbbbbb), goes on elsewhere: no trial can run there",
+    )
+    fleet.exclude("b" * 8, [UNFIT])
+    assert len(world.notes) == 1, "it is said once"
+    world.now += LOOK_SECONDS
+    fleet.has_room  # noqa: B018
+    assert fleet.slots == 2
+    assert study.propose().number == numbers["b"]
+    assert fleet.berth(numbers["b"])["labels"] == {NODE_ID: f"!in({'b' * 8})"}
+    assert not study.must_stop
+
+
+def test_losses_on_unfit_machines_end_no_trial(world, study):
+    world.nodes.extend(node(name) for name in "defg")
+    fleet = world.fleet(study)
+    number = study.propose().number
+    for place in "bcdefg":
+        fleet.berth(number)
+        fleet.started(number, Actor(place * 8))
+        fleet.exclude(place * 8, [UNFIT])
+        died(fleet, number)
+        assert study.propose().number == number
+    assert not [note for note in world.notes if "avoided from now on" in note], "they are named once"
+
+
+def test_a_process_that_starts_on_an_unfit_machine_is_ended(world, study):
+    fleet = world.fleet(study)
+    number = study.propose().number
+    fleet.berth(number)
+    fleet.exclude("b" * 8, [UNFIT])
+    fleet.started(number, Actor("b" * 8))
+    assert [actor.place for actor in world.killed] == ["b" * 8]
+
+
+def test_the_search_stops_only_when_no_fit_machine_is_left_and_names_all_that_are_there(world, study):
+    fleet = world.fleet(study)
+    for name in "abc"[:2]:
+        fleet.exclude(name * 8, [UNFIT.replace("b", name)])
+    del world.nodes[0]
+    with pytest.raises(UserError) as caught:
+        fleet.exclude("c" * 8, [UNFIT.replace("b", "c")])
+    assert caught.value.problems == (UNFIT, UNFIT.replace("b", "c"))
+
+
+def test_a_study_that_waits_says_that_machines_are_avoided(world, study):
+    fleet = world.fleet(study)
+    fleet.exclude("b" * 8, [UNFIT])
+    del world.nodes[2], world.nodes[0]
+    world.now += LOOK_SECONDS
+    assert fleet.has_room
+    fleet.berth(study.propose().number)
+    world.pass_time(fleet, 10, num_waiting=1)
+    assert world.waits == [
+        "waiting for 1 CPU: no machine with cpu=1, gpu=0 is there (1 machine, the largest has 1 CPUs and 0 GPUs; 1 is "
+        "avoided)"
+    ]
+
+
 def test_a_trial_that_ray_ends_for_memory_is_infeasible_and_not_lost(world, study):
     fleet = world.fleet(study)
     number = start(study, fleet, "a")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -145,6 +146,23 @@ class Answers:
         return found
 
 
+class Excludes:
+    """Stands for :class:`search.cluster.fleet.Fleet`: all trials run on one machine."""
+
+    def __init__(self):
+        self.place = "7"
+        self.excluded: list[tuple[str, list[str]]] = []
+
+    def place_of(self, number: int) -> str:
+        return self.place
+
+    def name_of(self, node: str) -> str:
+        return f"host-{node}"
+
+    def exclude(self, node: str, problems: list[str]) -> None:
+        self.excluded.append((node, problems))
+
+
 class Watched:
     """A study with a running trial and a watch whose clock the test sets."""
 
@@ -152,11 +170,12 @@ class Watched:
         self.now, self.said, self.answers = 0.0, [], Answers()
         self.study = make_study(folder)
         self.number = self.study.propose().number
-        self.watch = NodeWatch(self.study, self.answers, self.said.append, clock=lambda: self.now)
+        self.fleet = Excludes()
+        self.watch = NodeWatch(self.study, self.fleet, self.answers, self.said.append, clock=lambda: self.now)
 
     def report(self) -> None:
         trial = type("Trial", (), {"config": {"number": self.number}})
-        result = {REPORT: json.dumps(make_report(1, 0.5)), "node_ip": "10.0.0.7"}
+        result = {REPORT: json.dumps(make_report(1, 0.5))}
         self.watch.on_trial_result(1, [], trial, result)
 
     def at(self, seconds: float) -> None:
@@ -169,12 +188,17 @@ def watched(tmp_path) -> Watched:
     return Watched(tmp_path)
 
 
-def test_a_checkpoint_that_does_not_arrive_stops_the_search(watched):
-    watched.report()
-    watched.at(ARRIVAL_SECONDS)
+def test_a_node_whose_checkpoint_does_not_arrive_is_excluded_and_so_is_the_next(watched):
+    for place in ("7", "8"):
+        watched.fleet.place = place
+        watched.report()
+        watched.at(watched.now + ARRIVAL_SECONDS)
+        assert place not in dict(watched.fleet.excluded)
+        watched.at(watched.now + 0.1)
     folder = watched.study.store.checkpoint_folder(watched.number) / "last"
-    with pytest.raises(UserError, match=rf"node 10\.0\.0\.7: .* {folder} .*no checkpoint .* Put --results on a disk"):
-        watched.at(ARRIVAL_SECONDS + 0.1)
+    (node, [problem]), (other, _) = watched.fleet.excluded
+    assert (node, other) == ("7", "8")
+    assert re.match(rf"node host-7: .* {folder} .*no checkpoint .* Put --results on a disk", problem)
 
 
 def test_a_checkpoint_that_arrives_in_time_is_asked_for_once(watched):
@@ -195,13 +219,13 @@ def test_a_trial_that_has_ended_keeps_no_state(watched):
     watched.at(1000)
 
 
-def test_a_late_node_is_warned_of_or_stops_the_search(watched):
+def test_a_late_node_is_warned_of_or_excluded(watched):
     watched.answers.next = [NodeReport("1", "1", (), (Problem("node 1", "a clock", "a sundial"),))]
     watched.at(100)
     assert watched.said == ["warning: node 1: a clock, but got a sundial."]
     watched.answers.next = [report_of("A", "2")]
-    with pytest.raises(UserError, match=r"node 2: A, but got none\."):
-        watched.at(200)
+    watched.at(200)
+    assert watched.fleet.excluded == [("2", ["node 2: A, but got none."])]
 
 
 BROKEN = """
@@ -267,7 +291,7 @@ def test_unfit_nodes_are_found_and_named(nodes):
         assert reports["head"].problems == ()
         assert "1 CPUs, 0 GPUs, torch " in reports["head"].summary
         (bare,) = reports["bare"].problems
-        assert str(bare).startswith("node ")
+        assert str(bare).startswith(f"node {socket.gethostname()} (")
         assert "package cellseg-search must be importable, but got 'ModuleNotFoundError: No module" in str(bare)
         assert "Install the driver's version" in str(bare)
         (old,) = reports["old"].problems

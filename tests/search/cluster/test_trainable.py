@@ -13,6 +13,7 @@ import cellseg.training.fit
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from cellseg.files import storage_error, write_json
+from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import EpochReport, TrainingError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, last_report, trial_name
 
@@ -145,6 +146,14 @@ def test_a_broken_gpu_context_takes_the_process_with_it(trainable, text):
     trainable.step()
     trainable.step()
     with pytest.raises(RuntimeError, match=text):
+        trainable.step()
+
+
+def test_a_process_that_lost_its_trial_to_another_tells_nothing_of_it(trainable):
+    trainable = trainable(raising(SupersededError("another began later")))
+    trainable.step()
+    trainable.step()
+    with pytest.raises(SupersededError):
         trainable.step()
 
 

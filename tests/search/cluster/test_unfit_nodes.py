@@ -1,4 +1,4 @@
-"""A machine that turns out to be unfit stops the search, and costs no trial."""
+"""A machine that turns out to be unfit while it is the only one stops the search, and costs no trial."""
 
 import pytest
 from fakes import FakeTrainable, empty_table, make_study
