@@ -12,7 +12,7 @@ from cellseg.checkpoint import has_checkpoint
 from cellseg.errors import UserError, raise_all
 from cellseg.training.run import LAST
 from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings
-from search.cluster.shared_folder import shared_folder, unshared
+from search.cluster.shared_folder import own_folders, shared_folder, unshared
 from search.cluster.slots import TrialResources
 from search.cluster.trainable import REPORT
 from search.cluster.tune_parts import Disposable
@@ -49,7 +49,7 @@ def watched_nodes(
             warn(f"warning: {warning}")
         yield []
         return
-    with shared_folder(folder) as shared:
+    with own_folders() if study.store.uri else shared_folder(folder) as shared:
         checks = NodeChecks(resources, shared)
         for warning in require_nodes(checks.wait()):
             warn(f"warning: {warning}")
@@ -81,7 +81,7 @@ class NodeWatch(Disposable, tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: "Trial", result: dict, **_: Any) -> None:
         number = trial.config["number"]
-        if number not in self._reported and json.loads(result[REPORT]) is not None:
+        if self._study.store.uri is None and number not in self._reported and json.loads(result[REPORT]) is not None:
             self._reported.add(number)
             self._awaited[number] = (result.get("node_ip", ""), self._clock() + ARRIVAL_SECONDS)
 
