@@ -7,6 +7,11 @@
   proposal, in the space that the product comes with), for an epoch, and for a trial's end; what goes into the tables
   waits.
 - ``write``: writing the tables after one such event.
+
+    python -m benchmarks.proposal --load 1000 --trials 10000
+
+- ``load``: the processor time of the driver per second of a search on so many GPUs, with epochs of 60 s and 10 epochs
+  per trial on average, after so many ended trials; see :mod:`benchmarks.driver_load`. At 100 % slots begin to wait.
 """
 
 import argparse
@@ -18,11 +23,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.driver_load import EPOCH_COLUMNS, SPACE, make_report, measure_load, num_levels
 from benchmarks.measure import format_seconds, hardware, versions
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import write_json
@@ -34,8 +41,6 @@ if TYPE_CHECKING:
     from search.study.study import Study
 
 EPOCHS = 54
-SPACE = Path(__file__).parents[1] / "spaces" / "quickstart.yaml"
-"""The sampled space: one that ships with the product."""
 PACKAGES = ("optuna", "torch", "numpy", "scipy", "pyarrow")
 
 
@@ -62,7 +67,7 @@ def finished(trials: int, seed: int = 0) -> Sampler:
     rng = np.random.default_rng(seed)
     rungs = (*space.rungs, EPOCHS)
     for number in range(trials):
-        reached = _num_levels(rng, len(rungs))
+        reached = num_levels(rng, len(rungs))
         history = [(epoch, float(rng.random())) for epoch in rungs[:reached]]
         complete = reached == len(rungs)
         sampler.replay(
@@ -97,11 +102,11 @@ def finished_study(folder: Path, trials: int, further: int, seed: int = 0) -> "S
     levels = (*space.rungs, EPOCHS)
     for number in range(trials):
         params = space.sample(rng)
-        epochs = levels[_num_levels(rng, len(levels)) - 1]
+        epochs = levels[num_levels(rng, len(levels)) - 1]
         values = np.maximum.accumulate(rng.random(epochs))
         for epoch in range(1, epochs + 1):
-            report = _report(epoch, float(values[epoch - 1]))
-            store.add_epoch(EpochRow(trial=number, **{key: report[key] for key in _EPOCH_COLUMNS}))
+            report = make_report(epoch, float(values[epoch - 1]))
+            store.add_epoch(EpochRow(trial=number, **{key: report[key] for key in EPOCH_COLUMNS}))
         store.put_trial(
             TrialRow(
                 number=number,
@@ -131,47 +136,13 @@ def seconds_per_event(trials: int, events: int) -> dict[str, list[float]]:
                 proposal = study.propose()
             assert proposal is not None, "there is room for it"
             with _timed(times["report"]):
-                goes_on = study.report(proposal.number, _report(1, 1.0 + event))
+                goes_on = study.report(proposal.number, make_report(1, 1.0 + event))
             assert goes_on, "it is the best so far: ASHA does not end it in the report"
             with _timed(times["write"]):
                 study.store.flush()
             with _timed(times["end"]):
                 study.end(proposal.number, "pruned")
     return times
-
-
-_EPOCH_COLUMNS = (
-    "epoch",
-    "metrics",
-    "losses",
-    "seconds",
-    "images_per_second",
-    "peak_memory_bytes",
-    "learning_rate",
-)
-
-
-def _report(epoch: int, value: float) -> dict[str, Any]:
-    """An EpochReport as a dict, with about as many metrics and losses as a real one."""
-    return {
-        "epoch": epoch,
-        "metrics": {f"segm/{number}": value for number in range(12)} | {"segm/AP50": value, "loss/validation": 1.0},
-        "losses": {f"loss_{number}": 1.0 for number in range(6)},
-        "value": value,
-        "best_value": value,
-        "best_epoch": epoch,
-        "learning_rate": 1e-3,
-        "seconds": 60.0,
-        "images_per_second": 10.0,
-        "peak_memory_bytes": 10**9,
-        "parameters": 44_000_000,
-        "ending": None,
-    }
-
-
-def _num_levels(rng: np.random.Generator, levels: int) -> int:
-    """Number of rungs, full length included, that a trial reaches, 1 to ``levels``: a third continue at each."""
-    return min(int(rng.geometric(2 / 3)), levels)
 
 
 @contextmanager
@@ -187,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--proposals", type=int, default=20, metavar="N", help="proposals and events measured at each number"
     )
+    parser.add_argument(
+        "--load", type=int, metavar="GPUS", help="measure only the load of the driver with so many GPUs"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="simulated time for --load; default: 60"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
@@ -195,6 +172,8 @@ def _command(arguments: argparse.Namespace) -> int:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if arguments.load is not None:
+        return _load(arguments)
     seconds: dict[str, dict[str, list[float]]] = {}
     for trials in map(int, arguments.trials.split(",")):
         count = arguments.proposals
@@ -209,6 +188,21 @@ def _command(arguments: argparse.Namespace) -> int:
             arguments.json,
             {"seconds": seconds["proposal"], "events": seconds, "versions": versions(PACKAGES), "hardware": hardware()},
         )
+    return EXIT_OK
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    """Print the driver's load after each number of trials."""
+    loads = [measure_load(int(trials), arguments.load, arguments.seconds) for trials in arguments.trials.split(",")]
+    for load in loads:
+        say(f"{load.trials:6} finished trials, {load.gpus} GPUs: load of the driver {load.share:.1%} of a core")
+        for part, seconds in load.processor_seconds.items():
+            count = load.counts[part]
+            each = format_seconds(seconds / max(1, count))
+            say(f"{'':6} {part:8} {seconds / load.seconds:6.1%}  ({count} times {each} in {load.seconds:g} s)")
+    if arguments.json:
+        loads_json = [asdict(load) | {"share": load.share} for load in loads]
+        write_json(arguments.json, {"load": loads_json, "versions": versions(PACKAGES), "hardware": hardware()})
     return EXIT_OK
 
 

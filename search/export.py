@@ -26,7 +26,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set with the test images; default: the study's")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        type=str,
+        default="results",
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     parser.add_argument("--out", type=Path, default=Path(_ARCHIVED_NAME), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--zip", action="store_true", help="also write FILE.zip for upload")
@@ -38,8 +42,9 @@ def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
     from search.storage.find import find_study
     from search.storage.kept import choose_trial, kept_checkpoint
+    from search.storage.remote import reading_folder
 
-    store = find_study(arguments.results, arguments.study)
+    store = find_study(reading_folder(arguments.results), arguments.study)
     images = read_test_list(arguments.data or Path(store.study["data_root"]))
     row = choose_trial(store, arguments.trial)
 

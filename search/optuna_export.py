@@ -20,15 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.optuna_export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--results", default="results", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("optuna.log"), metavar="FILE", help="default: %(default)s")
     return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.storage.find import find_study
+    from search.storage.remote import reading_folder
 
-    store = find_study(arguments.results, arguments.study)
+    store = find_study(reading_folder(arguments.results), arguments.study)
 
     from optuna.logging import WARNING, set_verbosity
     from optuna.storages import JournalStorage

@@ -21,6 +21,7 @@ from cellseg.errors import UserError
 from cellseg.files import sweep
 from search.space import Generate
 from search.storage.find import GENERATED, weights_folder
+from search.storage.remote import remote_study
 from search.storage.store import StudyStore
 from search.study.changes import changed_settings, changed_versions
 from search.study.choose import make_asha, make_sampler
@@ -132,6 +133,8 @@ def discarded_unless_started(folder: Path) -> Iterator[None]:
     except UserError:
         if is_new and not (StudyStore.exists(folder) and StudyStore.open(folder).trials()):
             shutil.rmtree(folder, ignore_errors=True)
+            if (remote := remote_study(folder)) is not None:
+                remote.remove_folder()
         raise
 
 

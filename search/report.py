@@ -22,7 +22,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.report", description=__doc__)
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        type=str,
+        default="results",
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
     return parser
@@ -30,10 +34,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.storage.find import find_study
+    from search.storage.remote import reading_folder
     from search.views.board import make_console
     from search.views.study_report import study_report
 
-    report = study_report(find_study(arguments.results, arguments.study))
+    report = study_report(find_study(reading_folder(arguments.results), arguments.study))
     report.show(make_console())
     if arguments.markdown is not None:
         with atomic_path(arguments.markdown) as temporary:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from search.study.experiment import Experiment
     from search.study.study import Study
 
-RESULTS = Path("results")
+RESULTS = "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         "--address", metavar="ADDR", help="address of a Ray cluster, or auto; default: only this machine"
     )
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        type=str,
+        default=RESULTS,
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the file and print the plan; no data, no training"
@@ -68,12 +72,14 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.storage.find import check_name
     from search.storage.lock import study_lock
     from search.storage.place import check_place
+    from search.storage.remote import working_folder
     from search.storage.store import StudyStore
 
     arguments.space = find_space(arguments.space)
     experiment = _load(arguments)
     name = arguments.space.stem if arguments.study is None else arguments.study
     check_name(name)
+    arguments.shown_results, arguments.results = arguments.results, working_folder(arguments.results)
     if arguments.dry_run:
         return _dry_run(experiment, name, arguments.results)
     check_place(arguments.results)
@@ -141,6 +147,7 @@ def _carry_out(
         if not is_new:
             _provide_weights(experiment, arguments)
         done = _train(study, data, arguments, console)
+        study.store.sweep_checkpoints(experiment.keep)
         if experiment.is_search:
             console.print(leaderboard_table(study))
         if not done:
@@ -220,7 +227,7 @@ def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace)
     overlays = write_overlays(study, data.packed)
     metric = study.experiment.metric
     say(f"Best: trial t{best.number:04d}, validation {metric} {best.metric:.4f} in epoch {best.best_epoch}")
-    say(f"Results: {study.store.folder}  overlays: {overlays}")
+    say(f"Results: {study.store.place}  overlays: {overlays}")
     say(f"Next: python -m search.export --best --study {shlex.quote(study.name)}" + _results_option(arguments))
 
 
@@ -234,7 +241,7 @@ def _show_report(study: "Study", console: "Console", arguments: argparse.Namespa
 
 
 def _results_option(arguments: argparse.Namespace) -> str:
-    return "" if arguments.results == RESULTS else f" --results {shlex.quote(str(arguments.results))}"
+    return "" if arguments.shown_results == RESULTS else f" --results {shlex.quote(arguments.shown_results)}"
 
 
 if __name__ == "__main__":

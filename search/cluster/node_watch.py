@@ -15,7 +15,7 @@ from cellseg.errors import raise_all
 from cellseg.training.run import LAST
 from search.cluster.fleet import Fleet
 from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings, warnings_of
-from search.cluster.shared_folder import shared_folder, unshared
+from search.cluster.shared_folder import own_folders, shared_folder, unshared
 from search.cluster.slots import TrialResources
 from search.cluster.trainable import REPORT
 from search.cluster.tune_parts import Disposable
@@ -53,7 +53,7 @@ def checked_nodes(
             warn(f"warning: {warning}")
         yield None
         return
-    with shared_folder(folder) as shared:
+    with own_folders() if study.store.uri else shared_folder(folder) as shared:
         checks = NodeChecks(resources, shared)
         for warning in require_nodes(checks.wait()):
             warn(f"warning: {warning}")
@@ -89,7 +89,8 @@ class NodeWatch(Disposable, tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: "Trial", result: dict, **_: Any) -> None:
         number = trial.config["number"]
         node = self._fleet.place_of(number)
-        if (number, node) not in self._reported and json.loads(result[REPORT]) is not None:
+        is_new = self._study.store.uri is None and (number, node) not in self._reported
+        if is_new and json.loads(result[REPORT]) is not None:
             self._reported.add((number, node))
             self._awaited[number] = (node, self._clock() + ARRIVAL_SECONDS)
 

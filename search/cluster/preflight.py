@@ -51,7 +51,7 @@ class NodeChecks:
 
     Args:
         resources: what a trial occupies, as the space says; None: it fits everywhere and takes a GPU if one is there.
-        shared: the folder of results, which every node must see.
+        shared: the folder of results, which every node must see; without a token, a folder that each has of its own.
     """
 
     def __init__(self, resources: TrialResources | None, shared: SharedFolder, seconds: float = NODE_SECONDS):
@@ -96,7 +96,7 @@ class NodeChecks:
             "gpu": self._takes_gpus(node),
             "folder": str(self._shared.folder),
             "marker": self._shared.marker,
-            "node": self._shared.file_of(node["NodeID"]),
+            "node": self._shared.file_of(node["NodeID"]) if self._shared.token else None,
             "token": self._shared.token,
         }
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

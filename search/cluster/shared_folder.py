@@ -7,6 +7,7 @@ Without that, trials would write their checkpoints onto a disk that nobody looks
 import platform
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ _NAMESPACE = b"cellseg-search"
 
 @dataclass(frozen=True)
 class SharedFolder:
-    """A folder that every node must see. ``token`` is the content of all files, and new with every search."""
+    """A folder that every node must see. ``token`` is the content of all files, and new with every search; without one,
+    nothing is proved."""
 
     folder: Path
     token: str
@@ -69,6 +71,12 @@ def shared_folder(folder: Path) -> Iterator[SharedFolder]:
         shutil.rmtree(proofs, ignore_errors=True)
         with suppress(Exception):  # the cluster may be gone
             internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+
+
+@contextmanager
+def own_folders() -> Iterator[SharedFolder]:
+    """Yield what nodes need who share no folder, as their study is in an object store: space for local copies."""
+    yield SharedFolder(Path(tempfile.gettempdir()), "")
 
 
 def require_shared_folder(folder: Path) -> None:

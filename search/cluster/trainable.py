@@ -12,8 +12,10 @@ import json
 import platform
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,10 @@ from cellseg.files import is_storage_error, storage_error
 from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.trial_log import TrialLog
+from search.cluster.trial_reports import REPORTS, former_reports, note_report
+from search.storage.checkpoint_copy import CheckpointCopy
+from search.storage.remote import Remote, working_folder
+from search.storage.trial_logs import log_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,11 +51,22 @@ def trial_name(study: str, number: int) -> str:
     return f"{study}/t{number:04d}"
 
 
+def checkpoint_folder(config: dict[str, Any]) -> Path:
+    """Return where a trial's checkpoints go on this machine, by the config that Ray passes."""
+    folder = Path(config["folder"])
+    if (uri := config.get("storage")) is None:
+        return folder
+    results, _, study = uri.rpartition("/")
+    return working_folder(results) / study / folder.parent.name / folder.name
+
+
 class CellTrainable(tune.Trainable):
     """Trains one trial after another in one process.
 
-    The config that Ray passes holds ``study`` (name), ``number``, ``config`` (flat TrialConfig) and ``folder`` (where
-    the trial's checkpoints go). ``data`` is the packed table in Ray's object store: mapped, not copied.
+    The config that Ray passes holds ``study`` (name), ``number``, ``config`` (flat TrialConfig), ``folder`` (where the
+    trial's checkpoints go), and perhaps ``epochs`` (those that the study knows) and ``storage`` (the URI of a study in
+    an object store: the folder is then this machine's own, see :class:`search.storage.checkpoint_copy.CheckpointCopy`).
+    ``data`` is the packed table in Ray's object store: mapped, not copied.
     """
 
     def setup(self, config: dict[str, Any], data: "pa.Table | None" = None) -> None:
@@ -59,6 +76,8 @@ class CellTrainable(tune.Trainable):
         self._log = TrialLog()
         self._data: PackedDataset | None = None
         self._reports: Iterator[dict[str, Any]] = iter(())
+        self._copy: CheckpointCopy | None = None  # of the trial that trains, if its study is in an object store
+        self._put_log: Callable[[], None] = lambda: None
         self._next: dict[str, Any] | None
         """A trial of which nothing is built yet."""
         self._begin(config)
@@ -74,7 +93,7 @@ class CellTrainable(tune.Trainable):
         if self._next is not None and self._data is not None:
             self.cleanup()
         if self._next is not None:
-            self._log.begin(self._next["study"], self._next["number"], Path(self._next["folder"]))
+            self._log.begin(self._next["study"], self._next["number"], checkpoint_folder(self._next))
         self._log.trim()
         try:
             if self._data is None:
@@ -109,6 +128,10 @@ class CellTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Let go of a trial's model, optimiser and loader, on the GPU too."""
         self._reports = iter(())
+        if self._copy is not None:
+            self._copy.close()  # what the trial's last epoch left is on its way: the study may keep it
+            self._copy = None
+            self._put_log()
         gc.collect()
         import torch
 
@@ -126,9 +149,13 @@ class CellTrainable(tune.Trainable):
 
         assert self._next is not None, "a process that has prepared nothing has a trial to begin"
         try:
+            if uri := self._next.get("storage"):
+                if not Remote(uri).exists("study.json"):
+                    raise UserError(f"{uri}: must hold the study, but got none. Use one store for all machines.")
+                return None
             require_shared_folder(Path(self._next["folder"]).parent.parent)
         except UserError as error:
-            return str(error)
+            return f"{platform.node()}: {error}" if self._next.get("storage") else str(error)
         return None
 
     def _prepare(self) -> "PackedDataset":
@@ -147,22 +174,32 @@ class CellTrainable(tune.Trainable):
         self._next = config
 
     def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """EpochReports as dicts; for a trial that goes on, the one of its last epoch first."""
+        """EpochReports as dicts; for a trial that goes on, first those of the epochs that the study may have missed."""
         # A generator of its own: nothing of a trial is built before its first step, whose errors are caught.
         from cellseg.training.fit import fit
 
         assert self._data is not None, "the step prepares the process"
-        folder = Path(config["folder"])
-        if (former := last_report(folder)) is not None:
-            yield former
-        reports = fit(TrialConfig.from_flat(config["config"]), self._data, folder, device=self._device)
-        yield from map(asdict, reports)
+        folder = checkpoint_folder(config)
+        if uri := config.get("storage"):
+            self._copy = CheckpointCopy(Remote(uri), config["number"], folder, (REPORTS,))
+            self._put_log = partial(_put_log, Remote(uri), folder)
+            self._copy.fetch()
+        yield from former_reports(folder, config.get("epochs", 0))
+        trial_config = TrialConfig.from_flat(config["config"])
+        for report in map(asdict, fit(trial_config, self._data, folder, device=self._device)):
+            note_report(folder, report)
+            if self._copy is not None:
+                self._copy.start()
+                if report["ending"] is not None:
+                    self._copy.finish()
+            yield report
 
     def _end(self, ending: str, detail: str) -> dict[str, Any]:
         """The result of a trial that ends; called where its error, if there is one, was caught."""
         if sys.exc_info()[0] is not None:
             self._log.note(traceback.format_exc())
         self._log.note(f"ended as {ending}")
+        self._put_log()
         return {REPORT: json.dumps(None), ENDING: ending, DETAIL: detail}
 
     def _show_name(self) -> None:
@@ -201,35 +238,16 @@ class CellTrainable(tune.Trainable):
         return device
 
 
+def _put_log(study: Remote, folder: Path) -> None:
+    """Put the log of a trial into the object store, as far as it goes; without one there, nothing else is wrong."""
+    log = log_beside(folder)
+    if log.exists():
+        with suppress(UserError):
+            study.put(log, f"logs/{log.name}")
+
+
 def _line(report: dict[str, Any]) -> str:
     """An epoch in the log."""
     value = "none" if report["value"] is None else f"{report['value']:.4f}"
     ending = f", ended as {report['ending']}" if report["ending"] else ""
     return f"epoch {report['epoch']}: value {value}, {report['seconds']:.1f} s{ending}"
-
-
-def last_report(folder: Path) -> dict[str, Any] | None:
-    """Return the report of the epoch that a trial continues from, as its checkpoints tell it; None for a new trial.
-
-    A search that was stopped may have missed it, and with it a rung or the trial's best value.
-    """
-    from cellseg.checkpoint import has_checkpoint, open_checkpoint
-    from cellseg.training.run import BEST, LAST
-
-    if not (has_checkpoint(folder / LAST) and has_checkpoint(folder / BEST)):
-        return None
-    last, best = open_checkpoint(folder / LAST).info, open_checkpoint(folder / BEST).info
-    if best.epoch > last.epoch:  # killed between the two: that epoch is trained again
-        return None
-    unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes", "parameters", "micro_batch"))
-    return unknown | {
-        "epoch": last.epoch,
-        "skipped_steps": 0,
-        "losses": {},
-        "metrics": last.metrics,
-        "value": last.value,
-        "best_value": best.value,
-        "best_epoch": best.epoch,
-        "seconds": 0.0,
-        "ending": None,
-    }

@@ -5,6 +5,7 @@ Callback when its loop comes to a rest. None of them decides anything.
 """
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 NO_BOUND = 1_000_000
 """Trials that Tune may let wait for resources: the searcher is the one who counts."""
+MOST_AHEAD, PAUSES_PER_PROPOSAL = 8, 4
+"""Proposals made ahead at most, and the pause after each by its own length: where many trials run, results outdate
+more of them than slots come free."""
 BERTH = "berth"
 """Key of a trial's config: the bundle and the labels that :func:`placement` reads."""
 
@@ -89,6 +93,8 @@ class StudySearcher(Disposable, Searcher):
                 "number": proposal.number,
                 "config": dict(proposal.config),
                 "folder": str(proposal.folder),
+                "epochs": proposal.epochs,
+                "storage": self._study.store.uri,
                 BERTH: self._fleet.berth(proposal.number),
             }
         # None means "ask again": a running trial may yet fail and leave room for another.
@@ -179,9 +185,11 @@ class Pauses(Disposable, tune.Callback):
     proposal a step, so that a result that comes in meanwhile waits for no more.
     """
 
-    def __init__(self, study: Study, fleet: Fleet):
+    def __init__(self, study: Study, fleet: Fleet, clock: Callable[[], float] = time.monotonic):
         self._study = study
         self._fleet = fleet
+        self._clock = clock
+        self._next_proposal = clock()
         self._is_quiet, self._is_slot_free = True, False
 
     def on_trial_start(self, iteration: int, trials: list, trial: "Trial", **_: Any) -> None:
@@ -199,7 +207,9 @@ class Pauses(Disposable, tune.Callback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if not self._is_slot_free:  # else its next trial is started first, at the beginning of the next step
-            self._study.flush()
-            if self._is_quiet:
-                self._study.sampler.prepare(self._fleet.slots)
+            self._study.pause()
+            if self._is_quiet and self._clock() >= self._next_proposal:
+                started = time.perf_counter()
+                if self._study.sampler.prepare(min(self._fleet.slots, MOST_AHEAD)):
+                    self._next_proposal = self._clock() + PAUSES_PER_PROPOSAL * (time.perf_counter() - started)
         self._is_quiet, self._is_slot_free = True, False

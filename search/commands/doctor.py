@@ -27,7 +27,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="also check a data set, all its images")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        default="results",
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     return parser
 
@@ -47,15 +50,16 @@ def _findings(arguments: argparse.Namespace) -> Iterator["Finding"]:
     """What every part says, one part after the other."""
     from search.diagnosis.finding import Finding
     from search.diagnosis.local import data, installation, machine, results
+    from search.storage.remote import working_folder
 
     yield from installation()
     try:
         yield from machine()
-        yield from results(arguments.results)
+        yield from results(working_folder(arguments.results))
         if arguments.address is not None:
             from search.diagnosis.nodes import cluster
 
-            yield from cluster(arguments.address, arguments.results)
+            yield from cluster(arguments.address, working_folder(arguments.results))
         if arguments.data is not None:
             yield from data(arguments.data)
     except ImportError as error:  # an installation that is broken is what this command is for

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
@@ -19,17 +18,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trial", type=int, metavar="N", required=True, help="number of the trial")
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        type=str,
+        default="results",
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     parser.add_argument("--lines", type=int, default=40, metavar="N", help="last lines to show; default: %(default)s")
     return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    from search.storage.fetch import fetch_file
     from search.storage.find import find_study
+    from search.storage.remote import reading_folder
     from search.storage.trial_logs import last_attempt, last_traceback, log_path, read_lines
 
-    store = find_study(arguments.results, arguments.study)
+    store = find_study(reading_folder(arguments.results), arguments.study)
     row = next((row for row in store.trials() if row.number == arguments.trial), None)
     if row is None:
         raise UserError(
@@ -37,6 +42,7 @@ def _command(arguments: argparse.Namespace) -> int:
             f"{len(store.trials())}. `python -m search.report --study '{store.name}'` lists them."
         )
     path = log_path(store.folder, row.number)
+    fetch_file(store.folder, path.relative_to(store.folder).as_posix())
     lines = read_lines(path)
     attempt = last_attempt(lines)
     say(f"trial t{row.number:04d} of study {store.name}: {row.state.lower()} in epoch {row.epochs}")

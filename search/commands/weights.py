@@ -15,7 +15,7 @@ from cellseg.errors import UserError
 if TYPE_CHECKING:
     from search.study.weights import Place
 
-RESULTS = Path("results")
+RESULTS = "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for the search itself")
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        default=RESULTS,
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     return parser
 
@@ -48,6 +51,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from cellseg.model.pretrained import cache_folder
     from search.space.shipped import find_space
     from search.storage.find import weights_folder
+    from search.storage.remote import working_folder
     from search.study.load import load_experiment
     from search.study.weights import asked_weights, copy_all, fetch_missing, places
 
@@ -55,7 +59,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if not asked.files:
         say("No trial of this space starts from published weights.")
         return EXIT_OK
-    found = places(asked, arguments.to or weights_folder(arguments.results))
+    found = places(asked, arguments.to or weights_folder(working_folder(arguments.results)))
     if not arguments.check:
         found = fetch_missing(found, arguments.to or cache_folder(), say=say)
         if arguments.to is not None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import platform
 import tempfile
+import uuid
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ import cellseg
 from cellseg.config import DataConfig
 from cellseg.errors import UserError
 from search.diagnosis.finding import Finding, finding_of, findings_of_error
+from search.storage.remote import Remote, remote_results
 
 PACKAGE = "cellseg-search"
 INSTALL = "Install it again, as README.md says."
@@ -121,10 +123,26 @@ def _torch() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "none; trials train on CPUs")
 
 
+def _store(remote: Remote) -> Iterator[Finding]:
+    """Find out whether objects can be created, read and removed; the folder stands for a store then."""
+    name = f".doctor-{uuid.uuid4().hex}"
+    try:
+        created = remote.create(b"doctor", name), remote.create(b"doctor", name)
+        remote.remove([name])
+    except UserError as error:
+        yield from findings_of_error("store", error)
+        return
+    yield Finding("store", "ok", f"{remote.uri} can be written")
+    if created != (True, False):
+        yield Finding("store", "problem", f"{remote.uri} must refuse to create what is there, but did not")
+
+
 def results(folder: Path) -> Iterator[Finding]:
     """Find out whether studies can be written to a folder, which need not exist, and how much space there is."""
     from search.cluster.preflight import own_facts, space_findings
 
+    if (remote := remote_results(folder)) is not None:
+        yield from _store(remote)
     place = folder.resolve()
     while not place.exists():
         place = place.parent

@@ -7,8 +7,9 @@ from cellseg.errors import UserError
 from search.cluster.address import asks_for_token, find_cluster
 from search.cluster.connect import ray_cluster
 from search.cluster.preflight import NodeChecks, NodeReport
-from search.cluster.shared_folder import shared_folder
+from search.cluster.shared_folder import own_folders, shared_folder
 from search.diagnosis.finding import Finding, finding_of, findings_of_error
+from search.storage.remote import remote_results
 
 
 def cluster(address: str, results: Path) -> Iterator[Finding]:
@@ -43,7 +44,7 @@ def _nodes(results: Path) -> Iterator[Finding]:
     except OSError:
         return  # told with the folder of results
     try:
-        with shared_folder(results) as shared:
+        with own_folders() if remote_results(results) else shared_folder(results) as shared:
             for report in NodeChecks(None, shared).wait():
                 yield from _node(report)
     finally:

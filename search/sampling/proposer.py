@@ -24,6 +24,8 @@ NUM_CANDIDATES, NUM_BEST, NUM_NEIGHBOURS = 1000, 8, 25
 """The model chooses among random configs, and neighbours of the best trials at two distances."""
 STEPS = (0.03, 0.1)
 """These distances, as shares of a range."""
+CHUNK = 64
+"""Candidates that are looked at together, beside the running trials."""
 NUM_RANDOM_TRIES = 20
 """Number of redraws of a random proposal that was tried before."""
 
@@ -107,30 +109,46 @@ class Proposer:
         """Return params of a new trial, unlike those of all before it if that is possible."""
         if len(self._model) >= NUM_RANDOM and rng.random() >= RANDOM_SHARE:
             with _one_thread():
-                rows_NK = self._promising(rng)
-            for params in map(self._cube.decode, rows_NK):
-                if not self.was_tried(params):
-                    return params
+                for params in map(self._cube.decode, self._promising(rng)):
+                    if not self.was_tried(params):
+                        return params
         for _ in range(NUM_RANDOM_TRIES):
             params = self._cube.sample(rng)
             if not self.was_tried(params):
                 break
         return params
 
-    def _promising(self, rng: np.random.Generator) -> np.ndarray:
-        """(N, K) candidates, the most promising first."""
+    def _promising(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Candidates, (K,) each, the most promising first."""
         known = self._model.condition()
         mean_N, _ = self._model.predict(np.stack([self._features[number] for number in known]))
         best = [known[index] for index in np.argsort(-mean_N, kind="stable")[:NUM_BEST]]
-        # Running trials are taken to fulfil the model's expectation, so that parallel proposals spread.
-        if self._pending:
-            self._model.believe(np.stack([self._features[number] for number in sorted(self._pending)]))
         near = [
             self._cube.neighbours(rng, self._rows[number], NUM_NEIGHBOURS, step) for number in best for step in STEPS
         ]
-        rows_NK = np.concatenate([self._cube.random(rng, NUM_CANDIDATES), *near])
-        gain_N = expected_improvement(*self._model.predict(self._cube.features(rows_NK)), best=float(mean_N.max()))
-        return rows_NK[np.argsort(-gain_N, kind="stable")]
+        rows_CK = np.concatenate([self._cube.random(rng, NUM_CANDIDATES), *near])
+        features_CD = self._cube.features(rows_CK)
+        mean_C, deviation_C = self._model.predict(features_CD)
+        most_C = expected_improvement(mean_C, deviation_C, best=float(mean_N.max()))
+        order = np.argsort(-most_C, kind="stable")
+        if not self._pending:
+            yield from rows_CK[order]
+            return
+        # Running trials are taken to fulfil the model's expectation, so that parallel proposals spread. Beside many of
+        # them that takes the longest of all, and it can only lower what a candidate promises: so it is done for those
+        # that may be the best, some at a time, until no other can be.
+        self._model.believe(np.stack([self._features[number] for number in sorted(self._pending)]))
+        gain_C = np.full(len(order), -np.inf)
+        looked = 0
+        for _ in order:
+            while looked < len(order) and gain_C.max() <= most_C[order[looked]]:
+                chunk = order[looked : looked + CHUNK]
+                deviation_N = self._model.believed_deviation(features_CD[chunk])
+                gain_C[chunk] = expected_improvement(mean_C[chunk], deviation_N, best=float(mean_N.max()))
+                looked += len(chunk)
+            index = int(np.argmax(gain_C))
+            yield rows_CK[index]
+            gain_C[index] = -np.inf
 
 
 @contextmanager

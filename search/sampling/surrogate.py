@@ -66,6 +66,8 @@ class CurveModel:
         self._spread = torch.tensor([1.0] * self._num_keys + [1.0, 1.0, 1.0, math.sqrt(2)], dtype=torch.double)
         self._observed: dict[tuple[int, int], tuple[np.ndarray, float]] = {}
         self._fit: _Fit | None = None
+        self._believed: Tensor
+        """(M, D) features of trials that run."""
 
     def __len__(self) -> int:
         """Number of observations."""
@@ -87,8 +89,9 @@ class CurveModel:
         """
         if self._fit is None:
             self._fit = self._fitted()
-        self._x, self._t, self._y, self._theta = self._fit.x, self._fit.t, self._fit.y, self._fit.theta
-        self._factorize()
+            self._x, self._t, self._y, self._theta = self._fit.x, self._fit.t, self._fit.y, self._fit.theta
+            self._factorize()
+        self._believed = self._x[:0]
         return self._fit.trials
 
     def _fitted(self) -> "_Fit":
@@ -104,28 +107,61 @@ class CurveModel:
         return _Fit(x, t, y, self._most_probable(x, t, y), sorted({trial for _, trial in keep}))
 
     @torch.no_grad()
-    def believe(self, features_ND: np.ndarray) -> None:
-        """Take the model's own predictions at full length for observations: of trials that run, N >= 0. Points near
-        them then promise nothing new."""
-        if len(features_ND):
-            mean_N, _ = self.predict(features_ND)
-            x = torch.as_tensor(features_ND, dtype=torch.double)
-            self._x = torch.cat([self._x, x])
-            self._t = torch.cat([self._t, torch.ones(len(x), dtype=torch.double)])
-            self._y = torch.cat([self._y, torch.as_tensor(mean_N)])
-            self._factorize()
+    def believe(self, features_MD: np.ndarray) -> None:
+        """Take the model's own predictions at full length for observations: of trials that run, M >= 0. Points near
+        them then promise nothing new.
+
+        That changes no prediction, only how sure it is. So the observations' factor stays, and what is computed here
+        is the factor of what they leave open at the believed points.
+        """
+        self._believed = torch.as_tensor(features_MD, dtype=torch.double)
+        if len(features_MD):
+            solved_NM = self._solve(self._believed)
+            open_MM = self._cross_full(self._believed, self._believed).addmm_(solved_NM.T, solved_NM, alpha=-1)
+            open_MM.diagonal().add_(torch.exp(self._theta[-1]) + JITTER)
+            self._believed_factor = torch.linalg.cholesky(open_MM)
+            self._believed_solved = solved_NM
 
     @torch.no_grad()
-    def predict(self, features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the score at full length, (N,) each."""
-        x = torch.as_tensor(features_ND, dtype=torch.double)
-        cross = self._kernel(self._x, self._t, x, torch.ones(len(x), dtype=torch.double), self._theta)
-        solved = torch.linalg.solve_triangular(self._factor, cross, upper=False)
-        variance = self._theta[-3:-1].exp().sum() - (solved**2).sum(0)
-        return (cross.T @ self._weights).numpy(), variance.clamp(min=1e-9).sqrt().numpy()
+    def predict(self, features_CD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the score at full length, (C,) each, without what is believed: no belief
+        makes a deviation larger."""
+        cross_NC = self._cross(self._x, self._t, torch.as_tensor(features_CD, dtype=torch.double))
+        solved_NC = torch.linalg.solve_triangular(self._factor, cross_NC, upper=False)
+        variance_C = self._theta[-3:-1].exp().sum() - (solved_NC**2).sum(0)
+        return (cross_NC.T @ self._weights).numpy(), variance_C.clamp(min=1e-9).sqrt().numpy()
+
+    @torch.no_grad()
+    def believed_deviation(self, features_CD: np.ndarray) -> np.ndarray:
+        """Standard deviation of the score at full length, (C,), with what is believed."""
+        x = torch.as_tensor(features_CD, dtype=torch.double)
+        solved_NC = self._solve(x)
+        variance_C = self._theta[-3:-1].exp().sum() - (solved_NC**2).sum(0)
+        if len(self._believed):
+            open_MC = self._cross_full(self._believed, x).addmm_(self._believed_solved.T, solved_NC, alpha=-1)
+            variance_C -= (torch.linalg.solve_triangular(self._believed_factor, open_MC, upper=False) ** 2).sum(0)
+        return variance_C.clamp(min=1e-9).sqrt().numpy()
+
+    def _solve(self, x: Tensor) -> Tensor:
+        """What the observations tell about points at full length, whitened: (N, C)."""
+        return torch.linalg.solve_triangular(self._factor, self._cross(self._x, self._t, x), upper=False)
+
+    def _cross(self, x: Tensor, t: Tensor, other_x: Tensor) -> Tensor:
+        """Covariances with points at full length."""
+        return self._kernel(x, t, other_x, torch.ones(len(other_x), dtype=torch.double), self._theta)
+
+    def _cross_full(self, x: Tensor, other_x: Tensor) -> Tensor:
+        """Covariances of points at full length, in as few large matrices as possible."""
+        r = _distances(x, other_x, self._inverse_lengths(self._theta)).mul_(math.sqrt(5))
+        matern = (r * r).div_(3).add_(r).add_(1).mul_(r.neg_().exp_())
+        return matern.mul_(self._theta[-3:-1].exp().sum())
+
+    def _inverse_lengths(self, theta: Tensor) -> Tensor:
+        """(D,) inverse length scales of the features."""
+        return torch.exp(-theta[: self._num_keys])[self._key_of_feature]
 
     def _kernel(self, x: Tensor, t: Tensor, other_x: Tensor, other_t: Tensor, theta: Tensor) -> Tensor:
-        inverse_D = torch.exp(-theta[: self._num_keys])[self._key_of_feature]
+        inverse_D = self._inverse_lengths(theta)
         x, other_x = x * inverse_D, other_x * inverse_D
         square = (x * x).sum(1)[:, None] + (other_x * other_x).sum(1) - 2 * x @ other_x.T
         r = math.sqrt(5) * (square.clamp(min=0) + 1e-12).sqrt()
@@ -162,6 +198,13 @@ class CurveModel:
             negative_log_posterior, self._prior.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": FIT_STEPS}
         )
         return torch.as_tensor(found.x) if np.isfinite(found.x).all() else self._prior
+
+
+def _distances(x: Tensor, other_x: Tensor, inverse_D: Tensor) -> Tensor:
+    """Distances in length scales, without gradients, in one matrix: allocating more takes longer than arithmetic."""
+    x, other_x = x * inverse_D, other_x * inverse_D
+    square = torch.addmm((other_x * other_x).sum(1), x, other_x.T, alpha=-2)
+    return square.add_((x * x).sum(1)[:, None]).clamp_(min=0).add_(1e-12).sqrt_()
 
 
 def expected_improvement(mean_N: np.ndarray, deviation_N: np.ndarray, best: float) -> np.ndarray:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from cellseg.errors import Notice, UserError
 from search.storage.backup import backup_of
+from search.storage.fetch import fetch_studies, fetch_study
 from search.storage.store import StudyStore, read_study
-from search.storage.tables import TRIAL_SCHEMA, read_table
+from search.storage.tables import read_table
+from search.storage.trial_table import read_trials, trials_file
 
 GENERATED = "generated"
 """Folder beside the studies that holds generated cells."""
@@ -34,6 +36,7 @@ def weights_folder(results: Path) -> Path:
 def list_studies(results: Path) -> list[StudyStore]:
     """The studies in a results folder, most recent first: those with a result, then those without. Other folders are
     skipped; damaged studies too, with a :class:`cellseg.errors.Notice`."""
+    fetch_studies(results)
     return [store for folder in _study_folders(results) if (store := _open(folder)) is not None]
 
 
@@ -46,6 +49,7 @@ def find_study(results: Path, name: str | None) -> StudyStore:
     if name is None:
         return latest_study(results)
     check_name(name)
+    fetch_study(results / name)
     return StudyStore.open(results / name)
 
 
@@ -57,6 +61,7 @@ def latest_study(results: Path) -> StudyStore:
     Raises:
         UserError: there is none that can be read.
     """
+    fetch_studies(results)
     folders = list(_study_folders(results))
     for folder in folders:
         if (store := _open(folder)) is not None:
@@ -93,9 +98,10 @@ def _last_activity(folder: Path) -> tuple[bool, bool, str]:
     or ended, or its description was written. Copying keeps that, unlike file times."""
     has_result = has_trials = False
     times = [str(read_study(folder / "study.json")["written"])]
-    trials = folder / "trials.parquet"
-    if trials.exists():
-        table = read_table(trials, TRIAL_SCHEMA, backup_of(trials, folder))
-        has_trials, has_result = table.num_rows > 0, table["metric"].null_count < table.num_rows
-        times += [time for name in ("started", "ended") for time in table[name].to_pylist() if time]
+    if trials_file(folder).exists():
+        changing, parts = read_trials(folder, lambda path, schema: read_table(path, schema, backup_of(path, folder)))
+        for table in (changing, *parts):
+            has_trials |= table.num_rows > 0
+            has_result |= table["metric"].null_count < table.num_rows
+            times += [time for name in ("started", "ended") for time in table[name].to_pylist() if time]
     return has_result, has_trials, max(times)

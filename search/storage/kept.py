@@ -46,16 +46,12 @@ def kept_checkpoint(store: StudyStore, number: int) -> Path:
             f"{store.folder}: trial {number}: its checkpoint must have been kept, but got those of {kept} only. "
             "Choose one of them; `keep` in the space says how many stay."
         )
-    return _folder(store, number)
+    from cellseg.training.run import BEST  # it imports torch
+
+    return store.fetch_checkpoint(number, BEST)
 
 
 def _has_kept(store: StudyStore, number: int) -> bool:
-    from cellseg.checkpoint import has_checkpoint  # it imports torch
-
-    return has_checkpoint(_folder(store, number))
-
-
-def _folder(store: StudyStore, number: int) -> Path:
     from cellseg.training.run import BEST
 
-    return store.checkpoint_folder(number) / BEST
+    return store.has_checkpoint(number, BEST)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from cellseg.errors import Notice, UserError
 from cellseg.files import is_storage_error, storage_error
@@ -24,8 +25,29 @@ LEASE = ".lease"
 BEAT_SECONDS, MISSED_BEATS = 5.0, 6
 """The holder changes the file this often; without so many changes in a row it is dead."""
 
-_held: "dict[Path, _Lease]" = {}
+
+class Holding(Protocol):
+    """A lease that this process took."""
+
+    def is_mine(self) -> bool:
+        """Whether it still has it."""
+
+    def holder(self) -> bytes | None:
+        """The content of the lease's file now; None if it is gone."""
+
+
+_held: dict[Path, Holding] = {}
 """The leases of this process by their files."""
+
+
+@contextmanager
+def holding(path: Path, held: Holding) -> Iterator[None]:
+    """Let :func:`require_lease` know of a lease for the time of the block."""
+    _held[path.resolve()] = held
+    try:
+        yield
+    finally:
+        del _held[path.resolve()]
 
 
 @contextmanager
@@ -49,12 +71,11 @@ def leased(path: Path, study: str) -> Iterator[None]:
         raise UserError(
             f"{path}: must be writable, but got '{error.strerror}'. Choose another --results DIR."
         ) from error
-    _held[path] = lease
-    try:
-        yield
-    finally:
-        del _held[path]
-        lease.release()
+    with holding(path, lease):
+        try:
+            yield
+        finally:
+            lease.release()
 
 
 def is_held(path: Path) -> str | None:
@@ -63,7 +84,7 @@ def is_held(path: Path) -> str | None:
     content = _read(path)
     if content is None:
         return None
-    holder = _Content.parse(content)
+    holder = Content.parse(content)
     if not holder.is_dead:
         seconds = BEAT_SECONDS * MISSED_BEATS
         warnings.warn(
@@ -77,7 +98,7 @@ def is_held(path: Path) -> str | None:
             if (now := _read(path)) is None:
                 return None
             if now != content:
-                return _Content.parse(now).name
+                return Content.parse(now).name
     _remove(path, content)
     return None
 
@@ -90,8 +111,8 @@ def require_lease(folder: Path) -> None:
     """
     lease = _held.get(folder.resolve() / LEASE) if _held else None
     if lease is not None and not lease.is_mine():
-        content = _read(lease.path)
-        other = _Content.parse(content).name if content else "another process"
+        content = lease.holder()
+        other = Content.parse(content).name if content else "another process"
         raise UserError(
             f"{folder}: one command at a time may write, but {other} took the study over while this one stood still. "
             "Leave it to that one; nothing was written."
@@ -106,7 +127,7 @@ def taken(study: str, holder: str) -> UserError:
     )
 
 
-class _Content:
+class Content:
     """The content of a lease's file: lines for the holder, its machine, a token of its own, and a counter."""
 
     def __init__(self, name: str, machine: str, token: str):
@@ -116,11 +137,11 @@ class _Content:
         self.token = token
 
     @classmethod
-    def own(cls) -> "_Content":
+    def own(cls) -> "Content":
         return cls(f"process {os.getpid()} on {platform.node()}", _machine(), uuid.uuid4().hex)
 
     @classmethod
-    def parse(cls, content: bytes) -> "_Content":
+    def parse(cls, content: bytes) -> "Content":
         lines = [*content.decode(errors="replace").splitlines(), "", "", ""]
         return cls(lines[0] or "another process", lines[1], lines[2])
 
@@ -143,7 +164,7 @@ class _Lease:
     def __init__(self, path: Path, descriptor: int):
         self.path = path
         self._descriptor = descriptor
-        self._content = _Content.own()
+        self._content = Content.own()
         self._stopped = threading.Event()
         self._beat(0)
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
@@ -157,6 +178,10 @@ class _Lease:
         except FileExistsError:
             return None
 
+    def holder(self) -> bytes | None:
+        """The content of the file now; None if it is gone."""
+        return _read(self.path)
+
     def is_mine(self) -> bool:
         """Whether the file is there and names this holder. A file that cannot be read for now is given the benefit of
         the doubt: who would take it over could not either."""
@@ -164,7 +189,7 @@ class _Lease:
             content = _read(self.path)
         except OSError:
             return True
-        return content is not None and _Content.parse(content).token == self._content.token
+        return content is not None and Content.parse(content).token == self._content.token
 
     def release(self) -> None:
         """Stop beating and remove the file, unless it is another's by now."""

@@ -11,7 +11,10 @@ from typing import IO
 
 from cellseg.errors import UserError
 from cellseg.files import is_storage_error, storage_error
+from search.storage.fetch import fetch_study
 from search.storage.lease import LEASE, is_held, leased, taken
+from search.storage.remote import remote_study
+from search.storage.remote_lease import leased_remotely
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 """What flock says on a file system without locks, or (ENOLCK) whose lock service is not there."""
@@ -23,6 +26,8 @@ def study_lock(results: Path, name: str) -> Iterator[None]:
 
     The system's lock where the file system has locks: a killed process loses it at once. Elsewhere a lease
     (:mod:`search.storage.lease`), which is free again half a minute after its holder died.
+
+    A study in an object store has a lease there, and what the store holds is fetched once this process has it.
 
     Raises:
         UserError: another command works on the study, or its folder cannot be written.
@@ -45,6 +50,9 @@ def study_lock(results: Path, name: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
+        if (remote := remote_study(folder)) is not None:
+            held.enter_context(leased_remotely(remote, folder, name))
+            fetch_study(folder)
         yield
 
 

@@ -14,6 +14,7 @@ from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from search.storage.find import find_study
 from search.storage.kept import kept_checkpoint
+from search.storage.remote import reading_folder
 from search.storage.store import StudyStore
 from search.storage.tables import TrialRow
 
@@ -29,12 +30,12 @@ def open_study(name: str | None = None, results: Path | str = "results") -> "Stu
 
     Args:
         name: None for the most recent study.
-        results: the folder that holds the studies' folders.
+        results: the folder that holds the studies' folders, or a URI such as ``s3://bucket/prefix``.
 
     Raises:
         UserError: no such study, or one that cannot be read.
     """
-    return StudyReader(find_study(Path(results), name))
+    return StudyReader(find_study(reading_folder(str(results)), name))
 
 
 class StudyReader:

@@ -1,7 +1,8 @@
 """The tables of a study: ``results/<study>/``, read and written here and nowhere else.
 
     study.json               what was searched, on what, with which versions
-    trials.parquet           a row per trial
+    trials.parquet           a row per trial that may change or ended lately
+    trials/part-00000.parquet ...   trials that ended before, see :mod:`search.storage.trial_table`
     epochs/part-00000.parquet ...   a row per trial and epoch; full parts are not written again, only the last one grows
     checkpoints/t0007/       the checkpoints of trial 7, if it has any
     backup/                  study.json, trials.parquet and the part that grows, as they were before their last write
@@ -12,6 +13,7 @@ disk, and checkpoints are deleted only after that. Nothing needs unpickling.
 
 import math
 import time
+from bisect import insort
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,11 +31,12 @@ from search.cost import Objective
 from search.storage.backup import backup_of, how_to_restore
 from search.storage.checkpoints import Checkpoints
 from search.storage.lease import require_lease
+from search.storage.remote import remote_study
 from search.storage.tables import (
     EPOCH_SCHEMA,
     FORMAT,
     FORMAT_VERSION,
-    TRIAL_SCHEMA,
+    UNFINISHED,
     EpochRow,
     TrialRow,
     check_format,
@@ -44,11 +47,12 @@ from search.storage.tables import (
     split_rows,
     write_table,
 )
+from search.storage.trial_table import TrialTable, trials_file
 
 PART_ROWS = 1024
 """Rows of a full part of the epoch table."""
-WALL_SECONDS = b"wall_seconds"
-"""Metadata of the trial table: the wall-clock time that searches spent on the study."""
+PAUSES_PER_WRITE = 20
+"""Where rows may wait, a write is followed by a pause of so many times its own length."""
 
 
 class StudyStore:
@@ -58,16 +62,22 @@ class StudyStore:
     lets it wait: then at latest with the first put after so long, or :meth:`flush`.
     """
 
-    def __init__(self, folder: Path, buffer_seconds: float = 0.0):
+    def __init__(self, folder: Path, buffer_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic):
         self.folder = Path(folder)
-        self._checkpoints = Checkpoints(self.folder / "checkpoints")
+        self._remote = remote_study(self.folder)
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", self._remote)
         self._buffer_seconds = buffer_seconds
-        self._written = time.monotonic()
+        self._clock = clock
+        self._written = clock()
+        self._write_seconds = 0.0  # of the latest write
         self.objective = Objective("")
         """The value that ranks trials, by the study's description; an unknown metric is better when larger."""
         self._wall_clock: Callable[[], float] = lambda: 0.0
-        self._trials: dict[int, TrialRow] = {}
-        self._trials_changed = self._tail_changed = False
+        self._trials = TrialTable(self.folder, self._read, self._write)
+        self._ranked: list[tuple[float, int]] = []  # of ended trials, for best_ended
+        self._rank_of: dict[int, tuple[float, int]] = {}
+        self._ranked_revision = 0
+        self._tail_changed = False
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # (trial, epoch) -> (part, row of it)
         self._part = 0
         self._tail: list[pa.RecordBatch] = []  # the rows of the last part, a batch of one row each
@@ -87,23 +97,27 @@ class StudyStore:
         if cls.exists(folder):
             raise UserError(f"{folder}: must not hold a study yet, but got one. Continue it, or choose another name.")
         store.write_study(study)
-        store._write_trials()
+        store._trials.write(store.wall_seconds)
         return store
 
     @classmethod
-    def open(cls, folder: Path, buffer_seconds: float = 0.0) -> "StudyStore":
+    def open(
+        cls, folder: Path, buffer_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> "StudyStore":
         """A study that exists, as its tables are now. To see what a writer added since, open it again.
+
+        Args:
+            clock: seconds since any moment, which tell how long rows have waited.
 
         Raises:
             UserError: no study, one of a newer format, or a file that is not ours or damaged.
         """
-        store = cls(folder, buffer_seconds)
+        store = cls(folder, buffer_seconds, clock)
         store.objective = _objective(store._require_study())
         # A new study gets its table after its description; a kill in between leaves none, and no backup either.
-        if store._trials_file.exists() or backup_of(store._trials_file, store.folder).exists():
-            trials = store._read(store._trials_file, TRIAL_SCHEMA)
-            store._trials = {row["number"]: TrialRow(**row) for row in trials.to_pylist()}
-            spent = float(trials.schema.metadata.get(WALL_SECONDS, 0.0))
+        table = trials_file(store.folder)
+        if table.exists() or backup_of(table, store.folder).exists():
+            spent = store._trials.read()
             store.count_time(lambda: spent)
         for path in sorted((store.folder / "epochs").glob("part-*.parquet")):
             part, table = int(path.stem.removeprefix("part-")), store._read(path, EPOCH_SCHEMA)
@@ -115,13 +129,25 @@ class StudyStore:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether a folder holds a study, readable or not."""
+        """Whether a folder, or what it stands for, holds a study, readable or not."""
+        if (remote := remote_study(Path(folder))) is not None:
+            return remote.exists("study.json")
         return (Path(folder) / "study.json").exists()
 
     @property
     def name(self) -> str:
         """The study's name: that of its folder."""
         return self.folder.name
+
+    @property
+    def uri(self) -> str | None:
+        """Where the study is, if in an object store: its folder is a local copy then."""
+        return None if self._remote is None else self._remote.uri
+
+    @property
+    def place(self) -> str:
+        """Where the study is, for people."""
+        return self.uri or str(self.folder)
 
     @property
     def study(self) -> dict[str, Any]:
@@ -134,6 +160,7 @@ class StudyStore:
         written = datetime.now(UTC).isoformat()
         format_ = {"format": FORMAT, "format_version": FORMAT_VERSION, "written": written}
         write_json(self._study_file, dict(study) | format_, backup_of(self._study_file, self.folder))
+        self._put(self._study_file)
 
     @property
     def metric(self) -> str:
@@ -152,8 +179,7 @@ class StudyStore:
 
     def put_trial(self, row: TrialRow) -> None:
         """Add the trial, or replace what is known of it."""
-        self._trials[row.number] = replace(row, metric=finite(row.metric))
-        self._trials_changed = True
+        self._trials.put(replace(row, metric=finite(row.metric)))
         self._write_if_due()
 
     def add_epoch(self, row: EpochRow) -> None:
@@ -180,11 +206,26 @@ class StudyStore:
 
     def trials(self) -> list[TrialRow]:
         """All trials by number."""
-        return [self._trials[number] for number in sorted(self._trials)]
+        return self._trials.rows()
 
     def trial(self, number: int) -> TrialRow:
         """The trial with that number, which must be there."""
         return self._trials[number]
+
+    @property
+    def revision(self) -> int:
+        """Grows with every trial that is put."""
+        return self._trials.revision
+
+    def changed_since(self, revision: int) -> list[TrialRow]:
+        """The trials that were put after a :attr:`revision`, by number; since 0 all trials. As cheap as they are few:
+        who keeps a count of many trials asks for what is new."""
+        return self._trials.changed_since(revision)
+
+    @property
+    def last_number(self) -> int:
+        """The largest number of a trial; -1 if there is none."""
+        return self._trials.last
 
     def best_trials(self, k: int | None = None) -> list[TrialRow]:
         """The ``k`` trials (all by default) of best objective, best first, of equal ones the earlier; fewer if fewer
@@ -196,6 +237,18 @@ class StudyStore:
         values = [(row.number, self.objective.trial_value(row)) for row in self.trials()]
         scored = [(-gain(self.metric, value), number) for number, value in values if value is not None]
         return [self._trials[number] for _, number in sorted(scored)[:k]]
+
+    def best_ended(self, k: int) -> list[int]:
+        """The numbers of the ``k`` best trials, as in :meth:`best_trials`, among those that have ended."""
+        revision, self._ranked_revision = self._ranked_revision, self.revision
+        for row in self.changed_since(revision):
+            if row.number in self._rank_of:
+                self._ranked.remove(self._rank_of.pop(row.number))
+            value = None if row.state in UNFINISHED else self.objective.trial_value(row)
+            if value is not None:
+                self._rank_of[row.number] = (-gain(self.metric, value), row.number)
+                insort(self._ranked, self._rank_of[row.number])
+        return [number for _, number in self._ranked[:k]]
 
     def epochs(self, trial: int | None = None) -> list[EpochRow]:
         """The epochs of one trial, or of all, by trial and epoch. Each call reads files."""
@@ -227,8 +280,26 @@ class StudyStore:
         """Keep the weights of the ``best`` trials and the resumable state of unfinished ones; delete all else, as soon
         as the tables on disk say that the trials have ended."""
         self._to_keep = best
-        if not self._trials_changed:
+        if not self._trials.has_changed:
             self._delete_checkpoints()
+
+    def clear_checkpoints(self, number: int) -> None:
+        """Delete the checkpoints that a new trial finds under its number: those of one that a search began and did not
+        write down before it was killed."""
+        self._checkpoints.clear(number)
+
+    def has_checkpoint(self, number: int, name: str) -> bool:
+        """Return whether a trial has the checkpoint ``best`` or ``last``."""
+        return self._checkpoints.has(number, name)
+
+    def fetch_checkpoint(self, number: int, name: str) -> Path:
+        """Return the folder of a trial's checkpoint ``best`` or ``last``, whose files are there if it has it."""
+        return self._checkpoints.fetch(number, name)
+
+    def sweep_checkpoints(self, k: int) -> None:
+        """Delete from an object store what trials put there after their end, but for the weights of the ``k`` best: a
+        copy may have been on its way. Only when no trial runs."""
+        self._checkpoints.sweep(self.best_ended(k), self.trials())
 
     def checkpoint_bytes(self, number: int) -> int:
         """Return the size of a trial's checkpoints, in bytes; 0 if it has none."""
@@ -262,13 +333,22 @@ class StudyStore:
             StorageError: storage failed; what could not be written is written by the next flush.
             UserError: another process has taken the study over.
         """
+        started = time.perf_counter()
         if self._tail_changed:
             self._write_part(self._part, self._tail)
             self._tail_changed = False
-        if self._trials_changed:
-            self._write_trials()
-        self._written = time.monotonic()
+        if self._trials.has_changed:
+            self._trials.write(self.wall_seconds)
+        self._written = self._clock()
+        self._write_seconds = time.perf_counter() - started
         self._delete_checkpoints()
+
+    def pause(self) -> None:
+        """Write what waits, in a moment in which nothing else does, unless that would make writing take more than a
+        small share of the time."""
+        wait = min(self._buffer_seconds, PAUSES_PER_WRITE * self._write_seconds)
+        if (self._tail_changed or self._trials.has_changed) and self._clock() - self._written >= wait:
+            self.flush()
 
     def _delete_checkpoints(self) -> None:
         """Delete those that :meth:`keep_checkpoints` does not name; the tables on disk are those in memory.
@@ -283,16 +363,12 @@ class StudyStore:
     def _study_file(self) -> Path:
         return self.folder / "study.json"
 
-    @property
-    def _trials_file(self) -> Path:
-        return self.folder / "trials.parquet"
-
     def _part_file(self, part: int) -> Path:
         return self.folder / "epochs" / f"part-{part:05d}.parquet"
 
     def _require_study(self) -> dict[str, Any]:
-        if not self.exists(self.folder):
-            raise UserError(f"{self.folder}: must hold a study, but got no study.json. Check the name.")
+        if not self._study_file.exists():
+            raise UserError(f"{self.place}: must hold a study, but got no study.json. Check the name.")
         return read_study(self._study_file)
 
     def _read(self, path: Path, schema: pa.Schema) -> pa.Table:
@@ -302,15 +378,8 @@ class StudyStore:
         return self._read(self._part_file(part), EPOCH_SCHEMA)
 
     def _write_if_due(self) -> None:
-        if time.monotonic() - self._written >= self._buffer_seconds:
+        if self._clock() - self._written >= self._buffer_seconds:
             self.flush()
-
-    def _write_trials(self) -> None:
-        rows = self.trials()
-        schema = TRIAL_SCHEMA.with_metadata(TRIAL_SCHEMA.metadata | {WALL_SECONDS: str(self.wall_seconds).encode()})
-        columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
-        self._write(self._trials_file, pa.Table.from_pydict(columns, schema=schema))
-        self._trials_changed = False
 
     def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:
         self._write(self._part_file(part), join_rows(rows))
@@ -318,6 +387,12 @@ class StudyStore:
     def _write(self, path: Path, table: pa.Table) -> None:
         require_lease(self.folder)
         write_table(path, table, backup_of(path, self.folder))
+        self._put(path)
+
+    def _put(self, path: Path) -> None:
+        """Put a file that was written into the object store, if the study is in one."""
+        if self._remote is not None:
+            self._remote.put(path, path.relative_to(self.folder).as_posix())
 
 
 def _objective(study: Mapping[str, Any]) -> Objective:

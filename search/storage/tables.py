@@ -13,7 +13,8 @@ from cellseg.errors import UserError
 from cellseg.files import atomic_path
 from search.storage.backup import how_to_restore
 
-FORMAT, FORMAT_VERSION = "cellseg-study", 3
+FORMAT, FORMAT_VERSION = "cellseg-study", 4
+"""Format 3 has all trials in ``trials.parquet``; who knows no other would miss those of the parts."""
 STATES: tuple[str, ...] = ("RUNNING", "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE", "INTERRUPTED")
 """Of a trial. INTERRUPTED: the search was stopped, and the trial goes on when it is continued."""
 

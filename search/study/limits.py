@@ -106,7 +106,12 @@ class LimitWatch:
         ends = sorted((row.ended, row.number) for row in store.trials() if row.ended is not None)
         self._ended = [number for _, number in ends]
         self._reached: ReachedLimit | None = None
-        self.look()
+        self._revision = 0  # of the store, up to which these are known:
+        self._gpu_seconds: dict[int, float] = {}
+        self._sum_of_gpu_seconds = 0.0
+        self._best: float | None = None
+        self._num_stale = 0
+        self.end(None)
 
     @property
     def reached(self) -> ReachedLimit | None:
@@ -118,13 +123,24 @@ class LimitWatch:
     @property
     def usage(self) -> Usage:
         """The amounts used so far."""
-        rows = self._store.trials()
-        values = [row.metric for row in rows if row.metric is not None]
+        self._num_stale = self._stale_trials()
+        return self._usage()
+
+    def _usage(self) -> Usage:
+        """The amounts, with the trials since the best as of the latest end: to find the best looks at all trials."""
+        revision, self._revision = self._revision, self._store.revision
+        metric = self._experiment.metric
+        for row in self._store.changed_since(revision):
+            seconds = self.gpu_seconds(row)
+            self._sum_of_gpu_seconds += seconds - self._gpu_seconds.get(row.number, 0.0)
+            self._gpu_seconds[row.number] = seconds
+            if row.metric is not None and (self._best is None or gain(metric, row.metric) > gain(metric, self._best)):
+                self._best = row.metric
         return Usage(
             hours=self._stopwatch.seconds / 3600,
-            gpu_hours=sum(map(self.gpu_seconds, rows)) / 3600,
-            best=max(values, key=lambda value: gain(self._experiment.metric, value), default=None),
-            stale_trials=self._stale_trials(),
+            gpu_hours=self._sum_of_gpu_seconds / 3600,
+            best=self._best,
+            stale_trials=self._num_stale,
         )
 
     @property
@@ -144,11 +160,14 @@ class LimitWatch:
     def look(self) -> None:
         """Check whether the latest event reaches a limit. Time needs no event."""
         if self._reached is None and self._limits != Limits():
-            self._reached = first_reached(self._limits, self._experiment.metric, self.usage)
+            self._reached = first_reached(self._limits, self._experiment.metric, self._usage())
 
-    def end(self, number: int) -> None:
-        """Take in the end of a trial."""
-        self._ended.append(number)
+    def end(self, number: int | None) -> None:
+        """Take in the end of a trial; None: of those that had ended before."""
+        if number is not None:
+            self._ended.append(number)
+        if self._limits.plateau_trials is not None:
+            self._num_stale = self._stale_trials()
         self.look()
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Proposal:
     """Flat TrialConfig."""
     folder: Path
     """Folder of its checkpoints; an existing one is continued."""
+    epochs: int = field(default=0, compare=False)
+    """Epochs of it that the tables have."""
 
 
 class Study:
@@ -99,6 +101,8 @@ class Study:
         self._running: set[int] = set()
         self._waiting: list[int] = []
         self._left_out: set[int] = set()  # trials of earlier runs that are not wanted now
+        self._finished: set[int] = set()  # trials that count, by the store's revision that was looked at last
+        self._counted = 0
         self._epoch_seconds: dict[int, list[float]] = {}
         self._replay()
         self._stops = Stops(experiment, store, clock)
@@ -133,7 +137,12 @@ class Study:
     @property
     def num_finished(self) -> int:
         """Trials that count towards the target: all that ended, in a search but those that failed."""
-        return sum(counts(self.experiment, row) and row.number not in self._left_out for row in self.rows)
+        with self.lock:
+            revision, self._counted = self._counted, self.store.revision
+            for row in self.store.changed_since(revision):
+                is_counted = counts(self.experiment, row) and row.number not in self._left_out
+                (self._finished.add if is_counted else self._finished.discard)(row.number)
+            return len(self._finished)
 
     @property
     def must_stop(self) -> bool:
@@ -162,7 +171,8 @@ class Study:
             number = self._waiting.pop(0)
             row = replace(self.store.trial(number), state="RUNNING", reason="", ended=None)
         else:
-            number = max((row.number for row in self.rows), default=-1) + 1
+            number = self.store.last_number + 1
+            self.store.clear_checkpoints(number)
             params = self.sampler.ask(number)
             try:
                 row = self._new_row(number, params)
@@ -171,7 +181,7 @@ class Study:
                 return self.propose()
         self._running.add(number)
         self.store.put_trial(row)
-        return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
+        return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve(), row.epochs)
 
     @in_turn
     def start(self) -> None:
@@ -271,8 +281,7 @@ class Study:
         self.store.put_trial(row)
         self.sampler.tell(number, *self._learned(row), reason)
         # Only ended trials compete: the objective of one that runs may still fall, and what was deleted for it is gone.
-        ended = [best.number for best in self.leaderboard if best.state not in UNFINISHED]
-        self.store.keep_checkpoints(frozenset(ended[: self.experiment.keep]))
+        self.store.keep_checkpoints(frozenset(self.store.best_ended(self.experiment.keep)))
         self._stops.end(number, ending, detail, failed=outcome is Outcome.FAILED)
 
     @in_turn
@@ -306,6 +315,12 @@ class Study:
     def flush(self) -> None:
         """Write everything that is still in memory only."""
         self.store.flush()
+
+    @in_turn
+    def pause(self) -> None:
+        """Use a moment in which nothing waits for the study to write what waits, see
+        :meth:`search.storage.store.StudyStore.pause`."""
+        self.store.pause()
 
     # Within
 

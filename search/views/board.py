@@ -66,6 +66,7 @@ class Board:
         self._console = console
         self._started = time.monotonic()
         self._waits_for = ""
+        self._revision = 0
         self._told: dict[int, tuple[str, int]] = {row.number: (row.state, row.epochs) for row in study.rows}
 
     @contextmanager
@@ -83,7 +84,8 @@ class Board:
         """Print, without a screen, a line for each trial that moved since the last call."""
         if self._console.is_terminal:
             return
-        for row in self._study.rows:
+        revision, self._revision = self._revision, self._study.store.revision
+        for row in self._study.store.changed_since(revision):
             if self._told.get(row.number) != (row.state, row.epochs):
                 self._told[row.number] = (row.state, row.epochs)
                 self._console.print(self._line(row), soft_wrap=True, highlight=False, markup=False)
@@ -155,7 +157,7 @@ def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
     # Running trials are always shown: they are what a waiting person looks for.
     running = [row for row in ranked if row.state == "RUNNING"]
     best = [row for row in ranked if row.state != "RUNNING"][: max(0, max_rows - len(running))]
-    shown = [row for row in ranked if row in running or row in best]
+    shown = {row.number for row in (*running, *best)}
     keys = list(study.experiment.domains)
     table = Table(box=None, pad_edge=False, header_style="bold")
     weighed = ["objective", COST_UNITS[objective.per]] if objective.per else []
@@ -170,7 +172,7 @@ def leaderboard_table(study: Standings, max_rows: int = MAX_ROWS) -> Table:
     ):
         table.add_column(name, no_wrap=True)
     for rank, row in enumerate(ranked, start=1):
-        if row not in shown:
+        if row.number not in shown:
             continue
         params = json.loads(row.params)
         table.add_row(

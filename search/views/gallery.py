@@ -25,7 +25,7 @@ def write_overlays(study: Study, data: PackedDataset) -> Path:
     The folder is replaced as a whole: it never shows two trials.
     """
     best = study.leaderboard[0]
-    checkpoint = open_checkpoint(study.store.checkpoint_folder(best.number) / BEST)
+    checkpoint = open_checkpoint(study.store.fetch_checkpoint(best.number, BEST))
     config = checkpoint.config
     model = load_model(checkpoint, pick_device())
     folder = study.store.folder / "overlays"

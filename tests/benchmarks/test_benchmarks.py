@@ -261,3 +261,13 @@ def test_counts_must_be_positive(arguments, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(arguments)
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_load_of_the_driver_is_that_of_a_search_which_goes_on():
+    from benchmarks.driver_load import measure_load
+
+    load = measure_load(trials=40, gpus=8, seconds=120.0)
+    assert 12 <= load.counts["report"] <= 20, "an epoch takes a minute, more or less"
+    assert load.counts["propose"] >= 1
+    assert 0 < load.share < 1
+    assert load.share == pytest.approx(sum(load.processor_seconds.values()) / 120)

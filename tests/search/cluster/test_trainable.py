@@ -15,7 +15,8 @@ from cellseg.errors import UserError
 from cellseg.files import storage_error, write_json
 from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import EpochReport, TrainingError
-from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, last_report, trial_name
+from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, trial_name
+from search.cluster.trial_reports import REPORTS, former_reports, last_report, note_report
 
 CPU = torch.device("cpu")
 
@@ -239,6 +240,48 @@ def test_there_is_no_report_of_a_new_trial_or_of_an_epoch_that_is_trained_again(
     write_checkpoint(tmp_path / "last", 1, 0.7)
     write_checkpoint(tmp_path / "best", 2, 0.8)
     assert last_report(tmp_path) is None
+
+
+def test_epochs_that_the_study_missed_are_told_again_in_full(trainable, tmp_path):
+    """A killed driver may lose the rows of more than one short epoch."""
+    folder = tmp_path / "t0007"
+    for epoch in (1, 2, 3, 4):
+        note_report(folder, make_report(epoch, epoch / 10))
+    write_checkpoint(folder / "best", 3, 0.3)
+    write_checkpoint(folder / "last", 3, 0.3)  # the fourth epoch is trained again: its checkpoint is gone
+    trainable = trainable(epochs)
+    trainable._begin(config_of(7, folder) | {"epochs": 1})
+    reports = [json.loads(trainable.step()[REPORT]) for _ in range(2)]
+    assert reports == [make_report(2, 0.2), make_report(3, 0.3)]
+    assert trainable.calls == []
+    trainable.step()
+    assert len(trainable.calls) == 1
+
+
+def test_a_trial_notes_its_reports_beside_its_checkpoints(trainable, tmp_path):
+    trainable = trainable(epochs)
+    for _ in range(2):
+        trainable.step()
+    write_checkpoint(tmp_path / "t0007" / "last", 2, 0.2)
+    noted = former_reports(tmp_path / "t0007", 0)
+    assert [(report["epoch"], report["ending"]) for report in noted] == [(1, None), (2, "epochs")]
+
+
+def test_a_line_that_a_kill_cut_off_costs_no_other_report(tmp_path):
+    note_report(tmp_path, make_report(1, 0.1))
+    with (tmp_path / REPORTS).open("a") as file:
+        file.write(json.dumps(make_report(2, 0.2))[:30])
+    note_report(tmp_path, make_report(2, 0.3))
+    note_report(tmp_path, make_report(3, 0.3))
+    write_checkpoint(tmp_path / "last", 3, 0.3)
+    assert former_reports(tmp_path, 0) == [make_report(1, 0.1), make_report(2, 0.3), make_report(3, 0.3)]
+
+
+def test_an_epoch_whose_report_was_not_noted_is_told_by_its_checkpoints(tmp_path):
+    note_report(tmp_path, make_report(1, 0.1))
+    for name in ("best", "last"):
+        write_checkpoint(tmp_path / name, 2, 0.6)
+    assert [(report["epoch"], report["best_value"]) for report in former_reports(tmp_path, 0)] == [(1, 0.1), (2, 0.6)]
 
 
 class Assigned:

@@ -184,3 +184,22 @@ def test_an_early_end_counts_with_the_sign_of_its_metric(metric, sign, monkeypat
     proposer.begin(1, {"x": 0.6, "kind": "bad"})
     proposer.end(1, None, infeasible=True)
     assert observed == [(0, 1, sign * 0.5), (0, EPOCHS, sign * 0.6), (1, EPOCHS, None)]
+
+
+def test_candidates_come_in_the_order_of_what_they_promise_beside_running_trials(monkeypatch):
+    """They are looked at some at a time, and the order is that of looking at all of them."""
+    proposer = make()
+    done = run(proposer, 30)
+    for number, params in enumerate(done[:12], start=30):
+        proposer.begin(number, params)
+    monkeypatch.setattr(proposer_module, "CHUNK", 7)
+    promising = np.stack(list(proposer._promising(np.random.default_rng(4))))
+    model, features = proposer._model, proposer._cube.features(promising)
+    known = np.stack([proposer._features[number] for number in range(30)])
+    gains = expected_improvement(
+        model.predict(features)[0], model.believed_deviation(features), float(model.predict(known)[0].max())
+    )
+    assert len(promising) == proposer_module.NUM_CANDIDATES + NUM_BEST * len(STEPS) * proposer_module.NUM_NEIGHBOURS
+    assert gains == pytest.approx(np.sort(gains)[::-1], abs=1e-9)
+    alone = expected_improvement(*model.predict(features), float(model.predict(known)[0].max()))
+    assert (np.diff(alone) > 1e-9).any(), "running trials change the order"

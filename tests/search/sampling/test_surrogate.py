@@ -59,12 +59,29 @@ def test_the_order_of_observations_does_not_matter():
 def test_near_running_trials_nothing_new_is_promised_until_the_next_look():
     model = trained([(0.0, EPOCHS), (0.3, EPOCHS), (1.0, EPOCHS)])
     point = np.array([[0.65]])
-    _, before = model.predict(point)
+    before = model.believed_deviation(point)
+    assert before == model.predict(point)[1]
     model.believe(point)
-    _, after = model.predict(point)
-    assert after < 0.2 * before
+    assert model.believed_deviation(point) < 0.2 * before
     model.condition()
-    assert model.predict(point)[1] == before
+    assert model.believed_deviation(point) == before
+
+
+def test_beliefs_are_what_observations_of_the_predicted_values_would_be(monkeypatch):
+    """They change no mean, and the deviation as a factorisation of all points together says."""
+    model = trained([(x, EPOCHS) for x in (0.0, 0.3, 0.6, 1.0)] + [(0.8, 3)])
+    believed = np.array([[0.1], [0.45], [0.5], [0.9]])
+    model.believe(believed)
+    mean_N, deviation_N = model.predict(GRID)[0], model.believed_deviation(GRID)
+    x = torch.cat([model._x, torch.as_tensor(believed)])
+    t = torch.cat([model._t, torch.ones(4, dtype=torch.double)])
+    y = torch.cat([model._y, torch.as_tensor(model.predict(believed)[0])])
+    cross = model._cross(x, t, torch.as_tensor(GRID))
+    solved = torch.linalg.solve(model._covariance(x, t, model._theta), torch.cat([y[:, None], cross], dim=1))
+    assert mean_N == pytest.approx((cross.T @ solved[:, 0]).numpy(), abs=1e-6)
+    variance = model._theta[-3:-1].exp().sum() - (cross * solved[:, 1:]).sum(0)
+    assert deviation_N**2 == pytest.approx(variance.clamp(min=1e-9).numpy(), abs=1e-6)
+    assert (deviation_N <= model.predict(GRID)[1] + 1e-9).all()
 
 
 def test_an_infeasible_trial_counts_as_the_worst():

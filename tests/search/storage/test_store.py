@@ -79,7 +79,7 @@ def test_what_was_put_is_read_again(store):
 def test_a_new_study_is_empty_and_described(store):
     again = StudyStore.open(store.folder)
     assert (again.trials(), again.epochs(), again.best_trials(3)) == ([], [], [])
-    assert (again.study["seed"], again.study["format"], again.study["format_version"]) == (3, "cellseg-study", 3)
+    assert (again.study["seed"], again.study["format"], again.study["format_version"]) == (3, "cellseg-study", 4)
     assert again.name == "study"
 
 
@@ -188,7 +188,7 @@ def test_the_tables_are_plain_parquet_with_a_mark(store):
     store.add_epoch(epoch(0, 1))
     trials = pq.read_table(store.folder / "trials.parquet")
     epochs = pq.read_table(store.folder / "epochs")
-    assert trials.schema.metadata[b"format_version"] == b"3"
+    assert trials.schema.metadata[b"format_version"] == b"4"
     assert json.loads(trials["params"][0].as_py()) == {"optim.lr": 0.1}
     assert epochs.schema.field("metrics").type == pa.map_(pa.string(), pa.float64())
     metadata = pq.read_metadata(store.folder / "trials.parquet")
@@ -207,7 +207,9 @@ def test_wall_clock_time_is_written_with_the_trials(store):
     assert StudyStore.open(store.folder).wall_seconds == 7.0, "who does not count leaves it"
 
 
-@pytest.mark.parametrize(("version", "unknown"), [(1, {"seconds_per_epoch", "gpu_seconds"}), (2, {"gpu_seconds"})])
+@pytest.mark.parametrize(
+    ("version", "unknown"), [(1, {"seconds_per_epoch", "gpu_seconds"}), (2, {"gpu_seconds"}), (3, set())]
+)
 def test_a_study_of_an_older_format_opens_and_is_written_in_the_new_one(store, version, unknown):
     known = {"seconds_per_epoch": 2.0, "gpu_seconds": 1.0}
     store.put_trial(trial(0, **known))
@@ -227,7 +229,7 @@ def test_a_study_of_an_older_format_opens_and_is_written_in_the_new_one(store, v
     again.put_trial(trial(1, **known))
     again.add_epoch(epoch(1, 1))
     assert StudyStore.open(store.folder).trials() == [former, trial(1, **known)]
-    assert pq.read_table(store.folder / "trials.parquet").schema.metadata[b"format_version"] == b"3"
+    assert pq.read_table(store.folder / "trials.parquet").schema.metadata[b"format_version"] == b"4"
 
 
 def test_the_best_trials_are_those_of_the_objective_where_there_is_one(tmp_path):
@@ -266,7 +268,7 @@ def _break(path, content: bytes | None) -> None:
         ("study.json", b"{", r"study.json: must be valid JSON"),
         ("study.json", b"[]", r"study.json: must be written by search.run, but got a file without its mark"),
         ("study.json", b'{"format": "other", "format_version": 1}', r"study.json: must be written by search.run"),
-        ("study.json", b'{"format": "cellseg-study", "format_version": 4}', r"of format 3 or older, but got 4. Update"),
+        ("study.json", b'{"format": "cellseg-study", "format_version": 5}', r"of format 4 or older, but got 5. Update"),
         ("trials.parquet", b"", r"trials.parquet: must be a readable Parquet file"),
         ("trials.parquet", b"PAR1 and then nothing PAR1", r"trials.parquet: must be a readable Parquet file"),
         ("epochs/part-00000.parquet", b"rubbish", r"part-00000.parquet: must be a readable Parquet file"),
@@ -283,10 +285,10 @@ def test_a_missing_foreign_or_damaged_file_is_named(store, name, content, match)
     [
         (None, r"trials.parquet: must be written by search.run"),
         (
-            {"format": "cellseg-study", "format_version": "4"},
-            r"trials.parquet: must be of format 3 or older, but got 4",
+            {"format": "cellseg-study", "format_version": "5"},
+            r"trials.parquet: must be of format 4 or older, but got 5",
         ),
-        ({"format": "cellseg-study", "format_version": "1"}, r"trials.parquet: must have the columns of format 3"),
+        ({"format": "cellseg-study", "format_version": "1"}, r"trials.parquet: must have the columns of format 4"),
     ],
 )
 def test_a_parquet_file_of_another_kind_is_refused(store, metadata, match):
@@ -406,3 +408,27 @@ def test_reading_starts_no_threads_that_could_outlive_the_interpreter(store):
     )
     done = subprocess.run([sys.executable, "-c", code, store.folder], capture_output=True, text=True, timeout=100)
     assert done.stdout == "0\n", done.stderr
+
+
+def test_only_ended_trials_compete_for_what_is_kept(store):
+    for number, (metric, state) in enumerate(
+        [(0.2, "COMPLETE"), (0.9, "RUNNING"), (0.7, "PRUNED"), (None, "FAILED"), (0.7, "COMPLETE")]
+    ):
+        store.put_trial(trial(number, metric=metric, state=state))
+    assert (store.best_ended(2), store.best_ended(9)) == ([2, 4], [2, 4, 0])
+    store.put_trial(trial(1, metric=0.8))
+    store.put_trial(trial(2, metric=0.1, state="PRUNED"))
+    assert store.best_ended(9) == StudyStore.open(store.folder).best_ended(9) == [1, 4, 0, 2]
+
+
+def test_what_changed_is_told_by_revision(store):
+    for number in range(4):
+        store.put_trial(trial(number))
+    revision = store.revision
+    assert store.changed_since(revision) == []
+    store.put_trial(trial(2, seconds=1.0))
+    store.put_trial(trial(0, seconds=1.0))
+    store.put_trial(trial(2, seconds=2.0))
+    assert store.changed_since(revision) == [trial(0, seconds=1.0), trial(2, seconds=2.0)]
+    again = StudyStore.open(store.folder)
+    assert again.changed_since(0) == again.trials() == store.changed_since(0)

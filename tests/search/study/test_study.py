@@ -582,3 +582,32 @@ def test_the_end_of_a_trial_is_on_disk_before_its_checkpoints_are_deleted(study,
         assert {"t0000/best", "t0000/last"} <= kept(study)
     assert seen == [["COMPLETE"]]
     assert kept(study) == {"t0000", "t0000/best"}
+
+
+def test_a_new_trial_does_not_go_on_from_checkpoints_of_one_that_was_never_written_down(study):
+    """A search may be killed before the tables know of the trial that it has begun."""
+    left = study.store.checkpoint_folder(0) / "last"
+    left.mkdir(parents=True)
+    (left / "checkpoint.json").write_text("{}")
+    proposal = study.propose()
+    assert (proposal.number, proposal.epochs) == (0, 0)
+    assert not left.exists()
+
+
+def test_a_continued_trial_says_how_many_of_its_epochs_are_known(tmp_path):
+    study = make_study(tmp_path)
+    study.propose()
+    study.report(0, make_report(1, 0.5))
+    study.report(0, make_report(2, 0.6))
+    assert make_study(tmp_path).propose().epochs == 2
+
+
+def test_the_number_of_finished_trials_follows_every_change(tmp_path):
+    study = make_study(tmp_path, asha=False)
+    for number in range(3):
+        study.propose()
+        assert study.num_finished == number
+        finish(study, number, "epochs" if number else "out-of-memory")
+    study.propose()
+    study.end(3, "bug")
+    assert (study.num_finished, make_study(tmp_path, asha=False).num_finished) == (3, 3)
