@@ -18,6 +18,8 @@ from ray import tune
 from cellseg.errors import UserError
 from search.cluster.environment import environment
 from search.cluster.fleet import Fleet
+from search.cluster.job_progress import JobProgress
+from search.cluster.metrics import StudyMetrics
 from search.cluster.room import Room
 from search.cluster.scratch import scratch_folder
 from search.cluster.signals import stop_on_signals
@@ -82,11 +84,19 @@ def run_study(
             or a trial fits on no machine.
     """
     key = f"{study.name}/{ray.get_runtime_context().get_job_id()}/{uuid.uuid4().hex[:8]}"
-    room = Room(key, resources, max_slots=study.experiment.max_slots, shared=shared)
+    experiment = study.experiment
+    room = Room(key, resources, max_slots=experiment.max_slots, priority=experiment.priority, shared=shared)
     fleet = Fleet(study, room, on_note=on_note, on_wait=on_wait)
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), placement)
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
+    progress, metrics = JobProgress(study), StudyMetrics(study, fleet)
+
+    def leave() -> None:
+        study.interrupt()
+        progress.tell()
+        metrics.tell()
+
     with (
         contextlib.closing(room),
         environment(TUNE_SETTINGS),
@@ -109,7 +119,7 @@ def run_study(
                 name=study.name,
                 storage_path=scratch,
                 stop=StudyStopper(study),
-                callbacks=[Pauses(study, fleet), *callbacks],
+                callbacks=[Pauses(study, fleet), progress, metrics, *callbacks],
                 # A trial whose process dies is over for Tune. The study proposes it again, see Fleet.lost.
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -119,11 +129,11 @@ def run_study(
         try:
             tuner.fit()
         except (tune.TuneError, UserError) as error:  # Tune wraps what some of our parts raise, and not that of others
-            study.interrupt()
+            leave()
             if (ours := user_error(error)) is not None:
                 raise ours from None
             raise
-    study.interrupt()
+    leave()
     if not study.is_over and study.storage_error is not None:
         raise study.storage_error
     if study.abort_reason is not None:
