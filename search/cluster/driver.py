@@ -86,11 +86,17 @@ def run_study(
     key = f"{study.name}/{ray.get_runtime_context().get_job_id()}/{uuid.uuid4().hex[:8]}"
     experiment = study.experiment
     room = Room(key, resources, max_slots=experiment.max_slots, priority=experiment.priority, shared=shared)
-    fleet = Fleet(study, room, on_note=on_note, on_wait=on_wait)
+    progress = JobProgress(study)
+
+    def wait(text: str) -> None:
+        progress.wait(text)
+        on_wait(text)
+
+    fleet = Fleet(study, room, on_note=on_note, on_wait=wait)
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), placement)
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
-    progress, metrics = JobProgress(study), StudyMetrics(study, fleet)
+    metrics = StudyMetrics(study, fleet)
 
     def leave() -> None:
         study.interrupt()

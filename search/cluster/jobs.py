@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ class Jobs:
 
     def _python(self) -> str:
         """The Python that the head's Ray runs with: it has this package, and need not be the first on the path."""
-        with self._told():
+        with self._told(), suppress(ValueError, KeyError, TypeError):  # the form of these answers is not promised
             nodes = self._client._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
             for node in (node["raylet"] for node in nodes):
                 if node.get("isHeadNode"):

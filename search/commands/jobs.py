@@ -61,12 +61,18 @@ def jobs_table(jobs: Sequence["StudyJob"], now: float) -> "Table":
             Text(job.id),
             Text(job.study),
             Text(job.state, style=STYLES.get(job.state, "")),
-            Text(job.progress),
+            Text(_progress(job)),
             Text(job.user),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started)),
             _duration((now if job.ended is None else job.ended) - job.started),
         )
     return table
+
+
+def _progress(job: "StudyJob") -> str:
+    """What a study last told; of a job that failed the last line of its log, which says why."""
+    lines = [line.strip() for line in job.message.splitlines() if line.strip()]
+    return lines[-1] if job.state == "failed" and lines else job.progress
 
 
 def _duration(seconds: float) -> str:

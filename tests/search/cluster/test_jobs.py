@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 from spacefiles import TINY_SPACE
 
 from cellseg.cli import spelled
@@ -387,14 +387,16 @@ def test_jobs_are_listed_latest_first_and_only_ours(fake, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     fake.add("cells-1", status="SUCCEEDED")
     fake.add("other", metadata={"job_name": "other"})
+    fake.add("broken-1", study="broken", status="FAILED", message="exit code 2, logs:\nerror: --data: no such folder\n")
     fake.add("nuclei-2", study="nuclei [/x]")
     assert main(["jobs", "--address", fake.url]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["job", "study", "state", "progress", "by", "submitted", "for"]
-    assert rows[0].startswith("nuclei-2  nuclei [/x]  running    1 of 9 trials, 2 running  ann@laptop  2023-11-1")
-    assert rows[1].startswith("cells-1   cells        succeeded  1 of 9 trials, 2 running  ann@laptop  2023-11-1")
-    assert rows[1].rstrip().endswith("1:02:03")
-    assert len(rows) == 2
+    assert rows[0].startswith("nuclei-2  nuclei [/x]  running    1 of 9 trials, 2 running       ann@laptop  2023-11-1")
+    assert rows[1].startswith("broken-1  broken       failed     error: --data: no such folder  ann@laptop  2023-11-1")
+    assert rows[2].startswith("cells-1   cells        succeeded  1 of 9 trials, 2 running       ann@laptop  2023-11-1")
+    assert rows[2].rstrip().endswith("1:02:03")
+    assert len(rows) == 3
 
 
 def test_a_study_names_the_job_that_works_on_it(fake, capsys):

@@ -115,6 +115,20 @@ def test_nothing_is_told_twice_in_a_second(setting):
     assert setting.instruments["cellseg_slots"].calls == 2
 
 
+def test_telling_takes_a_hundredth_of_the_time_at_most(setting, monkeypatch):
+    setting.step()
+    tell = setting.metrics.tell
+
+    def slow() -> None:
+        tell()
+        setting.now += 0.05
+
+    monkeypatch.setattr(setting.metrics, "tell", slow)
+    for _ in range(100):
+        setting.step(UPDATE_SECONDS)
+    assert setting.instruments["cellseg_slots"].calls == pytest.approx(1 + 100 / 5, abs=1)
+
+
 def test_losses_are_added_by_the_name_of_their_machine(setting):
     setting.fleet.num_losses["a"] += 2
     setting.fleet.num_losses["b"] += 1
@@ -165,6 +179,7 @@ def test_ray_gets_an_instrument_of_the_right_kind_for_each(monkeypatch):
 def test_the_progress_is_a_line(setting):
     study = setting.study
     assert describe_progress(study) == "0 of 9 trials, 0 running"
+    assert describe_progress(study, "waiting for 1 GPU") == "0 of 9 trials, 0 running; waiting for 1 GPU"
     study.propose()
     study.report(0, make_report(1, 0.25), "n")
     assert describe_progress(study) == "0 of 9 trials, 1 running, best segm/AP50 0.2500 (t0000)"

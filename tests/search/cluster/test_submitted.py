@@ -112,7 +112,7 @@ def head(tmp_path_factory) -> Iterator[Head]:
     try:
         for _ in range(4):  # Ray gives a node half a minute to start, which a busy machine may need more of
             process, head = start(environment, user, folder, temporary)
-            if is_up(process, head):
+            if is_up(process, head, temporary / "head.log"):
                 break
             end(process)
         assert process is not None and process.poll() is None, (temporary / "head.log").read_text()
@@ -141,9 +141,10 @@ def start(
     return process, Head(folder, f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", user)
 
 
-def is_up(process: subprocess.Popen, head: Head) -> bool:
-    """Wait until a head answers; False if it ended instead."""
-    return wait_for(lambda: answers(head) or process.poll() is not None) and process.poll() is None
+def is_up(process: subprocess.Popen, head: Head, log: Path) -> bool:
+    """Wait until a head answers and says so; False if it ended instead."""
+    wait_for(lambda: process.poll() is not None or (answers(head) and "Ray runtime started" in log.read_text()))
+    return process.poll() is None
 
 
 def end(process: subprocess.Popen) -> None:
@@ -159,8 +160,9 @@ def end(process: subprocess.Popen) -> None:
 
 def answers(head: Head) -> bool:
     try:
-        return bool(head.api("/api/version"))
-    except OSError:
+        # The dashboard answers before there is a machine, which may yet fail to start.
+        return bool(head.api("/nodes?view=summary")["data"]["summary"])
+    except (OSError, KeyError):
         return False
 
 
@@ -185,7 +187,7 @@ def test_a_study_goes_on_after_the_shell_that_submitted_it_is_gone(head):
     command = [sys.executable, "-m", "search", "submit", "tiny cells.yaml", "--results", str(head.results)]
     line = shlex.join([*command, "--address", head.gcs])
     shell = subprocess.Popen(
-        ["bash", "-c", f"{line}; sleep 1000"],
+        ["bash", "-c", f"{line} && sleep 1000"],
         cwd=head.folder,
         env=head.environment,
         stdout=subprocess.PIPE,
