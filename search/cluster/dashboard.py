@@ -4,7 +4,9 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -16,6 +18,8 @@ from search.cluster.address import ANSWER_SECONDS, asks_for_token, find_cluster,
 from search.cluster.token import read_token, use_token
 
 PORT_OF_DASHBOARD = 8265
+TOKEN_WANTED = b"authentication token"
+"""Words of a dashboard that asks for a token, missing or invalid. Another server is not shown one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +55,14 @@ def find_dashboard(address: str) -> Dashboard:
             )
         )
     url = address.rstrip("/")
-    status = _ask_version(url, {})
-    headers: dict[str, str] = {}
-    if status in (401, 403):
-        token = read_token()
-        if token is None:
-            raise _wrong_token(url, "no token on this machine")
-        headers = {"Authorization": f"Bearer {token}"}
-        status = _ask_version(url, headers)
-        if status in (401, 403):
-            raise _wrong_token(url, "another token")
-    if status != 200:
-        raise no_dashboard(url, f"something else (status {status})")
+    if _lets_in(url, {}):
+        return Dashboard(url)
+    token = read_token()
+    if token is None:
+        raise _wrong_token(url, "no token on this machine")
+    headers = {"Authorization": f"Bearer {token}"}
+    if not _lets_in(url, headers):
+        raise _wrong_token(url, "another token")
     return Dashboard(url, headers)
 
 
@@ -82,6 +82,11 @@ def no_dashboard(url: str, evidence: str) -> UserError:
 
 def _url_of(address: str) -> str:
     """The URL of the dashboard of the cluster at ``HOST:PORT`` or ``auto``, as its head tells."""
+    if address != "auto":
+        split_address(address)
+        with suppress(UserError):  # a dashboard without its scheme
+            _lets_in(f"http://{address}", {})
+            return f"http://{address}"
     head = find_cluster(address)
     if asks_for_token(head):
         use_token()
@@ -120,21 +125,31 @@ def _tunnel(head: str) -> str:
     return f"ssh -N -L {PORT_OF_DASHBOARD}:127.0.0.1:{PORT_OF_DASHBOARD} {head}"
 
 
-def _ask_version(url: str, headers: dict[str, str]) -> int:
-    """Ask for the version of the Jobs API; the HTTP status, 404 for an answer that is not Ray's."""
+def _lets_in(url: str, headers: dict[str, str]) -> bool:
+    """Ask for the version of the Jobs API; False if a dashboard asks for a token, or for another one.
+
+    Raises:
+        UserError: no answer, or that of something else.
+    """
     try:
         request = urllib.request.Request(f"{url}/api/version", headers=headers)
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-            return 200 if "ray_version" in json.load(answer) else 404
+            if "ray_version" in json.load(answer):
+                return True
+        raise no_dashboard(url, "something else")
     except urllib.error.HTTPError as error:
-        return error.code
+        if error.code in (401, 403) and TOKEN_WANTED in error.read(1000):
+            return False
+        raise no_dashboard(url, f"something else (status {error.code})") from error
     except urllib.error.URLError as error:
         reason = error.reason
         text = first_line(reason) if isinstance(reason, BaseException) else str(reason)
         raise no_dashboard(url, f"'{text}'") from error
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # it broke off, speaks another language, or is no URL
         raise no_dashboard(url, f"'{first_line(error)}'") from error
-    except Exception as error:  # http.client's, of a server that does not speak HTTP
+    except HTTPException as error:
         raise no_dashboard(url, f"something that does not speak HTTP ('{first_line(error)}')") from error
 
 

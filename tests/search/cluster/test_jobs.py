@@ -35,6 +35,7 @@ class FakeDashboard:
 
     def __init__(self) -> None:
         self.token: str | None = None
+        self.forbidden = "Forbidden: Invalid authentication token"
         self.shown: list[str | None] = []
         self.jobs: dict[str, dict[str, Any]] = {}
         self.packages: dict[str, bytes] = {}
@@ -101,7 +102,8 @@ def serving(fake: Any) -> Iterator[str]:
             shown = self.headers.get("Authorization")
             fake.shown.append(shown)
             if fake.token is not None and shown != f"Bearer {fake.token}":
-                status, content = (401 if shown is None else 403), "Unauthorized"
+                status = 401 if shown is None else 403
+                content = "Unauthorized: Missing authentication token" if shown is None else fake.forbidden
             else:
                 status, content = fake.answer(self.command, self.path, body)
             data = (content if isinstance(content, str) else json.dumps(content)).encode()
@@ -221,6 +223,25 @@ def test_another_server_is_told_from_a_dashboard(capsys):
         (line,) = fails(capsys, "jobs", "--address", url)
     assert "but got something else (status 404). " in line
     assert "ray[default]" in line
+
+
+def test_a_dashboard_without_its_scheme_is_understood(fake, monkeypatch):
+    fake.token = TOKEN
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    assert find_dashboard(fake.url.removeprefix("http://")).url == fake.url
+
+
+def test_another_server_that_asks_for_a_password_is_not_shown_the_token(capsys, monkeypatch):
+    class Locked(FakeDashboard):
+        def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+            return 401, "Who are you?"
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    other = Locked()
+    with serving(other) as url:
+        (line,) = fails(capsys, "jobs", "--address", url)
+    assert "but got something else (status 401)." in line
+    assert other.shown == [None]
 
 
 def test_a_server_that_does_not_speak_http_is_told():
