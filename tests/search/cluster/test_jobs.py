@@ -284,6 +284,7 @@ def test_a_dashboard_that_is_not_there_or_not_for_this_machine_is_told(monkeypat
     """The same address on this machine may be that of another cluster."""
     monkeypatch.setattr(dashboard, "GcsClient", FakeGcs)
     monkeypatch.setattr(dashboard, "asks_for_token", lambda address: False)
+    monkeypatch.setattr(dashboard, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(FakeGcs, "told", told)
     with pytest.raises(UserError, match=re.escape(said)):
         find_dashboard(head)
