@@ -7,14 +7,50 @@ metadata stay.
 
 import json
 import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ray._private import ray_constants
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
+from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JOB_NAME_METADATA_KEY, JobInfoStorageClient
 from ray.experimental import internal_kv
 
-STUDY, RESULTS, PROGRESS = "study", "results", "progress"
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+STUDY, RESULTS, PROGRESS, USER, COMMAND = "study", "results", "progress", "user", "submitted_as"
 """Keys of a job's metadata. A job that has the first is one of ours, however it was started."""
+NAME = JOB_NAME_METADATA_KEY
+"""Ray's own key for what a job is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyJob:
+    """A study that was sent to a cluster, as the Jobs API tells of it."""
+
+    id: str
+    """Ray's submission id."""
+    study: str
+    state: str
+    """``pending``, ``running``, ``stopped``, ``succeeded`` or ``failed``."""
+    progress: str
+    """What the study last told of itself."""
+    user: str
+    """Who sent it, and from which machine."""
+    results: str
+    """The results folder on the cluster."""
+    command: str
+    """The command that sent it; it also continues the study."""
+    message: str
+    """Ray's words about the state."""
+    started: float
+    """Time of submission, in seconds since 1970."""
+    ended: float | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, for whatever reason."""
+        return self.state not in ("pending", "running")
 
 
 def own_job() -> str | None:
@@ -50,3 +86,22 @@ def changed(record: bytes | None, study: str, results: str, progress: str) -> by
     except (ValueError, KeyError, TypeError):
         return None
     return json.dumps(content).encode()
+
+
+def study_job(detail: "JobDetails") -> StudyJob | None:
+    """Read what the Jobs API tells of a job; None for one that is no study of ours."""
+    metadata = detail.metadata or {}
+    if detail.submission_id is None or STUDY not in metadata:
+        return None
+    return StudyJob(
+        id=detail.submission_id,
+        study=metadata[STUDY],
+        state=str(detail.status).lower(),
+        progress=metadata.get(PROGRESS, ""),
+        user=metadata.get(USER, ""),
+        results=metadata.get(RESULTS, ""),
+        command=metadata.get(COMMAND, ""),
+        message=detail.message or "",
+        started=(detail.start_time or 0) / 1000,
+        ended=None if not detail.end_time else detail.end_time / 1000,
+    )

@@ -7,6 +7,7 @@ for: the machines have it, and every search checks that it is the same on all of
 import asyncio
 import getpass
 import logging
+import os
 import re
 import secrets
 import shlex
@@ -23,20 +24,16 @@ from typing import Any
 import aiohttp
 from ray._private import ray_constants
 from ray.exceptions import RayError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 
 import cellseg
 import search
 from cellseg.errors import Problem, UserError, first_line
 from search.cluster.dashboard import find_dashboard, no_dashboard
 from search.cluster.environment import environment
-from search.cluster.job_record import PROGRESS, RESULTS, STUDY
+from search.cluster.job_record import COMMAND, NAME, PROGRESS, RESULTS, STUDY, USER, StudyJob, study_job
 from search.study.options import SUBMITTED_AS
 
-USER, COMMAND = "user", "submitted_as"
-"""Keys of a job's metadata beside those of :mod:`search.cluster.job_record`."""
-NAME = "job_name"
-"""Ray's own key for what a job is called."""
 STOP_SECONDS = 30
 """Ray kills a job that was told to stop after this time. A search leaves within ten seconds."""
 AGENT_SECONDS = 60.0
@@ -45,35 +42,6 @@ POLL_SECONDS = 0.5
 NO_AGENT = "No available agent"
 """Words of Ray's answer when the part of it that starts jobs is not there."""
 CODE_EXCLUDES = ["__pycache__", "*.pyc", ".git"]
-
-
-@dataclass(frozen=True, slots=True)
-class StudyJob:
-    """A study that was sent to a cluster, as the Jobs API tells of it."""
-
-    id: str
-    """Ray's submission id."""
-    study: str
-    state: str
-    """``pending``, ``running``, ``stopped``, ``succeeded`` or ``failed``."""
-    progress: str
-    """What the study last told of itself."""
-    user: str
-    """Who sent it, and from which machine."""
-    results: str
-    """The results folder on the cluster."""
-    command: str
-    """The command that sent it; it also continues the study."""
-    message: str
-    """Ray's words about the state."""
-    started: float
-    """Time of submission, in seconds since 1970."""
-    ended: float | None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended, for whatever reason."""
-        return self.state not in ("pending", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +145,7 @@ class Jobs:
             STUDY: order.study,
             RESULTS: order.results,
             PROGRESS: "not started",
-            USER: f"{getpass.getuser()}@{socket.gethostname()}",
+            USER: f"{_user()}@{socket.gethostname()}",
             COMMAND: order.command,
         }
         deadline = time.monotonic() + AGENT_SECONDS
@@ -191,7 +159,7 @@ class Jobs:
                         runtime_env=dict(runtime_env),
                         metadata=metadata,
                     )
-                    return self._look(job)
+                    return self.look(job)
                 except RuntimeError as error:
                     if NO_AGENT not in str(error) or time.monotonic() > deadline:
                         raise
@@ -221,7 +189,7 @@ class Jobs:
             self._client.stop_job(job.id)
         on_wait()
         deadline = time.monotonic() + STOP_SECONDS + AGENT_SECONDS
-        while not (now := self._look(job.id)).is_over:
+        while not (now := self.look(job.id)).is_over:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"{job.id}: must end within {STOP_SECONDS} s of the request to stop, but got one that is "
@@ -240,11 +208,8 @@ class Jobs:
         with self._told():
             yield from _in_step(self._client.tail_job_logs(job.id))
 
-    def look(self, job: StudyJob) -> StudyJob:
-        """Return the job as it is now."""
-        return self._look(job.id)
-
-    def _look(self, name: str) -> StudyJob:
+    def look(self, name: str) -> StudyJob:
+        """Return the job of that id as it is now."""
         with self._told():
             job = study_job(self._client.get_job_info(name))
         assert job is not None, "its metadata never goes"
@@ -278,23 +243,12 @@ def job_id(study: str) -> str:
     return f"{readable}-{secrets.token_hex(3)}"
 
 
-def study_job(detail: JobDetails) -> StudyJob | None:
-    """Read what the Jobs API tells of a job; None for one that is no study of ours."""
-    metadata = detail.metadata or {}
-    if detail.submission_id is None or STUDY not in metadata:
-        return None
-    return StudyJob(
-        id=detail.submission_id,
-        study=metadata[STUDY],
-        state=JobStatus(detail.status).value.lower(),
-        progress=metadata.get(PROGRESS, ""),
-        user=metadata.get(USER, ""),
-        results=metadata.get(RESULTS, ""),
-        command=metadata.get(COMMAND, ""),
-        message=detail.message or "",
-        started=(detail.start_time or 0) / 1000,
-        ended=None if not detail.end_time else detail.end_time / 1000,
-    )
+def _user() -> str:
+    """Name this user; in a container that has no name for them, by their number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def python_of(raylet: Sequence[str]) -> str:

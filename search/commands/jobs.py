@@ -11,7 +11,7 @@ from cellseg.cli import EXIT_OK, run_command, say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from search.cluster.jobs import StudyJob
+    from search.cluster.job_record import StudyJob
 
 STYLES = {"running": "cyan", "succeeded": "green", "failed": "red", "stopped": "yellow", "pending": "dim"}
 

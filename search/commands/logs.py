@@ -77,7 +77,7 @@ def _show_job(arguments: argparse.Namespace) -> int:
         lines = jobs.log(job).splitlines()
         for line in lines[-arguments.lines :] if arguments.lines > 0 else []:
             say(line)
-    job = jobs.look(job)
+    job = jobs.look(job.id)
     say(f"{job.id} of study {job.study}: {job.state}, {job.progress}")
     if job.state == "failed":
         say(job.message)

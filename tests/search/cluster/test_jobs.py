@@ -350,6 +350,15 @@ def test_the_words_that_are_sent_mean_to_run_what_they_meant_to_submit(fake, spa
     assert study_words(_parser().parse_args(["x.yaml", *words])) == words
 
 
+def test_a_user_without_a_name_can_submit(fake, space, monkeypatch):
+    def getuser() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(jobs.getpass, "getuser", getuser)
+    assert main(["submit", "my cells.yaml", "--results", "/r", "--address", fake.url]) == 0
+    assert re.match(r"\d+@", fake.submitted[0]["metadata"]["user"])
+
+
 def test_code_is_sent_without_what_is_no_code(fake, space):
     assert main(["submit", "my cells.yaml", "--results", "/r", "--send-code", "--address", fake.url]) == 0
     names = [name for package in fake.packages.values() for name in zipfile.ZipFile(io.BytesIO(package)).namelist()]
