@@ -19,6 +19,7 @@ from ray.util import metrics
 from search.cluster.fleet import Fleet
 from search.cluster.slots import node_name
 from search.cluster.tune_parts import Disposable
+from search.sampling.protocol import Outcome
 from search.study.study import Study
 
 UPDATE_SECONDS = 1.0
@@ -27,7 +28,7 @@ MAX_SHARE = 0.01
 """Part of the driver's time that telling may take: with ten thousand trials it is done less often."""
 SPACE_SECONDS = 10.0
 """The free space is asked for this often: on a network's disk, that takes a while."""
-STATES = ("complete", "pruned", "failed", "running", "interrupted")
+STATES = (*(outcome.name.lower() for outcome in Outcome), "running", "interrupted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,18 @@ import json
 import re
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from fakes import make_report, make_study
+from fakes import empty_table, make_report, make_study
 
-from search.cluster import metrics
-from search.cluster.job_progress import describe_progress
+from search.cluster import driver, job_progress, metrics
+from search.cluster.job_progress import JobProgress, describe_progress
+from search.cluster.job_record import own_job
 from search.cluster.metrics import METRICS, SPACE_SECONDS, UPDATE_SECONDS, Metric, StudyMetrics
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "metrics"
@@ -87,6 +89,7 @@ def test_everything_is_told_as_it_is(setting):
         ("complete",): 1,
         ("pruned",): 0,
         ("failed",): 1,
+        ("infeasible",): 0,
         ("running",): 1,
         ("interrupted",): 0,
     }
@@ -174,6 +177,62 @@ def test_ray_gets_an_instrument_of_the_right_kind_for_each(monkeypatch):
         metrics._ray_metric(metric)
     assert {name: kind for kind, name, *_ in made} == {metric.name: metric.kind.title() for metric in METRICS}
     assert all(tags == ("study",) or (len(tags) == 2 and tags[0] == "study") for *_, tags in made)
+
+
+def test_a_search_tells_metrics_and_progress_while_it_runs_and_at_its_end(tmp_path, monkeypatch):
+    """Tune is a stand-in that starts a trial and comes to a rest once."""
+    study = make_study(tmp_path, "cells", trials=9)
+    instruments, progress, waited = {}, [], []
+    running: list[float] = []
+
+    class FakeTuner:
+        def __init__(self, trainable: Any, tune_config: Any, run_config: Any):
+            self.callbacks = run_config.callbacks
+
+        def fit(self) -> None:
+            study.propose()
+            for callback in self.callbacks:
+                callback.on_step_end(1, [])
+            running.append(instruments["cellseg_trials"].values["running",])
+            waits[0]("waiting for 1 GPU")
+
+    def fake_fleet(*_: Any, on_wait: Any, **__: Any) -> Any:
+        waits.append(on_wait)
+        return SimpleNamespace(slots=4, num_losses=Counter())
+
+    def instrument(metric: Metric) -> Instrument:
+        instruments[metric.name] = Instrument(metric)
+        return instruments[metric.name]
+
+    waits: list[Any] = []
+    monkeypatch.setattr(driver, "Room", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(driver, "Fleet", fake_fleet)
+    monkeypatch.setattr(driver, "StudyMetrics", partial(StudyMetrics, make=instrument))
+    monkeypatch.setattr(driver.tune, "Tuner", FakeTuner)
+    monkeypatch.setattr(driver.tune, "with_parameters", lambda trainable, **_: trainable)
+    monkeypatch.setattr(driver.tune, "with_resources", lambda trainable, _: type("Stand", (), {}))
+    monkeypatch.setattr(driver.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "1"))
+    monkeypatch.setattr(job_progress, "own_job", lambda: "a job")
+    monkeypatch.setattr(job_progress, "tell_job", lambda *words: progress.append(words))
+    assert not driver.run_study(study, empty_table(), {"cpu": 1, "gpu": 0}, on_wait=waited.append)
+    assert running == [1]
+    assert instruments["cellseg_trials"].values["running",] == 0
+    assert instruments["cellseg_trials"].values["interrupted",] == 1
+    assert waited == ["waiting for 1 GPU"]
+    assert progress == [
+        ("a job", "cells", str(tmp_path), "0 of 9 trials, 1 running"),
+        ("a job", "cells", str(tmp_path), "0 of 9 trials, 0 running; waiting for 1 GPU"),
+    ]
+
+
+def test_a_search_that_nobody_submitted_tells_no_job(setting, monkeypatch):
+    monkeypatch.setattr(job_progress, "tell_job", lambda *_: pytest.fail("there is none"))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert own_job() is None
+    JobProgress(setting.study).on_step_end(1, [])
+    environment = {"runtime_env": {}, "metadata": {"job_submission_id": "cells-1", "job_name": "cells"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(environment))
+    assert own_job() == "cells-1"
 
 
 def test_the_progress_is_a_line(setting):
