@@ -46,14 +46,7 @@ def find_dashboard(address: str) -> Dashboard:
     if not separator:
         address = _url_of(address)
     elif scheme not in ("http", "https"):
-        raise UserError(
-            Problem(
-                "--address",
-                "must be http://HOST:PORT of the dashboard, HOST:PORT of the head, or auto",
-                f"'{address}'",
-                f"A dashboard listens on port {PORT_OF_DASHBOARD} of the head.",
-            )
-        )
+        raise _wrong_form(address)
     url = address.rstrip("/")
     if _lets_in(url, {}):
         return Dashboard(url)
@@ -83,7 +76,10 @@ def no_dashboard(url: str, evidence: str) -> UserError:
 def _url_of(address: str) -> str:
     """The URL of the dashboard of the cluster at ``HOST:PORT`` or ``auto``, as its head tells."""
     if address != "auto":
-        split_address(address)
+        try:
+            split_address(address)
+        except UserError:
+            raise _wrong_form(address) from None
         with suppress(UserError):  # a dashboard without its scheme
             _lets_in(f"http://{address}", {})
             return f"http://{address}"
@@ -119,6 +115,17 @@ def _url_of(address: str) -> str:
             )
         )
     return url
+
+
+def _wrong_form(address: str) -> UserError:
+    return UserError(
+        Problem(
+            "--address",
+            "must be http://HOST:PORT of the dashboard, HOST:PORT of the head, or auto",
+            f"'{address}'",
+            f"A dashboard listens on port {PORT_OF_DASHBOARD} of the head.",
+        )
+    )
 
 
 def _tunnel(head: str) -> str:

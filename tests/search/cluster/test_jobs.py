@@ -251,7 +251,7 @@ def test_a_server_that_does_not_speak_http_is_told():
             find_dashboard(f"http://127.0.0.1:{server.getsockname()[1]}")
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "ftp://head"])
+@pytest.mark.parametrize("address", ["ray://head:10001", "ftp://head", "head", "::1:8265"])
 def test_other_kinds_of_addresses_are_refused(capsys, address):
     (line,) = fails(capsys, "jobs", "--address", address)
     assert line.startswith(
