@@ -176,10 +176,9 @@ def exported(head: Head) -> dict[str, float]:
         except OSError:
             continue  # the ports of the head's own parts may be closed
         for name, tags, value in re.findall(r"^(ray_cellseg_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
-            own = dict(re.findall(r'(\w+)="([^"]*)"', tags))
-            found[" ".join([name, *(own[key] for key in ("study", "state", "node", "metric") if key in own)])] = float(
-                value
-            )
+            all_tags = dict(re.findall(r'(\w+)="([^"]*)"', tags))
+            own = [all_tags[key] for key in ("study", "state", "node", "metric") if key in all_tags]
+            found[" ".join([name, *own])] = float(value)
     return found
 
 
