@@ -4,6 +4,7 @@ The same command continues the study.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
 from cellseg.errors import raise_all
+from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,25 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.run", description=__doc__)
-    parser.add_argument(
-        "space",
-        type=Path,
-        metavar="SPACE",
-        help="YAML file of a space (docs/spaces.md) or an ablation (docs/reports.md), or the name of a shipped one",
-    )
-    parser.add_argument("--study", metavar="NAME", help="name of the study; default: the name of the file")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set; default: the file's data")
-    parser.add_argument(
-        "--trials", type=int, metavar="N", help="number of trials to finish, including those of earlier runs"
-    )
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of a trial that is not stopped early")
-    parser.add_argument(
-        "--max-slots", type=int, metavar="N", help="the most trials side by side; default: as many as the cluster holds"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="fix a config field or change a setting"
-    )
-    parser.add_argument("--rows", metavar="A,B", help="for an ablation: train only these rows")
+    add_study_options(parser)
     parser.add_argument(
         "--address", metavar="ADDR", help="address of a Ray cluster, or auto; default: only this machine"
     )
@@ -76,8 +60,8 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.storage.store import StudyStore
 
     arguments.space = find_space(arguments.space)
-    experiment = _load(arguments)
-    name = arguments.space.stem if arguments.study is None else arguments.study
+    experiment = experiment_of(arguments)
+    name = study_name(arguments)
     check_name(name)
     arguments.shown_results, arguments.results = arguments.results, working_folder(arguments.results)
     if arguments.dry_run:
@@ -89,18 +73,6 @@ def _command(arguments: argparse.Namespace) -> int:
     data = prepare_data(experiment, arguments.data, arguments.results)
     with study_lock(arguments.results, name), discarded_unless_started(arguments.results / name):
         return _carry_out(experiment, name, data, arguments, is_new=is_new)
-
-
-def _load(arguments: argparse.Namespace) -> "Experiment":
-    """The experiment that the file describes, with the command line's settings over it."""
-    from search.study.load import load_experiment
-
-    overrides = list(arguments.set)
-    overrides += [
-        f"{key}={value}" for key in ("trials", "epochs", "max_slots") if (value := getattr(arguments, key)) is not None
-    ]
-    rows = None if arguments.rows is None else [name.strip() for name in arguments.rows.split(",")]
-    return load_experiment(arguments.space, overrides, rows)
 
 
 def _dry_run(experiment: "Experiment", name: str, results: Path) -> int:
@@ -183,7 +155,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
         board = Board(study, console)
         resources = wanted.model_dump() if wanted else None
         is_own = arguments.address is None
-        with checked_nodes(study.store.folder, resources, say, is_own=is_own) as checks, board.shown():
+        with checked_nodes(study.store, resources, say, is_own=is_own) as checks, board.shown():
             return run_study(
                 study,
                 data.packed.table,
@@ -198,7 +170,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
 
 
 def _say_stopped(arguments: argparse.Namespace) -> None:
-    again = "python -m search.run " + shlex.join(arguments.argv)
+    again = os.environ.get(SUBMITTED_AS) or "python -m search.run " + shlex.join(arguments.argv)
     say(f"Stopped. {again} continues where it was.")
 
 

@@ -55,6 +55,8 @@ class Ablation(BaseModel):
     """Checkpoints of this many best runs stay on disk."""
     max_slots: Count | None = None
     """The most runs side by side. None: as many as the cluster holds."""
+    priority: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Its part of a cluster that several studies share, in proportion to theirs."""
     stall: StallSettings = StallSettings()
     """When a run that reports nothing is started again elsewhere."""
     resources: Resources | None = None

@@ -35,7 +35,7 @@ def find_cluster(address: str) -> str:
                 "must be HOST:PORT or auto",
                 f"'{address}'",
                 "Ray Client and the Jobs API cannot run a search: run the command on a machine of the cluster with "
-                "--address auto, or send it there with `ray job submit`.",
+                "--address auto, or send it there with `python -m search.commands.submit`.",
             )
         )
     if address == "auto":

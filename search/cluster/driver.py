@@ -19,6 +19,8 @@ from cellseg.errors import UserError
 from search.cluster.deaths import all_deaths_told
 from search.cluster.environment import environment
 from search.cluster.fleet import Fleet
+from search.cluster.job_progress import JobProgress
+from search.cluster.metrics import StudyMetrics
 from search.cluster.node_watch import NodeWatch
 from search.cluster.preflight import NodeChecks
 from search.cluster.room import Room
@@ -87,12 +89,26 @@ def run_study(
             that is fit, or a trial fits on no machine.
     """
     key = f"{study.name}/{ray.get_runtime_context().get_job_id()}/{uuid.uuid4().hex[:8]}"
-    room = Room(key, resources, max_slots=study.experiment.max_slots, shared=shared)
-    fleet = Fleet(study, room, on_note=on_note, on_wait=on_wait)
+    experiment = study.experiment
+    room = Room(key, resources, max_slots=experiment.max_slots, priority=experiment.priority, shared=shared)
+    progress = JobProgress(study)
+
+    def wait(text: str) -> None:
+        progress.wait(text)
+        on_wait(text)
+
+    fleet = Fleet(study, room, on_note=on_note, on_wait=wait)
     watch = [] if checks is None else [NodeWatch(study, fleet, checks, on_note)]
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), placement)
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"
+    metrics = StudyMetrics(study, fleet)
+
+    def leave() -> None:
+        study.interrupt()
+        progress.tell()
+        metrics.tell()
+
     with (
         contextlib.closing(room),
         environment(TUNE_SETTINGS),
@@ -116,7 +132,7 @@ def run_study(
                 name=study.name,
                 storage_path=scratch,
                 stop=StudyStopper(study),
-                callbacks=[Pauses(study, fleet), *watch, *callbacks],
+                callbacks=[Pauses(study, fleet), *watch, progress, metrics, *callbacks],
                 # A trial whose process dies is over for Tune. The study proposes it again, see Fleet.lost.
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -126,11 +142,11 @@ def run_study(
         try:
             tuner.fit()
         except (tune.TuneError, UserError) as error:  # Tune wraps what some of our parts raise, and not that of others
-            study.interrupt()
+            leave()
             if (ours := user_error(error)) is not None:
                 raise ours from None
             raise
-    study.interrupt()
+    leave()
     if not study.is_over and study.storage_error is not None:
         raise study.storage_error
     if study.abort_reason is not None:

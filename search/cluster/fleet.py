@@ -5,6 +5,7 @@ study. What it cannot mend by itself it says.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,8 @@ class Fleet:
         usual = [row.seconds_per_epoch for row in study.rows if row.seconds_per_epoch]
         self._stalls = Stalls(study.experiment.stall, usual, clock)
         self._losses = Losses(room.avoided)
+        self.num_losses: Counter[str] = Counter()
+        """Processes of trials that were lost, by the id of their machine, which may be gone."""
         self._berths: dict[int, Berth] = {}
         self._actors: dict[int, Any] = {}  # handles of the processes that trials run in
         self._places: dict[str, str] = {}  # actor -> machine, by their ids
@@ -156,6 +159,7 @@ class Fleet:
             return
         alive = self._room.refresh()
         self._losses.lost(number, node)
+        self.num_losses[node] += 1
         known = node not in alive or node in self._room.avoided
         if not known and self._losses.is_suspect(node) and self._room.elsewhere({node}):
             self._losses.bad_nodes.add(node)

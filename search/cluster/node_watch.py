@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -19,6 +18,7 @@ from search.cluster.shared_folder import own_folders, shared_folder, unshared
 from search.cluster.slots import TrialResources
 from search.cluster.trainable import REPORT
 from search.cluster.tune_parts import Disposable
+from search.storage.store import StudyStore
 from search.study.study import Study
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ ARRIVAL_SECONDS = 15.0
 
 @contextmanager
 def checked_nodes(
-    folder: Path, resources: TrialResources | None, warn: Callable[[str], None], *, is_own: bool
+    store: StudyStore, resources: TrialResources | None, warn: Callable[[str], None], *, is_own: bool
 ) -> Iterator[NodeChecks | None]:
     """Check every machine that trials can run on, and yield what checks those that come during the block, if any may.
 
     Args:
-        folder: the study's.
+        store: the study's.
         resources: what a trial occupies, as the space says.
         warn: takes a line about what may become wrong.
         is_own: whether the cluster is this machine alone, of which most is known to be right.
@@ -45,7 +45,7 @@ def checked_nodes(
     Raises:
         UserError: all problems of all machines.
     """
-    folder = folder.resolve()
+    folder = store.folder.resolve()
     if is_own:
         found = space_findings(own_facts(folder), folder)
         raise_all(found.problems)
@@ -53,7 +53,7 @@ def checked_nodes(
             warn(f"warning: {warning}")
         yield None
         return
-    with own_folders() if study.store.uri else shared_folder(folder) as shared:
+    with own_folders() if store.uri else shared_folder(folder) as shared:
         checks = NodeChecks(resources, shared)
         for warning in require_nodes(checks.wait()):
             warn(f"warning: {warning}")

@@ -31,6 +31,7 @@ class Room:
         study: name of the study's driver, which no other has.
         wanted: what the space says that a trial occupies; None for the default.
         max_slots: bound of the study's trials side by side.
+        priority: the study's, among those that share the cluster.
         shared: the cluster is not this driver's own: other studies may use it, and machines may join.
         clock: seconds since any moment.
 
@@ -44,10 +45,12 @@ class Room:
         wanted: TrialResources | None,
         *,
         max_slots: int | None = None,
+        priority: float = 1.0,
         shared: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._study, self._wanted, self._max_slots, self._clock = study, wanted, max_slots, clock
+        self._priority = priority
         self.avoided: set[str] = set()
         """Ids of machines that get no trials."""
         self.nodes: Sequence[Node] = live_nodes()
@@ -91,7 +94,9 @@ class Room:
         most = demand if self._max_slots is None else min(demand, self._max_slots)
         share = min(self.capacity, most)
         if self._register is not None:
-            claim = Claim(self._study, self.resources, most, self._usage.seconds, tuple(sorted(self.avoided)))
+            claim = Claim(
+                self._study, self.resources, most, self._usage.seconds, tuple(sorted(self.avoided)), self._priority
+            )
             others = self._register.publish(claim)
             self.num_others = len(others)
             if others:

@@ -37,14 +37,17 @@ class Claim:
     """Slot-seconds that it used lately, see :data:`HALF_LIFE`."""
     avoided: tuple[str, ...] = ()
     """Ids of machines that it does not use."""
+    priority: float = 1.0
+    """Of two studies with the same needs, one of priority 2 gets twice the slots of one of priority 1."""
 
 
 def fair_slots(nodes: Sequence[Node], claims: Collection[Claim]) -> dict[str, int]:
-    """Divide the slots: in turn, the study with the smallest part of what it could have alone gets one more.
+    """Divide the slots: in turn, the study with the smallest part of what it could have alone, divided by its priority,
+    gets one more.
 
-    That is dominant-resource fairness (Ghodsi et al. 2011) with whole trials. Of equals, the one that used less lately
-    goes first, so that where there are more studies than slots they take turns. What a study does not ask for, or what
-    does not fit its trials, is left to the others.
+    That is weighted dominant-resource fairness (Ghodsi et al. 2011) with whole trials. Of equals, the one that used
+    less lately, for its priority, goes first, so that where there are more studies than slots they take turns. What a
+    study does not ask for, or what does not fit its trials, is left to the others.
     """
     alone = {claim.study: _fill([_Space(node) for node in nodes], claim) for claim in claims}
     spaces = [_Space(node) for node in nodes]
@@ -54,7 +57,11 @@ def fair_slots(nodes: Sequence[Node], claims: Collection[Claim]) -> dict[str, in
     while waiting:
         claim = min(
             waiting.values(),
-            key=lambda claim: (given[claim.study] / alone[claim.study], claim.usage // USAGE_STEP, claim.study),
+            key=lambda claim: (
+                given[claim.study] / (alone[claim.study] * claim.priority),
+                claim.usage / claim.priority // USAGE_STEP,
+                claim.study,
+            ),
         )
         name = claim.study
         while places[name] < len(spaces) and not spaces[places[name]].take(claim):

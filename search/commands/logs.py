@@ -1,4 +1,8 @@
-"""Show what a trial's process printed: ``python -m search.commands.logs --trial 7``. The study may be running."""
+"""Show what a trial's process printed: ``python -m search.commands.logs --trial 7``. The study may be running.
+
+With a job or a study's name and ``--address``, show what a submitted study printed, and with ``--follow`` what it
+prints until it ends. Ctrl-C ends the showing, not the study.
+"""
 
 import argparse
 import sys
@@ -15,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.commands.logs", description=__doc__)
-    parser.add_argument("--trial", type=int, metavar="N", required=True, help="number of the trial")
+    parser.add_argument("--trial", type=int, metavar="N", help="number of the trial")
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument(
         "--results",
@@ -25,10 +29,65 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     parser.add_argument("--lines", type=int, default=40, metavar="N", help="last lines to show; default: %(default)s")
+    parser.add_argument(
+        "job", nargs="?", metavar="JOB_OR_STUDY", help="a submitted study, by its name or job, as `jobs` lists them"
+    )
+    parser.add_argument(
+        "--address",
+        metavar="ADDR",
+        help="its cluster: http://HOST:8265 of the dashboard, HOST:PORT of the head, or auto on one of its machines",
+    )
+    parser.add_argument("--follow", action="store_true", help="show all, and go on until the study ends")
     return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    if arguments.job is not None:
+        return _show_job(arguments)
+    if arguments.trial is None:
+        raise UserError(
+            "--trial: a trial or a submitted study must be named, but got neither. Give --trial N, or JOB_OR_STUDY "
+            "with --address ADDR."
+        )
+    if arguments.follow or arguments.address is not None:
+        raise UserError(
+            "--trial: must come without --follow and --address, but got both. The logs of trials are in the results "
+            "folder."
+        )
+    return _show_trial(arguments)
+
+
+def _show_job(arguments: argparse.Namespace) -> int:
+    if arguments.address is None:
+        raise UserError(
+            f"--address: the cluster of a submitted study must be given, but got '{arguments.job}' alone. Give "
+            "--address ADDR; for a trial of a study in the results folder, give --study NAME --trial N."
+        )
+    if arguments.trial is not None:
+        raise UserError(
+            f"--trial: must come without a job, but got '{arguments.job}' too. The logs of trials are in the results "
+            "folder: give --study NAME --trial N there."
+        )
+    from search.cluster.jobs import Jobs
+
+    jobs = Jobs(arguments.address)
+    job = jobs.find(arguments.job)
+    if arguments.follow:
+        for text in jobs.follow(job):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    else:
+        lines = jobs.log(job).splitlines()
+        for line in lines[-arguments.lines :] if arguments.lines > 0 else []:
+            say(line)
+    job = jobs.look(job.id)
+    say(f"{job.id} of study {job.study}: {job.state}, {job.progress}")
+    if job.state == "failed":
+        say(job.message)
+    return EXIT_OK
+
+
+def _show_trial(arguments: argparse.Namespace) -> int:
     from search.storage.fetch import fetch_file
     from search.storage.find import find_study
     from search.storage.remote import reading_folder

@@ -226,6 +226,7 @@ class StudySettings(_Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     keep: Count = 3
     max_slots: Count | None = None
+    priority: Amount = 1.0
     stall: StallSettings = StallSettings()
     asha: AshaSettings | None = AshaSettings()
     resources: Resources | None = None

@@ -48,6 +48,8 @@ class Space:
     """Checkpoints of this many best trials stay on disk."""
     max_slots: int | None = None
     """The most trials side by side. None: as many as the cluster holds."""
+    priority: float = 1.0
+    """Its part of a cluster that several studies share, in proportion to theirs."""
     stall: StallSettings = field(default_factory=StallSettings)
     """When a trial that reports nothing is started again elsewhere."""
     asha: AshaSettings | None = field(default_factory=AshaSettings)
@@ -77,8 +79,8 @@ class Space:
         """16 hex digits that two spaces share exactly if their trials may stand in one study.
 
         It covers what a trial's result depends on: metric, direction, epochs, seed, asha, objective, sampled and
-        fixed keys. It leaves out trials, keep, max_slots, stall, resources, limits, data (whose content has a
-        fingerprint of its own) and start_from.
+        fixed keys. It leaves out trials, keep, max_slots, priority, stall, resources, limits, data (whose content
+        has a fingerprint of its own) and start_from.
         """
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -86,7 +88,7 @@ class Space:
     def identity(self) -> dict[str, Any]:
         """What :attr:`fingerprint` covers, as JSON values."""
         content = self.to_json()
-        for name in ("trials", "keep", "max_slots", "stall", "resources", "limits", "data", "start_from"):
+        for name in ("trials", "keep", "max_slots", "priority", "stall", "resources", "limits", "data", "start_from"):
             content.pop(name, None)
         return content
 
@@ -160,6 +162,8 @@ class Space:
             lines.append(f"limits: {self.limits.describe(self.metric)}")
         if self.max_slots is not None:
             lines.append(f"at most {self.max_slots} trials side by side")
+        if self.priority != 1:
+            lines.append(f"priority {self.priority:g} among the studies of a cluster")
         for key, domain in self.domains.items():
             conditions = [f"{other} is {' or '.join(map(str, values))}" for other, values in domain.when.items()]
             when = f"   when {' and '.join(conditions)}" if conditions else ""
@@ -179,6 +183,8 @@ class Space:
         }
         if self.max_slots is not None:
             content["max_slots"] = self.max_slots
+        if self.priority != 1:
+            content["priority"] = self.priority
         if self.stall != StallSettings():
             content["stall"] = self.stall.model_dump()
         content["asha"] = self.asha.model_dump() if self.asha else False

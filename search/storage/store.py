@@ -172,6 +172,11 @@ class StudyStore:
         """Wall-clock time that searches spent on the study; those of format 1 did not count it."""
         return self._wall_clock()
 
+    @property
+    def lag_seconds(self) -> float:
+        """Time for which what was put has waited to be written, at most; 0 if nothing waits."""
+        return time.monotonic() - self._written if self._trials_changed or self._tail_changed else 0.0
+
     def count_time(self, wall_clock: Callable[[], float]) -> None:
         """Take :attr:`wall_seconds` from this clock. It is written with the trials: a killed search loses the time
         since its last event."""

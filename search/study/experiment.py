@@ -52,6 +52,10 @@ class Experiment(Protocol):
         """The most trials side by side. None: as many as the cluster holds."""
 
     @property
+    def priority(self) -> float:
+        """Its part of a cluster that several studies share, in proportion to theirs."""
+
+    @property
     def stall(self) -> StallSettings:
         """When a trial that reports nothing is started again elsewhere."""
 

@@ -14,6 +14,9 @@ from search.study.experiment import Experiment
 
 WEIGHTS, BACKBONE, DETECTOR, FROZEN = "model.weights", "model.backbone", "model.detector", "model.frozen_stages"
 
+WITHOUT_FILE = ("none", "imagenet", "coco")
+"""Values of ``model.weights`` that are no path."""
+
 
 def possible_values(experiment: Experiment, keys: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     """Yield the values that ``keys`` can have together, beside those of all fields, once each.
@@ -32,6 +35,12 @@ def possible_values(experiment: Experiment, keys: Iterable[str]) -> Iterator[Map
 def starts_from_weights(experiment: Experiment) -> bool:
     """Say whether some trial starts from weights of any kind."""
     return any(values[WEIGHTS] != "none" for values in possible_values(experiment, (WEIGHTS,)))
+
+
+def named_paths(experiment: Experiment) -> list[str]:
+    """List the files and checkpoint folders of weights that the experiment names, once each."""
+    named = [values[WEIGHTS] for values in possible_values(experiment, (WEIGHTS,))]
+    return [path for path in dict.fromkeys(named) if path not in WITHOUT_FILE]
 
 
 def untrained_stages(experiment: Experiment) -> list[Problem]:

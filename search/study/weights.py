@@ -23,9 +23,7 @@ from cellseg.model.pretrained import (
 )
 from search.storage.find import weights_folder
 from search.study.experiment import Experiment
-from search.study.possible import BACKBONE, DETECTOR, WEIGHTS, possible_values
-
-WITHOUT_FILE = ("none", "imagenet", "coco")
+from search.study.possible import BACKBONE, DETECTOR, WEIGHTS, WITHOUT_FILE, possible_values
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ print("loaded:", *sys.modules)
 
 COMMANDS = (
     "search.run",
+    "search.commands.submit",
+    "search.commands.jobs",
+    "search.commands.stop",
     "search.commands.weights",
     "search.commands.doctor",
     "search.export",

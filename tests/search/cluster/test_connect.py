@@ -84,7 +84,7 @@ def test_other_forms_of_an_address_are_refused(address):
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
 def test_ray_client_is_refused_with_what_to_do_instead(address):
-    with pytest.raises(UserError, match=f"got '{address}'. Ray Client .* --address auto.*`ray job submit`"):
+    with pytest.raises(UserError, match=f"got '{address}'. Ray Client .* --address auto.*search.commands.submit`"):
         find_cluster(address)
 
 

@@ -22,6 +22,24 @@ def test_two_equal_studies_get_half_each():
     assert fair_slots(nodes, claims) == {"a": 4, "b": 4}
 
 
+def test_a_study_of_twice_the_priority_gets_twice_the_slots():
+    nodes = [node(CPU=36.0, GPU=9.0)]
+    claims = [Claim("a", GPU_TRIAL, 100), Claim("b", GPU_TRIAL, 100, priority=2)]
+    assert fair_slots(nodes, claims) == {"a": 3, "b": 6}
+
+
+def test_a_study_of_low_priority_has_its_turns_at_a_single_slot():
+    nodes, usage, served, now = [node(CPU=1.0)], {"high": Usage(), "low": Usage()}, [], 0.0
+    for _ in range(80):
+        claims = [Claim(name, CPU_TRIAL, 5, usage[name].seconds, priority=3 if name == "high" else 1) for name in usage]
+        (winner,) = [name for name, slots in fair_slots(nodes, claims).items() if slots]
+        served.append(winner)
+        now += 400
+        for name, used in usage.items():
+            used.add(int(name == winner), now)
+    assert served.count("low") == pytest.approx(20, abs=5)
+
+
 def test_what_one_does_not_ask_for_goes_to_the_other():
     nodes = [node(CPU=32.0, GPU=8.0)]
     claims = [Claim("a", GPU_TRIAL, 1), Claim("b", GPU_TRIAL, 100), Claim("c", GPU_TRIAL, 0)]

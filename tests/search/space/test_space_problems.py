@@ -146,6 +146,7 @@ SETTING_PROBLEMS = [
     (HEAD + "resources: {labels: {zone: 'in(a'}}\n", r"resources.labels: label zone must be VALUE, .*'in\(a'"),
     (HEAD + "resources: {labels: {'my zone': a}}\n", r"resources.labels: a label's name must be .* but got 'my zone'"),
     (HEAD + "resources: {label: {zone: a}}\n", r"resources.label: .* Did you mean 'resources.labels'\?"),
+    (HEAD + "priority: 0\n", r"priority: must be greater than 0, but got 0"),
     (HEAD + "max_slots: 0\n", r"max_slots: must be greater than or equal to 1, but got 0"),
     (HEAD + "stall: {epochs: 1}\n", r"stall.epochs: must be greater than or equal to 2, but got 1"),
     (HEAD + "stall:\n", r"stall: must be a mapping, but got None"),
