@@ -36,6 +36,8 @@ SAME_IN_ALL_TRIALS = (
     "data.layout",
     "data.annotations",
     "data.instances",
+    "data.channels",
+    "data.projection",
     "data.train_on",
 )
 """Config fields that a space may fix but not sample: they decide what a trial learns from and is measured on."""

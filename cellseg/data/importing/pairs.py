@@ -1,0 +1,54 @@
+"""Annotation files and the images that they are named after."""
+
+from pathlib import Path
+
+from cellseg.data.files_below import FilesBelow
+from cellseg.data.importing.listing import some
+from cellseg.errors import UserError
+
+
+def find_image(path: Path, suffixes: tuple[str, ...], files: FilesBelow, decorations: tuple[str, ...] = ()) -> Path:
+    """Find the image of an annotation file: ``a.tif`` for ``a.geojson`` or ``a.tif.geojson``.
+
+    An image beside the file is preferred; one elsewhere counts if it is the only one of its name. Where neither name
+    fits, a folder with a single image and a single such file leaves no doubt.
+
+    Args:
+        suffixes: of the files, in lower case.
+        decorations: what the file's name may have before or behind that of the image, such as ``_rois``.
+
+    Raises:
+        UserError: no image of that name, or several.
+    """
+    base = path.name
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        if base.lower().endswith(suffix):
+            base = base[: -len(suffix)]
+            break
+    else:
+        base = path.stem
+    bases = [base]
+    for decoration in decorations:
+        if base.lower().endswith(decoration):
+            bases.append(base[: -len(decoration)])
+        if base.lower().startswith(decoration):
+            bases.append(base[len(decoration) :])
+    for name in bases:
+        candidates = [image for image in files.images if image.name.lower() == name.lower()]
+        stem = Path(name).stem if "." in name else name
+        candidates = candidates or files.images_of_stem(name) or files.images_of_stem(stem)
+        beside = [image for image in candidates if image.parent == path.parent]
+        if len(beside or candidates) == 1:
+            return (beside or candidates)[0]
+        if candidates:
+            raise UserError(
+                f"{path}: must have one image of its name, but got {some([*map(files.relative, candidates)])}. "
+                "Rename them, or put the file beside its image."
+            )
+    if len(files.images) == 1:
+        others = [each for each in files.paths if each.name.lower().endswith(suffixes)]
+        if len(others) == 1:
+            return files.images[0]
+    raise UserError(
+        f"{path}: must have an image of its name, {bases[-1]}.tif, .png or .jpg, but got none. Copy it there."
+    )
