@@ -13,10 +13,16 @@ from cellseg.data.sample import Sample
 HEIGHT, WIDTH = 48, 64
 
 POLYGONS: dict[str, list[tuple[float, float]]] = {
-    "tumor": [(4, 3), (20, 5), (22.5, 18.25), (12, 24), (3, 15)],
-    "immune cell": [(30, 10), (44, 8), (50, 20), (41, 17), (33, 26)],  # not convex, and a class with a space
+    "tumor": [(4.13, 3.27), (20.4, 5.1), (22.55, 18.25), (12.3, 24.15), (3.35, 15.21)],
+    "immune cell": [
+        (30.2, 10.1),
+        (44.1, 8.35),
+        (50.15, 20.3),
+        (41.3, 17.2),
+        (33.05, 26.4),
+    ],  # not convex, and a class with a space
 }
-"""Class -> outline of its cell, x and y in pixels."""
+"""Class -> outline of its cell, x and y in pixels. No centre of a pixel is on an edge, where tools differ."""
 
 
 def image_of(seed: int = 0) -> np.ndarray:
