@@ -92,6 +92,7 @@ def _grouped(pairs: Iterator[tuple[str, Path]]) -> dict[str, list[Path]]:
 def _walk(root: Path) -> Iterator[Path]:
     """Every file below ``root``; links to folders are followed, but none that leads back to where it is."""
     seen: set[tuple[int, int]] = set()
+    _is_new(root, seen)
     for folder, names, files in os.walk(root, followlinks=True):
         place = Path(folder)
         names[:] = sorted(name for name in names if _counts(name) and _is_new(place / name, seen))

@@ -29,6 +29,8 @@ ELSEWHERE = {
     "data.layout": "how files are read: tests/cellseg/data/test_dataset.py",
     "data.annotations": "how files are read: tests/cellseg/data/test_dataset.py",
     "data.instances": "how files are read: tests/cellseg/data/test_release.py",
+    "data.channels": "how files are read: tests/cellseg/data/test_channels.py",
+    "data.projection": "how files are read: tests/cellseg/data/test_channels.py",
     "train.compile": "the same with less time: tests/cellseg/test_stepper.py",
     "model.weights_folder": "where weights lie changes nothing about them: tests/cellseg/model/test_pretrained.py",
     "model.max_trainable": "a limit, not a property: tests/cellseg/model/test_build.py",
