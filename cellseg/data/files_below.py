@@ -50,6 +50,10 @@ class FilesBelow:
         same = self._by_name.get(parts[-1].lower(), [])
         return same[0] if len(same) == 1 else None
 
+    def images_named(self, name: str) -> list[Path]:
+        """List the images of that name, in upper or lower case, sorted."""
+        return [path for path in self._by_name.get(name.lower(), []) if path.suffix.lower() in IMAGE_SUFFIXES]
+
     def images_of_stem(self, stem: str) -> list[Path]:
         """List the images whose name without suffix is ``stem``, sorted."""
         return self._by_stem.get(stem, [])

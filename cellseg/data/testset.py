@@ -38,8 +38,13 @@ def read_test_list(root: Path) -> list[TestImage]:
         UserError: neither, an entry without a valid file_name, id, height and width, or names or ids that repeat.
     """
     path = Path(root) / TEST_LIST
-    if not path.is_file() and (tests := _split_tests(Path(root))):
-        return list(tests)
+    if not path.exists():
+        if tests := _split_tests(Path(root)):
+            return list(tests)
+        raise UserError(
+            f"{path}: the file must exist to list test images, or the annotations must have a split 'test', but got "
+            "neither. docs/data.md has the form."
+        )
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{path}: must be a list [{{"file_name", "id", "height", "width"}}, ...] with entries.')

@@ -12,6 +12,7 @@ from cellseg.data.files_below import FilesBelow
 from cellseg.data.importing import cvat, geojson, imagej, label_images, labelme, via, yolo
 from cellseg.data.importing.listing import Listing, some, to_dataset
 from cellseg.data.importing.options import ImportOptions
+from cellseg.data.importing.others import unread_annotations, unread_images
 from cellseg.data.source import Dataset
 from cellseg.errors import UserError
 
@@ -85,10 +86,11 @@ def _only_format(files: FilesBelow) -> str:
     if len(found) == 1:
         return next(iter(found))
     if not found:
+        hint = f"{unread_annotations(files)} {unread_images(files)}".strip()
+        hint = hint or f"Check --data; for label images under other names, run {IMPORT} SOURCE DEST --masks PATTERN."
         raise UserError(
             f"{files.root}: must hold train/<id>/image.tif with class1.tif ... beside it, a COCO annotation JSON, or "
-            f"annotations of a tool that {IMPORT} reads, but got neither. It holds {_contents(files)}. Check "
-            f"--data; for label images with names of their own, run {IMPORT} SOURCE DEST --masks PATTERN."
+            f"annotations of a tool that {IMPORT} reads, but got neither. It holds {_contents(files)}. {hint}"
         )
     seen = ", ".join(f"{len(paths)} {FORMATS[name].describe} ({name})" for name, paths in found.items())
     raise UserError(
@@ -127,4 +129,5 @@ def _set_tests_apart(listing: Listing, files: FilesBelow) -> None:
 def _contents(files: FilesBelow) -> str:
     """What is in a folder, by suffix, for a person who wonders what was seen."""
     counts = Counter(path.suffix.lower() or path.name for path in files.paths)
-    return some([f"{count} {suffix}" for suffix, count in counts.most_common()]) or "no files"
+    by_number = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return some([f"{count} {suffix}" for suffix, count in by_number]) or "no files"

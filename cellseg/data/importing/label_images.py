@@ -14,6 +14,7 @@ from cellseg.data.files_below import FilesBelow, image_stem
 from cellseg.data.images import TIFF_SUFFIXES, read_id_map
 from cellseg.data.importing.listing import Item, Listing, note_unannotated, some
 from cellseg.data.importing.options import ImportOptions
+from cellseg.data.importing.others import unread_images
 from cellseg.data.importing.seg_npy import read_seg_npy
 from cellseg.data.importing.shapes import Window
 from cellseg.data.release import renumber
@@ -85,7 +86,7 @@ def read_cellpose(files: FilesBelow, options: ImportOptions, instances: str) -> 
         if image is None:
             listing.problems.append(
                 f"{path}: must lie beside its image, {base}.tif, .png or .jpg, but got "
-                f"{'several' if candidates else 'none'}. Copy the image there."
+                f"{'several' if candidates else 'none'}. {unread_images(files) or 'Copy the image there.'}"
             )
         else:
             of_image[image].append(path)

@@ -4,14 +4,15 @@ from pathlib import Path
 
 from cellseg.data.files_below import FilesBelow
 from cellseg.data.importing.listing import some
+from cellseg.data.importing.others import unread_images
 from cellseg.errors import UserError
 
 
 def find_image(path: Path, suffixes: tuple[str, ...], files: FilesBelow, decorations: tuple[str, ...] = ()) -> Path:
     """Find the image of an annotation file: ``a.tif`` for ``a.geojson`` or ``a.tif.geojson``.
 
-    An image beside the file is preferred; one elsewhere counts if it is the only one of its name. Where neither name
-    fits, a folder with a single image and a single such file leaves no doubt.
+    An image beside the file is preferred; one elsewhere counts if it is the only one of its name. Where no name fits, a
+    folder with a single image and a single such file leaves no doubt.
 
     Args:
         suffixes: of the files, in lower case.
@@ -34,9 +35,8 @@ def find_image(path: Path, suffixes: tuple[str, ...], files: FilesBelow, decorat
         if base.lower().startswith(decoration):
             bases.append(base[len(decoration) :])
     for name in bases:
-        candidates = [image for image in files.images if image.name.lower() == name.lower()]
         stem = Path(name).stem if "." in name else name
-        candidates = candidates or files.images_of_stem(name) or files.images_of_stem(stem)
+        candidates = files.images_named(name) or files.images_of_stem(name) or files.images_of_stem(stem)
         beside = [image for image in candidates if image.parent == path.parent]
         if len(beside or candidates) == 1:
             return (beside or candidates)[0]
@@ -45,10 +45,9 @@ def find_image(path: Path, suffixes: tuple[str, ...], files: FilesBelow, decorat
                 f"{path}: must have one image of its name, but got {some([*map(files.relative, candidates)])}. "
                 "Rename them, or put the file beside its image."
             )
-    if len(files.images) == 1:
-        others = [each for each in files.paths if each.name.lower().endswith(suffixes)]
-        if len(others) == 1:
-            return files.images[0]
-    raise UserError(
-        f"{path}: must have an image of its name, {bases[-1]}.tif, .png or .jpg, but got none. Copy it there."
-    )
+    images = [image for image in files.images if image.parent == path.parent]
+    others = [each for each in files.with_suffix(*suffixes) if each.parent == path.parent]
+    if len(images) == len(others) == 1:
+        return images[0]
+    hint = unread_images(files) or "Copy it there."
+    raise UserError(f"{path}: must have an image of its name, {bases[-1]}.tif, .png or .jpg, but got none. {hint}")

@@ -17,6 +17,8 @@ from importing_cells import HEIGHT, POLYGONS, WIDTH, assert_cells, expected_cell
 from cellseg.config import DataConfig
 from cellseg.data import check, import_labels
 from cellseg.data.dataset import open_dataset
+from cellseg.data.packed import open_packed
+from cellseg.data.split import split
 from cellseg.errors import UserError
 
 
@@ -388,11 +390,11 @@ def test_a_roboflow_export_for_yolo(tmp_path, capsys):
     root.mkdir()
     (root / "data.yaml").write_text(NAMES)
     (root / "README.roboflow.txt").write_text("exported")
-    for split, count in (("train", 3), ("valid", 1), ("test", 1)):
+    for part, count in (("train", 3), ("valid", 1), ("test", 1)):
         for index in range(count):
-            write_image(root / split / "images" / f"{split}{index}_jpg.rf.0a1b.jpg", index)
-            (root / split / "labels").mkdir(exist_ok=True)
-            (root / split / "labels" / f"{split}{index}_jpg.rf.0a1b.txt").write_text(LINES if index < 2 else "")
+            write_image(root / part / "images" / f"{part}{index}_jpg.rf.0a1b.jpg", index)
+            (root / part / "labels").mkdir(exist_ok=True)
+            (root / part / "labels" / f"{part}{index}_jpg.rf.0a1b.txt").write_text(LINES if index < 2 else "")
     assert import_labels.main([str(root), str(tmp_path / "out")]) == 0
     assert "1 images in the folder test are test images" in capsys.readouterr().out
     dataset = open_dataset(DataConfig(root=str(root)))
@@ -618,3 +620,59 @@ def test_outlines_without_a_pixel_are_left_out_and_told(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "a.png: 2 of 4 outlines cover no pixel of the image and were left out" in captured.err
     assert "  x: 0 cells" in captured.out
+
+
+# What is recognised but not read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("a.xml", "<annotation><object><name>x</name></object></annotation>", "I see 1 XML files of Pascal VOC"),
+        ("a.xml", '<?xml version="1.0"?><Annotations MicronsPerPixel="1">', "of Aperio ImageScope.* export GeoJSON"),
+        (
+            "a.json",
+            '[{"result": [{"from_name": "a", "to_name": "b"}]}]',
+            "of Label Studio.* Export them as COCO or YOLO",
+        ),
+        ("a.json", '{"objects": [{"geometryType": "polygon"}]}', "JSON files of Supervisely"),
+        ("a.czi", "x", r"I see 1 \.czi files, which are not read\. Save them as OME-TIFF"),
+        ("a.svs", "x", r"I see 1 \.svs files, .* Export regions"),
+        ("a.bmp", "x", r"1 \.bmp files, .* Save them as PNG"),
+        ("a.txt", "x", r"It holds 1 \.png, 1 \.txt\. Check --data; .* --masks PATTERN"),
+    ],
+)
+def test_what_is_not_read_is_named_with_the_way_out(tmp_path, name, content, match):
+    write_image(tmp_path / "b.png")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=match):
+        open_dataset(DataConfig(root=str(tmp_path)))
+
+
+def test_annotations_of_images_that_are_not_read_say_so(tmp_path):
+    (tmp_path / "a.czi").write_bytes(b"x")
+    write_json(tmp_path / "a.geojson", FEATURES)
+    assert "I see 1 .czi files, which are not read. Save them as OME-TIFF" in problems_of(tmp_path)[0]
+
+
+def test_a_folder_for_each_image_with_a_roi_set(tmp_path, imported):
+    root = tmp_path / "in"
+    for name in ("one", "two"):
+        write_image(root / name / f"{name}.tif", len(name) + ord(name[0]))
+        write_rois(root / name / "RoiSet.zip", SUBPIXEL)
+    cells = imported(root)
+    assert list(cells) == ["one/one", "two/two"]
+    assert all(len(found) == 2 for found in cells.values())
+
+
+def test_a_folder_of_another_tool_is_packed_for_a_search(tmp_path):
+    for index in range(5):
+        write_image(tmp_path / "in" / f"{index}.png", index)
+        write_json(tmp_path / "in" / f"{index}.json", labelme(f"{index}.png"))
+    data = DataConfig(root=str(tmp_path / "in"))
+    packed = open_packed(data, tmp_path / "cache")
+    assert packed.class_names == ("immune cell", "tumor")
+    assert split(packed.label_counts, data).validation
+    assert open_packed(data, tmp_path / "cache").fingerprint == packed.fingerprint
+    write_json(tmp_path / "in" / "3.json", labelme("3.png", [shape("tumor", POLYGONS["tumor"])]))
+    assert open_packed(data, tmp_path / "cache").fingerprint != packed.fingerprint
