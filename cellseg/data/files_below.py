@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
@@ -47,16 +48,16 @@ class FilesBelow:
             place = Path(os.path.normpath(folder.joinpath(*parts)))
             if place in self._known:
                 return place
-        same = self._by_name.get(parts[-1].lower(), [])
+        same = self._by_name.get(_folded(parts[-1]), [])
         return same[0] if len(same) == 1 else None
 
     def images_named(self, name: str) -> list[Path]:
         """List the images of that name, in upper or lower case, sorted."""
-        return [path for path in self._by_name.get(name.lower(), []) if path.suffix.lower() in IMAGE_SUFFIXES]
+        return [path for path in self._by_name.get(_folded(name), []) if path.suffix.lower() in IMAGE_SUFFIXES]
 
     def images_of_stem(self, stem: str) -> list[Path]:
         """List the images whose name without suffix is ``stem``, sorted."""
-        return self._by_stem.get(stem, [])
+        return self._by_stem.get(unicodedata.normalize("NFC", stem), [])
 
     @cached_property
     def _known(self) -> frozenset[Path]:
@@ -64,11 +65,14 @@ class FilesBelow:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
-        return _grouped((path.name.lower(), path) for path in self.paths)
+        return _grouped((_folded(path.name), path) for path in self.paths)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
-        return _grouped((stem, path) for path in self.images for stem in {path.stem, image_stem(path)})
+        stems = (
+            (unicodedata.normalize("NFC", stem), path) for path in self.images for stem in {path.stem, image_stem(path)}
+        )
+        return _grouped(stems)
 
 
 def mentions(path: Path, *keys: str) -> bool:
@@ -84,6 +88,11 @@ def mentions(path: Path, *keys: str) -> bool:
 def image_stem(path: Path) -> str:
     """The name of an image without its suffix, of which ``.ome.tif`` is one."""
     return path.stem[:-4] if path.stem.lower().endswith(".ome") else path.stem
+
+
+def _folded(name: str) -> str:
+    """A name for comparison: macOS writes accents as characters of their own, and systems differ in case."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _grouped(pairs: Iterator[tuple[str, Path]]) -> dict[str, list[Path]]:

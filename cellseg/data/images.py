@@ -3,6 +3,7 @@
 Shape suffixes: H height, W width, S samples per pixel (1 to 4).
 """
 
+import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
+from PIL import Image
 
 from cellseg.data.channels import PlaneChoice, arrange, pick_channels, project
 from cellseg.data.headers import jpeg_size, png_size, require_size
@@ -226,7 +228,7 @@ def _read(path: Path, as_color: bool, choice: PlaneChoice = PLAIN) -> np.ndarray
 def _decode(path: Path, data: bytes, as_color: bool) -> np.ndarray:
     """Decode a PNG or JPEG file into (H, W, S)."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        pixels_HWS = _decode_png(path, data)
+        pixels_HWS = _decode_png(path, data, as_color)
         return pixels_HWS[..., :-1] if as_color and pixels_HWS.shape[2] in (2, 4) else pixels_HWS
     if data[:3] == b"\xff\xd8\xff":
         return _decode_jpeg(path, data)
@@ -255,8 +257,11 @@ def _checked(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
     return pixels_HWS
 
 
-def _decode_png(path: Path, data: bytes) -> np.ndarray:
+def _decode_png(path: Path, data: bytes, as_color: bool) -> np.ndarray:
     require_size(path, *png_size(data))
+    if not as_color and data[25:26] == b"\3":  # a palette: the decoder would look up the ids' colours
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image)[..., None]
     return _with_channels(imagecodecs.png_decode(data))
 
 

@@ -87,7 +87,9 @@ def _parse(path: Path) -> "Element":
 
 def _read_image(element: "Element", path: Path, files: FilesBelow, listing: Listing) -> Item:
     name = element.get("name", "")
-    image = files.find_named(name, path.parent) or files.find_named(f"images/{name}", path.parent)
+    subset = element.get("subset")
+    places = [*([f"images/{subset}/{name}"] if subset else []), f"images/{name}", name]
+    image = next((found for place in places if (found := files.find_named(place, path.parent))), None)
     if image is None:
         raise UserError(f"{path}: must lie beside its images or their folder images, but got no {name}. Copy it there.")
     size = _whole(element.get("height")), _whole(element.get("width"))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from roifile import ImagejRoi
 
 _SUFFIXES = (".zip", ".roi")
-_DECORATIONS = ("_rois", "-rois", " rois", "_roiset", "-roiset", "roiset_", "roiset-", "_roi", "-roi", "rois_", "roi_")
+_DECORATIONS = tuple(f"{word}{mark}" for word in ("roiset", "rois", "roi") for mark in "_- ")
+"""What is put before an image's name."""
 _MAX_BYTES = 50_000_000
 """Of one selection."""
 _AUTOMATIC = re.compile(r"[\d\- .]*")

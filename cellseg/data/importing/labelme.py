@@ -16,6 +16,8 @@ from cellseg.data.importing.shapes import Bitmap, Ellipse, Outlines, Shape, Unio
 from cellseg.errors import UserError
 from cellseg.files import read_json
 
+_IGNORED = ("__ignore__", "_background_")
+"""Labels that labelme's own converters give no class."""
 _NO_AREA = ("point", "points", "line", "linestrip")
 """Types of shapes that enclose nothing."""
 
@@ -59,6 +61,9 @@ def _read_file(path: Path, files: FilesBelow, listing: Listing) -> Item:
             problems.append(f"{where}: must have a label, but got none. Name its class in labelme.")
             continue
         kind = shape.get("shape_type") or "polygon"
+        if label in _IGNORED:
+            listing.skipped[f"shapes with the label {label}"] += 1
+            continue
         if kind in _NO_AREA:
             listing.skipped[f"shapes of type {kind}, which enclose no cell"] += 1
             continue

@@ -120,8 +120,14 @@ class ForeignSource:
             masks += [(mask_hw, corner, self.label_of[class_name]) for mask_hw, corner in windows]
         if len(masks) > MAX_INSTANCES:
             problems.append(f"{where}: must have at most {MAX_INSTANCES} cells, but got {len(masks)}.")
+        outlines = not any(_may_be_empty(shape) for _, shape in self.item.cells)
+        if empty and outlines and not masks and not problems:
+            problems.append(
+                f"{where}: must contain its outlines, but got {empty} of which none covers a pixel of it. Are they of "
+                "another image, or in other units than its pixels?"
+            )
         raise_all(problems)
-        if empty and not any(_may_be_empty(shape) for _, shape in self.item.cells):
+        if empty and outlines:
             warnings.warn(
                 f"{where}: {empty} of {len(self.item.cells)} outlines cover no pixel of the image and were left out.",
                 Notice,

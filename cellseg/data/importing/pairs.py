@@ -16,7 +16,7 @@ def find_image(path: Path, suffixes: tuple[str, ...], files: FilesBelow, decorat
 
     Args:
         suffixes: of the files, in lower case.
-        decorations: what the file's name may have before or behind that of the image, such as ``_rois``.
+        decorations: what the file's name may have before that of the image, such as ``roiset_``.
 
     Raises:
         UserError: no image of that name, or several.
@@ -30,10 +30,10 @@ def find_image(path: Path, suffixes: tuple[str, ...], files: FilesBelow, decorat
         base = path.stem
     bases = [base]
     for decoration in decorations:
-        if base.lower().endswith(decoration):
-            bases.append(base[: -len(decoration)])
         if base.lower().startswith(decoration):
             bases.append(base[len(decoration) :])
+    # Then whatever stands before a mark: a_cells.geojson, a.tif - Series 1.geojson.
+    bases += [base[:end] for end in range(len(base) - 1, 0, -1) if not base[end].isalnum() and base[:end].strip()]
     for name in bases:
         stem = Path(name).stem if "." in name else name
         candidates = files.images_named(name) or files.images_of_stem(name) or files.images_of_stem(stem)
@@ -50,4 +50,4 @@ def find_image(path: Path, suffixes: tuple[str, ...], files: FilesBelow, decorat
     if len(images) == len(others) == 1:
         return images[0]
     hint = unread_images(files) or "Copy it there."
-    raise UserError(f"{path}: must have an image of its name, {bases[-1]}.tif, .png or .jpg, but got none. {hint}")
+    raise UserError(f"{path}: must have an image of its name, {base}.tif, .png or .jpg, but got none. {hint}")

@@ -15,6 +15,7 @@ from importing_cells import (
     write_image,
     write_mask,
 )
+from PIL import Image
 
 from cellseg.config import DataConfig
 from cellseg.data import check, import_labels
@@ -346,3 +347,14 @@ def test_several_formats_are_named_and_one_can_be_chosen(tmp_path, capsys):
     assert check.main([str(root), "--layout", "labelme"]) == 0
     assert check.main([str(root), "--layout", "yolo"]) == 2
     assert "must hold label files of YOLO, but got none. It holds 2 .png, 1 .json" in capsys.readouterr().err
+
+
+def test_a_png_with_a_palette_holds_its_indices(tmp_path, imported):
+    root = tmp_path / "in"
+    write_image(root / "images" / "a.png")
+    numbers = np.where(labels_of() == 700, 2, labels_of() > 0).astype(np.uint8)
+    mask = Image.fromarray(numbers, mode="P")
+    mask.putpalette([0, 0, 0, 128, 0, 0, 128, 0, 0])  # both cells look alike
+    (root / "masks").mkdir()
+    mask.save(root / "masks" / "a.png")
+    assert_cells(imported(root)["a"], BOTH)

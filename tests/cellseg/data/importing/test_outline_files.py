@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import unicodedata
 import zipfile
 
 import imagecodecs
@@ -676,3 +677,67 @@ def test_a_folder_of_another_tool_is_packed_for_a_search(tmp_path):
     assert open_packed(data, tmp_path / "cache").fingerprint == packed.fingerprint
     write_json(tmp_path / "in" / "3.json", labelme("3.png", [shape("tumor", POLYGONS["tumor"])]))
     assert open_packed(data, tmp_path / "cache").fingerprint != packed.fingerprint
+
+
+# What people's folders are like
+
+
+def test_labels_that_labelme_ignores_are_left_out(tmp_path, imported, capsys):
+    root = tmp_path / "in"
+    write_image(root / "a.png")
+    ignored = shape("__ignore__", [(1, 1), (9, 1), (9, 9)])
+    write_json(root / "a.json", labelme(shapes=[ignored, shape("tumor", POLYGONS["tumor"])]))
+    assert_cells(imported(root)["a"], {"tumor": [pixels_of(POLYGONS["tumor"])]})
+    assert "1 shapes with the label __ignore__" in capsys.readouterr().out
+
+
+def test_outlines_of_another_image_are_refused(tmp_path):
+    write_image(tmp_path / "a.png")
+    write_json(tmp_path / "a.geojson", [feature([(1000 + x, 900 + y) for x, y in POLYGONS["tumor"]], "tumor")])
+    assert "a.png: must contain its outlines, but got 1 of which none covers a pixel of it" in problems_of(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a_cells.geojson", "a.tif - Series 1.geojson", "a_RoiSet.zip", "a ROIs.zip", "RoiSet a.zip", "a.tif_rois.zip"],
+)
+def test_names_with_more_than_that_of_the_image(tmp_path, imported, name):
+    root = tmp_path / "in"
+    for image in ("a.tif", "ab.tif", "b.tif"):
+        write_image(root / image, len(image) + ord(image[0]))
+    if name.endswith("zip"):
+        write_rois(root / name, SUBPIXEL)
+    else:
+        write_json(root / name, FEATURES)
+    (cells,) = imported(root).values()
+    assert sum(map(len, cells.values())) == 2
+    assert (tmp_path / "imported" / "images" / "a.tif").is_file()
+
+
+def test_accents_written_in_two_ways_are_the_same(tmp_path, imported):
+    root = tmp_path / "in"
+    write_image(root / unicodedata.normalize("NFD", "Zellen_ä.png"))
+    name = unicodedata.normalize("NFC", "Zellen_ä.png")
+    write_json(root / name.replace(".png", ".json"), labelme(name))
+    (cells,) = imported(root).values()
+    assert_cells(cells, expected_cells())
+
+
+def test_json_with_a_mark_of_its_encoding_is_read(tmp_path, imported):
+    root = tmp_path / "in"
+    write_image(root / "a.png")
+    (root / "a.json").write_text(json.dumps(labelme()), encoding="utf-8-sig")
+    assert_cells(imported(root)["a"], expected_cells())
+
+
+def test_the_subsets_of_a_cvat_project_may_repeat_names(tmp_path):
+    images = ""
+    for index, subset in enumerate(("Train", "Test")):
+        write_image(tmp_path / "images" / subset / "a.png", index)
+        shapes = cvat_polygon("tumor", POLYGONS["tumor"])
+        images += f'<image id="{index}" name="a.png" subset="{subset}" width="64" height="48">{shapes}</image>'
+    text = f"<annotations><version>1.1</version>{images}</annotations>"
+    (tmp_path / "annotations.xml").write_text(text)
+    dataset = open_dataset(DataConfig(root=str(tmp_path)))
+    assert len(dataset.sources) == 1
+    assert [test.file_name for test in dataset.tests] == ["images/Test/a.png"]
