@@ -51,6 +51,9 @@ class DataConfig(Part):
     Validation and prediction use 1."""
     crop: Pixels | None = None
     """Side of the random square crops that training takes from the scaled image, in pixels. None: whole images."""
+    validation: Literal["folds", "given"] = "folds"
+    """``given`` validates on the images of the data's own split ``valid``, and trains on those of ``train``; ``folds``
+    joins the two and splits them anew."""
     num_folds: Annotated[int, Field(ge=2)] = 5
     """Number of folds of equal size into which the training images are split, stratified by class."""
     fold: Annotated[int, Field(ge=0)] = 0

@@ -133,6 +133,7 @@ def open_coco(root: Path, annotations: str | None, choice: PlaneChoice, found: l
         sources=tuple(sources),
         settings=settings | choice.settings,
         notes=tuple(notes),
+        validation=frozenset(source.name for source in sources if source.json_path in chosen.training[1:]),
         tests=tests,
     )
 
@@ -246,7 +247,7 @@ def _split_notes(training: dict[Path, dict], test: Path | None, num_tests: int, 
     notes = []
     if len(named) > 1:
         notes.append(
-            f"{root}: {' and '.join(named)} are joined; data.num_folds and data.fold split them for validation."
+            f"{root}: {' and '.join(named)} are joined and split anew; data.validation: given keeps them apart."
         )
     if test is not None:
         notes.append(f"{test}: its {num_tests} images are test images; their annotations are not used.")

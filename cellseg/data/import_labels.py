@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.dataset import open_dataset
     from cellseg.data.importing.options import DEFAULT_CLASS, ImportOptions
-    from cellseg.data.importing.write import ANNOTATIONS, write_dataset
+    from cellseg.data.importing.write import write_dataset
 
     options = ImportOptions(arguments.masks, arguments.class_name or DEFAULT_CLASS, arguments.class_key)
     dataset = open_dataset(config_from(arguments), None if options == ImportOptions() else options)
@@ -49,7 +49,7 @@ def _command(arguments: argparse.Namespace) -> int:
         say(f"note: {note}")
     done = write_dataset(dataset, arguments.dest, _show_progress if sys.stderr.isatty() else None)
     empty = f", {done.empty_images} of them without cells" if done.empty_images else ""
-    say(f"{arguments.dest / ANNOTATIONS}: from {dataset.layout}, {done.images} images{empty}")
+    say(f"{arguments.dest}: from {dataset.layout}, {done.images} images{empty}")
     for name, count in done.cells_of_class.items():
         say(f"  {name}: {count} cells")
     if done.test_images:

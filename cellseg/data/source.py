@@ -65,6 +65,8 @@ class Dataset:
     """Settings that affect how the files are read: layout, instances, annotations."""
     notes: tuple[str, ...] = ()
     """Notes on what was skipped while listing: stray files, crowd annotations."""
+    validation: frozenset[str] = frozenset()
+    """Names of the images that the data themselves set apart for validation, as a split."""
     tests: tuple[TestImage, ...] = ()
     """Test images that the annotations themselves set apart, as a split; those of a test list are not here."""
 

@@ -31,6 +31,7 @@ _SET_BY_STUDY = {
 """Config fields that a space may neither sample nor fix, with the place to set each."""
 SAME_IN_ALL_TRIALS = (
     "data.split_seed",
+    "data.validation",
     "data.num_folds",
     "data.fold",
     "data.layout",

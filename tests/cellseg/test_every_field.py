@@ -29,6 +29,7 @@ ELSEWHERE = {
     "data.layout": "how files are read: tests/cellseg/data/test_dataset.py",
     "data.annotations": "how files are read: tests/cellseg/data/test_dataset.py",
     "data.instances": "how files are read: tests/cellseg/data/test_release.py",
+    "data.validation": "for data with splits of their own: tests/cellseg/data/importing/test_coco_exports.py",
     "data.channels": "how files are read: tests/cellseg/data/test_channels.py",
     "data.projection": "how files are read: tests/cellseg/data/test_channels.py",
     "train.compile": "the same with less time: tests/cellseg/test_stepper.py",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.data.channels import PlaneChoice
+from cellseg.data.coco_files import split_of
 from cellseg.data.files_below import FilesBelow
 from cellseg.data.images import decode_image, read_image, read_size
 from cellseg.data.importing.shapes import Shape
@@ -175,6 +176,7 @@ def to_dataset(
         sources=tuple(ForeignSource(name, item, label_of, choice) for name, item in named),
         settings={"layout": layout, **settings, **choice.settings},
         notes=tuple(notes),
+        validation=frozenset(name for name, item in named if _is_validation(item.image, files)),
         tests=tuple(_test_images(listing.tests, files)),
     )
 
@@ -206,6 +208,10 @@ def _test_images(paths: list[Path], files: FilesBelow) -> Iterable[TestImage]:
     for number, path in enumerate(paths, start=1):
         height, width = read_size(path)
         yield TestImage(files.relative(path), number, height, width, path)
+
+
+def _is_validation(image: Path | EmbeddedImage, files: FilesBelow) -> bool:
+    return isinstance(image, Path) and split_of(image, files.root) == "valid"
 
 
 def _may_be_empty(shape: Shape) -> bool:

@@ -14,7 +14,8 @@ from cellseg.data.testset import TEST_FOLDER, TEST_LIST, has_test_list, read_tes
 from cellseg.errors import UserError, raise_all
 from cellseg.files import atomic_path
 
-ANNOTATIONS = "annotations.json"
+ANNOTATIONS = "annotations{}.json"
+"""Name of the annotation file; of those of the splits, with _train or _valid in it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Imported:
 
 
 def write_dataset(dataset: Dataset, folder: Path, on_progress: Progress | None = None) -> Imported:
-    """Write ``folder/annotations.json`` and ``folder/images/``; with test images their list and folder too.
+    """Write ``folder/annotations.json`` and ``folder/images/``; with test images their list and folder too. Splits for
+    training and validation have a file each.
 
     Masks are run lengths, so neither overlaps nor pixels are lost; image files are copied as they are. The folder
     appears when all is there, or not at all.
@@ -45,6 +47,7 @@ def write_dataset(dataset: Dataset, folder: Path, on_progress: Progress | None =
     problems: list[str] = []
     images: list[dict] = []
     annotations: list[dict] = []
+    validation: set[int] = set()
     with atomic_path(folder) as temporary:
         for sample_of, sample in in_threads(lambda source: source.load(), dataset.sources, on_progress):
             if isinstance(sample, UserError):
@@ -55,14 +58,22 @@ def write_dataset(dataset: Dataset, folder: Path, on_progress: Progress | None =
             number = len(images) + 1
             file_name = _copy_image(sample_of, sample.name, temporary / "images")
             height, width = sample.size
+            validation |= {number} if sample.name in dataset.validation else set()
             images.append({"id": number, "file_name": file_name, "height": height, "width": width})
             for annotation in sample_annotations(sample, dataset.category_ids):
                 annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
         raise_all(problems)
         named = zip(dataset.category_ids, dataset.class_names, strict=True)
         categories = [{"id": category, "name": name} for category, name in named]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (temporary / ANNOTATIONS).write_text(json.dumps(content), encoding="utf-8")
+        everything = {image["id"] for image in images}
+        parts = {"_train": everything - validation, "_valid": validation} if validation else {"": everything}
+        for part, numbers in parts.items():
+            content = {
+                "images": [image for image in images if image["id"] in numbers],
+                "annotations": [annotation for annotation in annotations if annotation["image_id"] in numbers],
+                "categories": categories,
+            }
+            (temporary / ANNOTATIONS.format(part)).write_text(json.dumps(content), encoding="utf-8")
         if tests:
             _write_tests(tests, temporary)
         if folder.is_dir():

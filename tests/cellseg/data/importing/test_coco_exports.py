@@ -5,13 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-from importing_cells import HEIGHT, POLYGONS, WIDTH, assert_cells, cells_of, expected_cells, write_image
+from importing_cells import HEIGHT, POLYGONS, WIDTH, assert_cells, cells_of, expected_cells, write_image, write_mask
 from pycocotools import mask as coco_mask
 
 from cellseg.config import DataConfig
 from cellseg.data import check, import_labels
 from cellseg.data.dataset import open_dataset
 from cellseg.data.packed import open_packed
+from cellseg.data.split import split
 from cellseg.data.testset import read_test_list
 from cellseg.errors import UserError
 
@@ -115,13 +116,13 @@ ROBOFLOW = (
 
 
 def write_roboflow(root, same_names=False):
-    for split, count in (("train", 5), ("valid", 2), ("test", 2)):
-        names = [f"{'' if same_names else split}{index}_png.rf.0a1b2c.jpg" for index in range(count)]
+    for part, count in (("train", 5), ("valid", 2), ("test", 2)):
+        names = [f"{'' if same_names else part}{index}_png.rf.0a1b2c.jpg" for index in range(count)]
         annotations = [annotation(index, index + 1, 1 + index % 2) for index in range(count)]
         content = coco(names, ROBOFLOW, annotations)
-        write(root / split / "_annotations.coco.json", content)
+        write(root / part / "_annotations.coco.json", content)
         for index, name in enumerate(names):
-            write_image(root / split / name, 10 * ord(split[0]) + index)
+            write_image(root / part / name, 10 * ord(part[0]) + index)
     (root / "README.dataset.txt").write_text("exported by Roboflow")
 
 
@@ -240,3 +241,41 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
     (tmp_path / "export.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"export\.zip: .* but got an archive\. Unpack it"):
         opened(tmp_path / "export.zip")
+
+
+# The data's own validation set
+
+
+@pytest.mark.parametrize("by_import", [False, True])
+def test_the_given_split_validates_where_it_is_asked_for(tmp_path, by_import):
+    root = tmp_path / "in"
+    write_roboflow(root)
+    if by_import:
+        assert import_labels.main([str(root), str(tmp_path / "out")]) == 0
+        root = tmp_path / "out"
+    packed = open_packed(DataConfig(root=str(root)), tmp_path / "cache")
+    given = DataConfig(validation="given")
+    parts = split(packed.label_counts, given, packed.groups, packed.validation)
+    assert [packed.names[index].split("_")[0] for index in parts.validation] == ["valid0", "valid1"]
+    assert [packed.names[index].split("_")[0] for index in parts.training] == [f"train{n}" for n in range(5)]
+    folds = split(packed.label_counts, DataConfig(num_folds=2), packed.groups, packed.validation)
+    assert folds.validation != parts.validation and not {*folds.validation} & {*folds.training}
+    everything = split(packed.label_counts, DataConfig(validation="given", train_on="all"), None, packed.validation)
+    assert len(everything.training) == 7 and everything.validation == parts.validation
+
+
+def test_folders_of_other_tools_may_have_a_split_for_validation(tmp_path):
+    for part, index in (("train", 0), ("train", 1), ("val", 2)):
+        write_image(tmp_path / part / "images" / f"{index}.png", index)
+        write_mask(tmp_path / part / "masks" / f"{index}.png")
+    assert opened(tmp_path).validation == {"val/images/2"}
+
+
+def test_a_split_that_is_not_there_cannot_validate(tmp_path):
+    write(tmp_path / "labels.json", coco(["a.png", "b.png"]))
+    for index, name in enumerate("ab"):
+        write_image(tmp_path / f"{name}.png", index)
+    packed = open_packed(DataConfig(root=str(tmp_path)), tmp_path / "cache")
+    assert packed.validation is None
+    with pytest.raises(UserError, match=r"data\.validation: 'given' needs images in .* valid, but got 2 and 0"):
+        split(packed.label_counts, DataConfig(validation="given"), packed.groups, packed.validation)
