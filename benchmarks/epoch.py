@@ -152,7 +152,7 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
 
     trial, workers = resolve_auto(trial, data), trial.train.workers
     assert isinstance(workers, int), "both sides get the same"
-    parts = split(data.label_counts, trial.data, data.groups)
+    parts = split(data.label_counts, trial.data, data.groups, data.validation)
     model = torchvision_model(
         trial.model.backbone,
         parse_anchor_range(trial.model.anchors),

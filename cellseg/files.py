@@ -225,7 +225,7 @@ def parse_yaml(text: str) -> Any:
 def _parse(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
     path = Path(path)
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))  # some editors on Windows mark UTF-8
     except FileNotFoundError as error:
         raise UserError(f"{path}: the file must exist, but got nothing at that path. Check the spelling.") from error
     except OSError as error:

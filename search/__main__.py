@@ -13,6 +13,7 @@ PROGRAM = "cellseg-search"
 COMMANDS = {
     "doctor": ("search.commands.doctor", "check the installation, this machine and a cluster"),
     "check": ("cellseg.data.check", "find the problems of a data set before you search"),
+    "import": ("cellseg.data.import_labels", "make a data set of what other tools annotated"),
     "config": ("cellseg.config", "list every hyperparameter with its values, default and meaning"),
     "weights": ("search.commands.weights", "fetch the pretrained weights that a space can ask for"),
     "run": ("search.run", "search a space, or continue a stopped study"),

@@ -67,7 +67,7 @@ def prepare_data(experiment: Experiment, data: Path | None, results: Path) -> St
     }
     config = TrialConfig.from_flat(reading).data
     packed = open_packed(config)
-    split(packed.label_counts, config, packed.groups)
+    split(packed.label_counts, config, packed.groups, packed.validation)
     return StudyData(root, packed)
 
 

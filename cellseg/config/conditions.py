@@ -36,10 +36,15 @@ _IN_RESIDUAL_BLOCKS: dict[str, Condition] = {
     "model.frozen_stages": _SOME_STAGE_TRAINS,
 }
 _POINTREND: dict[str, Condition] = {"model.mask_head": OneOf({"pointrend"})}
+_FOLDS: dict[str, Condition] = {"data.validation": OneOf({"folds"})}
 _PLATEAU: dict[str, Condition] = {"optim.schedule": OneOf({"plateau"})}
 
 ACTIVE_WHEN: Mapping[str, Mapping[str, Condition]] = {
     "data.longer_side": {"data.resize": OneOf({"aspect"})},
+    "data.num_folds": _FOLDS,
+    "data.fold": _FOLDS,
+    "data.split_seed": _FOLDS,
+    "data.groups": _FOLDS,
     "augment.strength": {
         "augment.preset": AnyBut(frozenset({"none", "flips", "reported-aug", "reported-elastic"})),
     },

@@ -12,19 +12,32 @@ from cellseg.errors import Problem, RuleError
 GROUP_FILES = (".csv", ".json", ".yaml", ".yml")
 """Suffixes of the files that ``data.groups`` may name."""
 
+Layout = Literal[
+    "auto", "release", "coco", "cellpose", "stardist", "labels", "labelme", "geojson", "imagej", "yolo", "cvat", "via"
+]
+"""Ways in which images and annotations lie in a folder. From ``cellpose`` on: see :mod:`cellseg.data.importing`."""
+
 
 class DataConfig(Part):
     """The data set: location, reading, split, and scaling to the network's input."""
 
     root: str | None = None
     """Folder of the data set. The option ``--data`` of the commands overrides it."""
-    layout: Literal["auto", "release", "coco"] = "auto"
-    """``release``: ``train/<id>/image.tif`` and ``classK.tif`` beside it; ``coco``: an annotation JSON beside
-    images."""
+    layout: Layout = "auto"
+    """``release``: ``train/<id>/image.tif`` and ``classK.tif`` beside it; ``coco``: an annotation JSON; the others:
+    files as other tools write them (docs/data.md). ``auto`` finds out."""
     annotations: str | None = None
-    """COCO layout: the annotation file, relative to ``root``. None: the only COCO JSON found in ``root``."""
+    """COCO layout: the annotation file, relative to ``root``. None: the only COCO JSON in ``root`` or below, or those
+    of the splits ``train`` and ``valid``."""
     instances: Literal["ids", "components"] = "ids"
     """Release layout: a class map has one value per cell, or is a binary mask whose connected components are cells."""
+    channels: str | None = None
+    """Which channels of a microscopy image become red, green and blue, numbered from 1 as in Fiji, 0 for none:
+    ``3,2,1``, ``0,2,1``. A single number gives a grey image. Pixels beyond 8 bits are then stretched channel by
+    channel. None: images are grey or RGB."""
+    projection: Literal["max", "mean", "middle"] | None = None
+    """How a z-stack becomes flat: the largest or mean value along z, or the plane in the middle. None: images are
+    flat."""
     color: Literal["rgb", "grey"] = "rgb"
     """``grey`` gives the network the image's luminance in all three channels, in training and prediction alike."""
     resize: Literal["aspect", "square"] = "aspect"
@@ -38,6 +51,9 @@ class DataConfig(Part):
     Validation and prediction use 1."""
     crop: Pixels | None = None
     """Side of the random square crops that training takes from the scaled image, in pixels. None: whole images."""
+    validation: Literal["folds", "given"] = "folds"
+    """``given`` validates on the images of the data's own split ``valid``, and trains on those of ``train``; ``folds``
+    joins the two and splits them anew."""
     num_folds: Annotated[int, Field(ge=2)] = 5
     """Number of folds of equal size into which the training images are split, stratified by class."""
     fold: Annotated[int, Field(ge=0)] = 0
@@ -56,6 +72,15 @@ class DataConfig(Part):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         problems = []
+        if self.channels is not None and not _valid_channels(self.channels):
+            problems.append(
+                Problem(
+                    "data.channels",
+                    "must be one to three channel numbers from 1, or 0 for none, separated by commas",
+                    f"'{self.channels}'",
+                    "Examples: '2', '3,2,1', '0,2,1'.",
+                )
+            )
         if self.fold >= self.num_folds:
             problems.append(
                 Problem(
@@ -93,6 +118,16 @@ class DataConfig(Part):
 def is_group_file(groups: str) -> bool:
     """Whether ``data.groups`` names a file, rather than being a pattern."""
     return PurePath(groups).suffix.lower() in GROUP_FILES
+
+
+def parse_channels(channels: str) -> tuple[int, ...]:
+    """Parse a valid ``data.channels`` into numbers from 1, with 0 for none."""
+    return tuple(int(part) for part in channels.split(","))
+
+
+def _valid_channels(channels: str) -> bool:
+    parts = [part.strip() for part in channels.split(",")]
+    return len(parts) <= 3 and all(part.isascii() and part.isdigit() for part in parts) and any(map(int, parts))
 
 
 def _pattern_problem(pattern: str) -> Problem | None:

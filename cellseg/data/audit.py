@@ -4,12 +4,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from cellseg.config import DataConfig
+from cellseg.data.channels import PlaneChoice
 from cellseg.data.dataset import open_dataset
 from cellseg.data.images import read_image
 from cellseg.data.packed import Progress
@@ -78,12 +78,12 @@ def check(data: DataConfig, on_progress: Progress | None = None) -> CheckReport:
         else:
             looks[source.name] = look
             warnings += look.warnings
-    test_errors, test_warnings, test_digests = _check_test(dataset.root)
+    test_errors, test_notes, test_digests = _check_test(dataset, PlaneChoice.of(data))
     digests = {name: look.digest for name, look in looks.items()} | test_digests
     return CheckReport(
         errors=(*errors, *test_errors),
-        warnings=(*warnings, *test_warnings, *_duplicates(digests)),
-        notes=dataset.notes,
+        warnings=(*warnings, *_duplicates(digests)),
+        notes=(*dataset.notes, *test_notes),
         statistics=_statistics(dataset, list(looks.values())),
     )
 
@@ -110,44 +110,52 @@ def _sample_warnings(sample: Sample) -> Iterator[str]:
                 )
 
 
-def _check_test(root: Path) -> tuple[list[str], list[str], dict[str, bytes]]:
-    """Return errors, warnings, and the digest of each test image that could be read."""
+def _check_test(dataset: Dataset, choice: PlaneChoice) -> tuple[list[str], list[str], dict[str, bytes]]:
+    """Return errors, notes, and the digest of each test image that could be read.
+
+    What is absent is a note: test images are for export only.
+    """
+    root = dataset.root
     files = list_test_files(root)
-    if not has_test_list(root):
-        if files:
-            return (
-                [f"{root / TEST_LIST}: must list the {len(files)} images in {TEST_FOLDER}, but got no such file."],
-                [],
-                {},
-            )
+    entries: Sequence[TestImage] = dataset.tests
+    if has_test_list(root):
+        try:
+            entries = read_test_list(root)
+        except UserError as error:
+            return list(error.problems), [], {}
+    elif files:
+        return (
+            [],
+            [f"{root / TEST_LIST}: is not there to list the {len(files)} images in {TEST_FOLDER} for export."],
+            {},
+        )
+    elif not entries:
         return [], [f"{root}: has no test images; there is nothing to export for."], {}
-    try:
-        entries = read_test_list(root)
-    except UserError as error:
-        return list(error.problems), [], {}
-    errors = []
+    errors, notes = [], []
     missing = [entry.file_name for entry in entries if entry.path is None]
     if missing:
         which = "" if len(missing) == len(entries) else f": {_some(missing)}"
-        errors.append(f"{root / TEST_FOLDER}: missing {len(missing)} of {len(entries)} test images{which}.")
+        where = root / TEST_FOLDER if has_test_list(root) else root
+        notes.append(f"{where}: missing {len(missing)} of {len(entries)} test images{which}; export needs them.")
     listed = {entry.path for entry in entries}
-    unlisted = [path.name for path in files if path not in listed]
+    unlisted = [path.name for path in files if path not in listed] if has_test_list(root) else []
     if unlisted:
         errors.append(
             f"{root / TEST_LIST}: must list every image in {TEST_FOLDER}, but lacks {len(unlisted)}: {_some(unlisted)}."
         )
     digests = {}
-    for entry, digest in in_threads(_look_at_test_image, [entry for entry in entries if entry.path is not None]):
+    present = [entry for entry in entries if entry.path is not None]
+    for entry, digest in in_threads(lambda entry: _look_at_test_image(entry, choice), present):
         if isinstance(digest, UserError):
             errors += digest.problems
         else:
             digests[f"{TEST_FOLDER}/{entry.file_name}"] = digest
-    return errors, [], digests
+    return errors, notes, digests
 
 
-def _look_at_test_image(entry: TestImage) -> bytes:
+def _look_at_test_image(entry: TestImage, choice: PlaneChoice) -> bytes:
     assert entry.path is not None
-    image_HWC = read_image(entry.path)
+    image_HWC = read_image(entry.path, choice)
     height, width = image_HWC.shape[:2]
     if (height, width) != (entry.height, entry.width):
         raise UserError(

@@ -43,7 +43,7 @@ def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
         values["model__detections_per_image"] = detections_for(data)
     if model.normalization == "dataset":
         values["model__normalization"] = normalization_for(
-            data, split(data.label_counts, config.data, data.groups).training, config.data
+            data, split(data.label_counts, config.data, data.groups, data.validation).training, config.data
         )
     return config.replace(**values) if values else config
 

@@ -3,15 +3,18 @@
 Shape suffixes: H height, W width, S samples per pixel (1 to 4).
 """
 
+import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import tifffile
+from PIL import Image
 
+from cellseg.data.channels import PlaneChoice, arrange, pick_channels, project
 from cellseg.data.headers import jpeg_size, png_size, require_size
 from cellseg.errors import UserError
 
@@ -19,40 +22,87 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png", ".jpg", ".jpeg")
 """Suffixes, in lower case, of the files that are looked for. What a file holds is read from its first bytes."""
 
+PLAIN = PlaneChoice()
+"""Images are flat, and grey or RGB."""
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 STRETCH_PERCENTILES = (0.1, 99.9)
 """Percentiles of an image's values that become 0 and 255 when it is not uint8."""
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, choice: PlaneChoice = PLAIN) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB.
 
-    Takes grey, grey + alpha, RGB and RGBA, samples last or first. Alpha is dropped; pixels become RGB as :func:`to_rgb`
-    says.
+    Takes grey, grey + alpha, RGB and RGBA, samples last or first; other channels, and stacks, as ``choice`` says. Alpha
+    is dropped; pixels become RGB as :func:`to_rgb` says.
 
     Raises:
-        UserError: missing, unreadable, cut off, larger than the limit of :mod:`cellseg.data.headers`, more than one
-            page, other channels than above, or non-finite pixels.
+        UserError: missing, unreadable, cut off, larger than the limit of :mod:`cellseg.data.headers`, channels or
+            planes that ``choice`` does not deal with, or non-finite pixels.
+    """
+    return to_rgb(read_values(path, choice), str(path), choice)
+
+
+def read_values(path: Path, choice: PlaneChoice = PLAIN) -> np.ndarray:
+    """Read an image's pixels as the file holds them: (H, W, S) of a bool, integer or floating-point type, S 1 or 3, or
+    any with ``data.channels``; a stack is projected.
+
+    Raises:
+        UserError: as :func:`read_image`.
     """
     path = Path(path)
-    pixels_HWS = _read(path, as_color=True)
+    pixels_HWS = _read(path, as_color=True, choice=choice)
     channels = pixels_HWS.shape[2]
-    if channels not in (1, 3):
+    if choice.channels is None and channels not in (1, 3):
         raise UserError(
-            f"{path}: must be grey or RGB, with or without alpha, but got {channels} channels. Export it as RGB."
+            f"{path}: must be grey or RGB, with or without alpha, but got {channels} channels. Set data.channels "
+            "(--channels) to those that become red, green and blue, or export it as RGB."
         )
-    return to_rgb(pixels_HWS, str(path))
+    return pixels_HWS
 
 
-def to_rgb(pixels: np.ndarray, where: str = "image") -> np.ndarray:
+def decode_image(data: bytes, where: str, choice: PlaneChoice = PLAIN) -> np.ndarray:
+    """Read a PNG or JPEG image that another file holds, as :func:`read_image` does.
+
+    Raises:
+        UserError: another format, or what :func:`read_image` refuses.
+    """
+    pixels_HWS = _checked(Path(where), lambda: _decode(Path(where), data, as_color=True))
+    return _colors(pixels_HWS, choice, where)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read (height, width) of an image, in pixels, without its pixels where the format allows that.
+
+    Raises:
+        UserError: missing, unreadable, or no image.
+    """
+    path = Path(path)
+
+    def measure() -> np.ndarray:
+        with path.open("rb") as file:
+            if file.read(4) in _TIFF_STARTS:
+                with _without_chatter(), tifffile.TiffFile(path) as tiff:
+                    return np.array([tiff.pages[0].imagelength, tiff.pages[0].imagewidth])
+        return np.array(_decode(path, path.read_bytes(), as_color=False).shape[:2])
+
+    height, width = _checked(path, measure)
+    return int(height), int(width)
+
+
+def to_rgb(pixels: np.ndarray, where: str = "image", choice: PlaneChoice = PLAIN) -> np.ndarray:
     """An image in memory as (H, W, 3) uint8 RGB: the one rule for arrays and for files.
 
     Grey is repeated, and a fourth channel, alpha, is dropped. uint8 is taken as it is and bool becomes 0 and 255.
-    Everything else (uint16, float, ...) is stretched linearly between the image's own 0.1th and 99.9th percentile over
-    all channels: per image, because then a test image is treated exactly as a training image, whatever data set it
-    arrives with. A constant image of such a type becomes zeros.
+    Everything else (uint16, float, ...) is stretched linearly between the image's own 0.1th and 99.9th percentile: per
+    image, because then a test image is treated exactly as a training image, whatever data set it arrives with. The
+    percentiles are those over all channels, so that colours stay; with ``data.channels`` those of each channel, since
+    stains have no scale in common. What is constant in such a type becomes zeros.
 
     Args:
-        pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); not empty; bool, integers or floats.
+        pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); not empty; bool, integers or floats. With ``data.channels``
+            (H, W, C) of any C; with ``data.projection`` also a stack, (Z, H, W, C), or (Z, H, W) where
+            ``data.channels`` is not set.
         where: what an error calls the image.
 
     Raises:
@@ -60,15 +110,49 @@ def to_rgb(pixels: np.ndarray, where: str = "image") -> np.ndarray:
     """
     if not isinstance(pixels, np.ndarray):
         raise UserError(f"{where}: must be a numpy array, but got {type(pixels).__name__}. Convert it with np.asarray.")
-    if pixels.size == 0 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+    pixels_HWC = _flat_array(pixels, choice)
+    if pixels_HWC is None:
         raise UserError(
-            f"{where}: must have pixels of the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got "
+            f"{where}: must have pixels of the shape {_shapes(choice)}, but got "
             f"{pixels.shape}. Put the channels last, and choose one plane of a stack."
         )
     if pixels.dtype.kind not in "buif":
         raise UserError(f"{where}: must hold bool, integer or floating-point pixels, but got {pixels.dtype}.")
-    pixels_HWS = _with_channels(pixels)[..., :3]
-    return np.ascontiguousarray(np.broadcast_to(_to_uint8(pixels_HWS, where), (*pixels_HWS.shape[:2], 3)))
+    return _colors(pixels_HWC if choice.channels is not None else pixels_HWC[..., :3], choice, where)
+
+
+def _flat_array(pixels: np.ndarray, choice: PlaneChoice) -> np.ndarray | None:
+    """An array as (H, W, C); None if its shape is none of those that :func:`to_rgb` takes."""
+    known = (1, 3, 4)
+    if pixels.size == 0:
+        return None
+    if choice.projection is not None and pixels.ndim == 3 and choice.channels is None and pixels.shape[2] not in known:
+        pixels = pixels[..., None]
+    if choice.projection is not None and pixels.ndim == 4:
+        pixels = project(pixels, choice)
+    if pixels.ndim not in (2, 3):
+        return None
+    pixels = _with_channels(pixels)
+    return pixels if choice.channels is not None or pixels.shape[2] in known else None
+
+
+def _shapes(choice: PlaneChoice) -> str:
+    flat = "(H, W) or (H, W, C)" if choice.channels is not None else "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+    if choice.projection is None:
+        return flat
+    return f"{flat}, or of a stack, (Z, H, W, C)" + ("" if choice.channels is not None else " or (Z, H, W)")
+
+
+def _colors(pixels_HWC: np.ndarray, choice: PlaneChoice, where: str) -> np.ndarray:
+    """Turn channels into (H, W, 3) uint8 RGB by the rule of :func:`to_rgb`."""
+    size = pixels_HWC.shape[:2]
+    if choice.channels is not None:
+        chosen = pick_channels(pixels_HWC, choice, where)
+        channels = [np.zeros(size, np.uint8) if each is None else _to_uint8(each, where) for each in chosen]
+        pixels_HWC = np.stack(channels, axis=-1)
+    else:
+        pixels_HWC = _to_uint8(pixels_HWC, where)
+    return np.ascontiguousarray(np.broadcast_to(pixels_HWC, (*size, 3)))
 
 
 def read_id_map(path: Path) -> np.ndarray:
@@ -125,24 +209,36 @@ def _require_finite(values: np.ndarray, where: str) -> None:
         raise UserError(f"{where}: pixels must be finite, but got {count} that are NaN or infinite. Export it again.")
 
 
-def _read(path: Path, as_color: bool) -> np.ndarray:
+def _read(path: Path, as_color: bool, choice: PlaneChoice = PLAIN) -> np.ndarray:
     """Read the pixels as (H, W, S) of a bool, integer or floating-point type.
 
     With ``as_color`` alpha is dropped, palettes are applied, white-is-zero is inverted; else values are as stored.
     """
-    try:
+
+    def read() -> np.ndarray:
         with path.open("rb") as file:
             start = file.read(8)
-        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            pixels_HWS = _read_tiff(path, as_color)
-        elif start == b"\x89PNG\r\n\x1a\n":
-            pixels_HWS = _read_png(path)
-            if as_color and pixels_HWS.shape[2] in (2, 4):
-                pixels_HWS = pixels_HWS[..., :-1]
-        elif start[:3] == b"\xff\xd8\xff":
-            pixels_HWS = _read_jpeg(path)
-        else:
-            raise UserError(f"{path}: must be a TIFF, PNG or JPEG file, but got none of these. Is the file damaged?")
+        if start[:4] in _TIFF_STARTS:
+            return _read_tiff(path, as_color, choice)
+        return _decode(path, path.read_bytes(), as_color)
+
+    return _checked(path, read)
+
+
+def _decode(path: Path, data: bytes, as_color: bool) -> np.ndarray:
+    """Decode a PNG or JPEG file into (H, W, S)."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        pixels_HWS = _decode_png(path, data, as_color)
+        return pixels_HWS[..., :-1] if as_color and pixels_HWS.shape[2] in (2, 4) else pixels_HWS
+    if data[:3] == b"\xff\xd8\xff":
+        return _decode_jpeg(path, data)
+    raise UserError(f"{path}: must be a TIFF, PNG or JPEG file, but got none of these. Is the file damaged?")
+
+
+def _checked(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """Call ``read`` and turn what goes wrong with a file into a UserError."""
+    try:
+        pixels_HWS = read()
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -161,14 +257,15 @@ def _read(path: Path, as_color: bool) -> np.ndarray:
     return pixels_HWS
 
 
-def _read_png(path: Path) -> np.ndarray:
-    data = path.read_bytes()
+def _decode_png(path: Path, data: bytes, as_color: bool) -> np.ndarray:
     require_size(path, *png_size(data))
+    if not as_color and data[25:26] == b"\3":  # a palette: the decoder would look up the ids' colours
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image)[..., None]
     return _with_channels(imagecodecs.png_decode(data))
 
 
-def _read_jpeg(path: Path) -> np.ndarray:
-    data = path.read_bytes()
+def _decode_jpeg(path: Path, data: bytes) -> np.ndarray:
     require_size(path, *jpeg_size(data))
     # The decoder fills missing parts with grey. A complete file has an end marker after its last start of scan.
     if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
@@ -179,27 +276,37 @@ def _read_jpeg(path: Path) -> np.ndarray:
     return pixels_HWS
 
 
-def _read_tiff(path: Path, as_color: bool) -> np.ndarray:
+def _read_tiff(path: Path, as_color: bool, choice: PlaneChoice) -> np.ndarray:
     with _without_chatter(), tifffile.TiffFile(path) as tiff:
         pages = [page for page in tiff.pages if not (page.is_reduced or page.is_mask)]  # thumbnails and matte
-        channels_first = len(pages) == 3 and tiff.series[0].axes == "CYX"  # how ImageJ stores a composite
-        if len(pages) != 1 and not channels_first:
-            raise UserError(
-                f"{path}: must hold one image, but got {len(pages)} pages. Export a single plane or a projection."
-            )
         for page in pages:
             require_size(path, page.imagelength, page.imagewidth, page.samplesperpixel * page.imagedepth)
             _require_all_segments(page, tiff.filehandle.size)
-        if channels_first:
-            return np.stack([page.asarray() for page in pages], axis=-1)
-        return _page_pixels(pages[0], path, as_color)
+        if len(pages) == 1 and (len(tiff.pages) > 1 or _is_flat(tiff.series[0])):
+            page = pages[0]
+            if page.axes in ("YX", "YXS", "SYX"):
+                return _page_pixels(page, path, as_color)
+        if not as_color and len(pages) != 1:
+            raise UserError(
+                f"{path}: must hold one image, but got {len(pages)} pages. Export a single plane or a projection."
+            )
+        series = [each for each in tiff.series if not (each.keyframe.is_reduced or each.keyframe.is_mask)]
+        if len(series) != 1:
+            raise UserError(
+                f"{path}: must hold one image, but got {len(pages)} pages of {len(series)} images. Export one of them."
+            )
+        axes, shape = series[0].get_axes(), series[0].get_shape()
+        num_planes = int(np.prod([length for axis, length in zip(axes, shape, strict=True) if axis not in "YX"]))
+        require_size(path, shape[axes.index("Y")], shape[axes.index("X")], num_planes)
+        return arrange(series[0].asarray(), axes, choice, str(path), max(num_planes, len(pages)))
+
+
+def _is_flat(series: tifffile.TiffPageSeries) -> bool:
+    """Whether a series has no more than one plane; ImageJ leaves out the other planes' pages in large files."""
+    return all(length == 1 or axis in "YXS" for axis, length in zip(series.axes, series.shape, strict=True))
 
 
 def _page_pixels(page: tifffile.TiffPage, path: Path, as_color: bool) -> np.ndarray:
-    if page.axes not in ("YX", "YXS", "SYX"):
-        raise UserError(
-            f"{path}: must be a flat image, but got axes {page.axes} of shape {page.shape}. Export one plane."
-        )
     pixels_HWS = _with_channels(np.moveaxis(page.asarray(), 0, -1) if page.axes == "SYX" else page.asarray())
     if not as_color:
         return pixels_HWS

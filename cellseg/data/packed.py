@@ -60,6 +60,9 @@ class PackedDataset:
         """The number that the annotations give class ``i + 1``; ``i + 1`` itself where the table names none."""
         self.groups: tuple[str, ...] | None = tuple(json.loads(metadata["groups"])) if "groups" in metadata else None
         """The group of each image, which shares a fold; None: there are no groups."""
+        given = metadata.get("validation")
+        self.validation: tuple[bool, ...] | None = None if given is None else tuple(json.loads(given))
+        """Whether the data themselves set each image apart for validation; None: they set none apart."""
         self.settings: dict[str, str] = json.loads(metadata["settings"])
         """Settings that the files were read with, see :class:`cellseg.data.source.Dataset`."""
 
@@ -168,15 +171,16 @@ def pack(dataset: Dataset, path: Path, identity: str, on_progress: Progress | No
     import pyarrow as pa
 
     _require_writable(path.parent)
-    schema = _schema().with_metadata(
-        {
-            "format_version": str(FORMAT_VERSION),
-            "fingerprint": identity,
-            "class_names": json.dumps(dataset.class_names),
-            "category_ids": json.dumps(dataset.category_ids),
-            "settings": json.dumps(dataset.settings),
-        }
-    )
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "fingerprint": identity,
+        "class_names": json.dumps(dataset.class_names),
+        "category_ids": json.dumps(dataset.category_ids),
+        "settings": json.dumps(dataset.settings),
+    }
+    if dataset.validation:
+        metadata["validation"] = json.dumps([source.name in dataset.validation for source in dataset.sources])
+    schema = _schema().with_metadata(metadata)
     problems: list[str] = []
     sweep_scratch(path.parent)
     with atomic_path(path) as temporary:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from cellseg.data.channels import PlaneChoice
 from cellseg.data.images import TIFF_SUFFIXES, read_id_map, read_image
 from cellseg.data.sample import MAX_INSTANCES, Sample
 from cellseg.data.source import Dataset, list_images
@@ -41,6 +42,7 @@ class ReleaseSource:
     """(class, file), sorted. Empty: an image without cells."""
     misnamed: tuple[Path, ...]
     """Files that look like class maps but name no class."""
+    choice: PlaneChoice
     instances: str
     """``ids``: each value is a cell. ``components``: the map is a mask whose connected components are cells."""
 
@@ -54,7 +56,7 @@ class ReleaseSource:
         image_HWC = None
         if len(self.images) == 1:
             try:
-                image_HWC = read_image(self.images[0])
+                image_HWC = read_image(self.images[0], self.choice)
             except UserError as error:
                 problems += error.problems
         maps: list[tuple[int, np.ndarray]] = []
@@ -101,17 +103,17 @@ class ReleaseSource:
 
 def has_release_layout(root: Path) -> bool:
     """Return whether some folder in ``root/train`` holds an image or a class map."""
-    return any(source.files for source in _list_sources(root / "train", "ids"))
+    return any(source.files for source in _list_sources(root / "train", "ids", PlaneChoice()))
 
 
-def open_release(root: Path, instances: str) -> Dataset:
+def open_release(root: Path, instances: str, choice: PlaneChoice) -> Dataset:
     """List the sample folders in ``root/train``. There are as many classes as the largest K of all class maps.
 
     Raises:
         UserError: no sample folder.
     """
     train = root / "train"
-    sources = _list_sources(train, instances)
+    sources = _list_sources(train, instances, choice)
     if not sources:
         raise UserError(f"{train}: must hold a folder per image, but got none. Check --data and data.layout.")
     num_classes = max((label for source in sources for label, _ in source.class_maps), default=1)
@@ -121,7 +123,7 @@ def open_release(root: Path, instances: str) -> Dataset:
         class_names=tuple(f"class{label}" for label in range(1, num_classes + 1)),
         category_ids=tuple(range(1, num_classes + 1)),
         sources=tuple(sources),
-        settings={"layout": "release", "instances": instances},
+        settings={"layout": "release", "instances": instances, **choice.settings},
         notes=tuple(_stray_notes(train, sources)),
     )
 
@@ -152,7 +154,7 @@ def merge_class_maps(
         if instances == "components":
             numbers_HW, count = ndimage.label(ids_HW > 0, structure=_EIGHT_NEIGHBOURS)
         else:
-            numbers_HW, count = _renumber(ids_HW)
+            numbers_HW, count = renumber(ids_HW)
         if total + count > MAX_INSTANCES:
             raise UserError(
                 f"an image must have at most {MAX_INSTANCES} cells, but got {total + count} or more. "
@@ -164,7 +166,7 @@ def merge_class_maps(
     return np.stack(planes), np.concatenate([np.zeros(0, np.int64), *labels])
 
 
-def _renumber(ids_HW: np.ndarray) -> tuple[np.ndarray, int]:
+def renumber(ids_HW: np.ndarray) -> tuple[np.ndarray, int]:
     """Replace the ids of a map by 1..n in ascending order; also returns n. 0 stays 0."""
     if ids_HW.max(initial=0) <= ids_HW.size:
         present = np.bincount(ids_HW.ravel()) > 0
@@ -193,14 +195,14 @@ def _place(planes: list[np.ndarray], numbers_HW: np.ndarray, count: int, offset:
         index += 1
 
 
-def _list_sources(train: Path, instances: str) -> list[ReleaseSource]:
+def _list_sources(train: Path, instances: str, choice: PlaneChoice) -> list[ReleaseSource]:
     if not train.is_dir():
         return []
     folders = sorted(path for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [_list_source(folder, instances) for folder in folders]
+    return [_list_source(folder, instances, choice) for folder in folders]
 
 
-def _list_source(folder: Path, instances: str) -> ReleaseSource:
+def _list_source(folder: Path, instances: str, choice: PlaneChoice) -> ReleaseSource:
     images, class_maps, misnamed = [], [], []
     for path in list_images(folder):
         match = _CLASS_NAME.fullmatch(path.stem)
@@ -210,7 +212,8 @@ def _list_source(folder: Path, instances: str) -> ReleaseSource:
             class_maps.append((int(match[1]), path))
         elif path.stem.lower().startswith("class"):
             misnamed.append(path)
-    return ReleaseSource(folder.name, folder, tuple(images), tuple(sorted(class_maps)), tuple(misnamed), instances)
+    maps = tuple(sorted(class_maps))
+    return ReleaseSource(folder.name, folder, tuple(images), maps, tuple(misnamed), choice, instances)
 
 
 def _stray_notes(train: Path, sources: list[ReleaseSource]) -> Iterable[str]:

@@ -5,12 +5,27 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from cellseg.data.images import IMAGE_SUFFIXES
 from cellseg.data.sample import Sample
 from cellseg.device import usable_cpus
 from cellseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """A test image that a data set lists."""
+
+    __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
+
+    file_name: str
+    image_id: int
+    height: int
+    """Pixels, as the list says."""
+    width: int
+    path: Path | None
+    """The image file; None where it is absent."""
 
 
 class Source(Protocol):
@@ -39,7 +54,7 @@ class Dataset:
     root: Path
     """Absolute folder of the data set."""
     layout: str
-    """``release`` or ``coco``."""
+    """What ``data.layout`` is, or was found to be."""
     class_names: tuple[str, ...]
     """Name of class ``i + 1``."""
     category_ids: tuple[int, ...]
@@ -50,6 +65,10 @@ class Dataset:
     """Settings that affect how the files are read: layout, instances, annotations."""
     notes: tuple[str, ...] = ()
     """Notes on what was skipped while listing: stray files, crowd annotations."""
+    validation: frozenset[str] = frozenset()
+    """Names of the images that the data themselves set apart for validation, as a split."""
+    tests: tuple[TestImage, ...] = ()
+    """Test images that the annotations themselves set apart, as a split; those of a test list are not here."""
 
 
 def list_images(folder: Path) -> list[Path]:

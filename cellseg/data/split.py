@@ -80,8 +80,13 @@ def assign_grouped_folds(label_counts_NC: np.ndarray, groups: Sequence[str], num
     return fold_G[group_N]
 
 
-def split(label_counts_NC: np.ndarray, data: DataConfig, groups: Sequence[str] | None = None) -> Split:
-    """Training and validation samples: fold ``data.fold`` of ``data.num_folds`` validates.
+def split(
+    label_counts_NC: np.ndarray,
+    data: DataConfig,
+    groups: Sequence[str] | None = None,
+    given: Sequence[bool] | None = None,
+) -> Split:
+    """Training and validation samples: fold ``data.fold`` of ``data.num_folds`` validates, or the data's own split.
 
     The others train, or all do: ``data.train_on``.
 
@@ -89,9 +94,14 @@ def split(label_counts_NC: np.ndarray, data: DataConfig, groups: Sequence[str] |
         label_counts_NC: cells of each class in each sample.
         groups: the group of each sample, see ``data.groups``: :attr:`cellseg.data.packed.PackedDataset.groups`.
 
+        given: whether each sample is in the data's own split for validation, see ``data.validation``:
+            :attr:`cellseg.data.packed.PackedDataset.validation`.
+
     Raises:
-        UserError: fewer samples or groups than folds.
+        UserError: fewer samples or groups than folds, or no split where ``data.validation`` asks for it.
     """
+    if data.validation == "given":
+        return _given_split(len(label_counts_NC), data, given)
     if data.groups is not None and groups is None:
         raise UserError(
             f"data.groups: must be known when the data are opened, but got '{data.groups}' later. "
@@ -119,3 +129,15 @@ def split(label_counts_NC: np.ndarray, data: DataConfig, groups: Sequence[str] |
         )
     training = np.flatnonzero((fold_N != data.fold) | (data.train_on == "all"))
     return Split(tuple(training.tolist()), tuple(validation.tolist()))
+
+
+def _given_split(num_samples: int, data: DataConfig, given: Sequence[bool] | None) -> Split:
+    validates_N = np.zeros(num_samples, dtype=bool) if given is None else np.asarray(given, dtype=bool)
+    count = int(validates_N.sum())
+    if count in (0, num_samples):
+        raise UserError(
+            f"data.validation: 'given' needs images in the data's splits train and valid, but got "
+            f"{num_samples - count} and {count}. Use 'folds'."
+        )
+    training = np.flatnonzero(~validates_N | (data.train_on == "all"))
+    return Split(tuple(training.tolist()), tuple(np.flatnonzero(validates_N).tolist()))

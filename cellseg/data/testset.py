@@ -2,30 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from cellseg.data.source import list_images
+from cellseg.config import DataConfig
+from cellseg.data.dataset import open_dataset
+from cellseg.data.source import TestImage, list_images
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_json
 
 TEST_LIST, TEST_FOLDER = "test_image_name_to_ids.json", "test_release"
-
-
-@dataclass(frozen=True)
-class TestImage:
-    """An entry of the test list."""
-
-    __test__: ClassVar[bool] = False  # not a test case, whatever pytest makes of the name
-
-    file_name: str
-    image_id: int
-    height: int
-    """Pixels, as the list says."""
-    width: int
-    path: Path | None
-    """The image file; None where it is absent."""
 
 
 def describe_absent(images: Sequence[TestImage]) -> str | None:
@@ -45,12 +31,20 @@ def has_test_list(root: Path) -> bool:
 def read_test_list(root: Path) -> list[TestImage]:
     """Read the list ``test_image_name_to_ids.json`` and find its images in ``test_release/``; keeps its order.
 
-    A file is also found where only its suffix differs in case.
+    A file is also found where only its suffix differs in case. Without a list, the test images are those that the
+    annotations set apart as a split.
 
     Raises:
-        UserError: no list, an entry without a valid file_name, id, height and width, or names or ids that repeat.
+        UserError: neither, an entry without a valid file_name, id, height and width, or names or ids that repeat.
     """
     path = Path(root) / TEST_LIST
+    if not path.exists():
+        if tests := _split_tests(Path(root)):
+            return list(tests)
+        raise UserError(
+            f"{path}: the file must exist to list test images, or the annotations must have a split 'test', but got "
+            "neither. docs/data.md has the form."
+        )
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{path}: must be a list [{{"file_name", "id", "height", "width"}}, ...] with entries.')
@@ -77,6 +71,13 @@ def read_test_list(root: Path) -> list[TestImage]:
 def list_test_files(root: Path) -> list[Path]:
     """List the image files in ``test_release/``, sorted; none if there is no such folder."""
     return list_images(Path(root) / TEST_FOLDER)
+
+
+def _split_tests(root: Path) -> tuple[TestImage, ...]:
+    try:
+        return open_dataset(DataConfig(root=str(root))).tests
+    except UserError:
+        return ()  # the missing list is the problem that is reported
 
 
 def _suffix_folded(name: str) -> str:

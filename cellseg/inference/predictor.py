@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cellseg.checkpoint import Checkpoint, open_checkpoint
+from cellseg.data.channels import PlaneChoice
 from cellseg.data.detections import Detections
 from cellseg.data.images import read_image, to_rgb
 from cellseg.device import pick_device
@@ -29,14 +30,16 @@ class Predictor:
         """The cells of one image, in its own pixels, best first.
 
         Args:
-            image: the path of an image file, or its pixels as (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Pixels may be
+            image: the path of an image file, or its pixels as (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or as
+                the config's ``data.channels`` and ``data.projection`` take them. Pixels may be
                 bool, integers or floats: an array gives the same cells as a file that holds it
                 (:func:`cellseg.data.images.to_rgb`).
 
         Raises:
             UserError: an array of another form, pixels that are not finite, or a file that cannot be read.
         """
-        image_HWC = read_image(Path(image)) if isinstance(image, (str, Path)) else to_rgb(image)
+        choice = PlaneChoice.of(self.config.data)
+        image_HWC = read_image(Path(image), choice) if isinstance(image, (str, Path)) else to_rgb(image, choice=choice)
         return predict_image(self.model, image_HWC, self.config)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cellseg.checkpoint import Checkpoint
-    from cellseg.config import TrialConfig
+    from cellseg.config import DataConfig, TrialConfig
     from cellseg.data.detections import Detections
     from cellseg.data.testset import TestImage
     from cellseg.device import Room
@@ -55,7 +55,7 @@ def write_results(
     results: list[dict[str, Any]] = []
     done = 0
     for together in batched(present, IMAGES_AT_ONCE if model_device.type == "cuda" else 1):
-        listed, images_HWC = _read(together, problems)
+        listed, images_HWC = _read(together, config.data, problems)
         for image, found in zip(listed, _predict(model, images_HWC, config, room, out), strict=True):
             results.extend(found.to_coco_results(image.image_id, category_ids))
         for _ in together:
@@ -70,16 +70,19 @@ def write_results(
     return len(results)
 
 
-def _read(images: "Sequence[TestImage]", problems: list[str]) -> "tuple[list[TestImage], list[np.ndarray]]":
+def _read(
+    images: "Sequence[TestImage]", data: "DataConfig", problems: list[str]
+) -> "tuple[list[TestImage], list[np.ndarray]]":
     """Read the images that match the test list, and their pixels; problems of the others are added to
     ``problems``."""
+    from cellseg.data.channels import PlaneChoice
     from cellseg.data.images import read_image
 
     listed, images_HWC = [], []
     for image in images:
         assert image.path is not None
         try:
-            image_HWC = read_image(image.path)
+            image_HWC = read_image(image.path, PlaneChoice.of(data))
         except UserError as error:
             problems.extend(error.problems)
             continue

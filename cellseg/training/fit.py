@@ -65,7 +65,9 @@ def fit(
             elif micro_batch > 1:
                 micro_batch = (micro_batch + 1) // 2
             else:
-                hardest = describe_hardest(data, split(data.label_counts, config.data, data.groups).training, config)
+                hardest = describe_hardest(
+                    data, split(data.label_counts, config.data, data.groups, data.validation).training, config
+                )
                 where = "" if memory == "device" else " into the memory of this machine"
                 raise TrainingError(
                     "out-of-memory",

@@ -89,7 +89,7 @@ class TrainingRun:
         self.data = data
         self.folder = folder
         self.device = device or pick_device()
-        self.split = split(data.label_counts, config.data, data.groups)
+        self.split = split(data.label_counts, config.data, data.groups, data.validation)
         self.loader, self.batches = training_loader(data, self.split.training, config, self.device)
         self.validation = Validation(data, self.split.validation, config, self.device)
         torch.manual_seed(config.train.seed)

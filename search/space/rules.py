@@ -31,11 +31,14 @@ _SET_BY_STUDY = {
 """Config fields that a space may neither sample nor fix, with the place to set each."""
 SAME_IN_ALL_TRIALS = (
     "data.split_seed",
+    "data.validation",
     "data.num_folds",
     "data.fold",
     "data.layout",
     "data.annotations",
     "data.instances",
+    "data.channels",
+    "data.projection",
     "data.train_on",
 )
 """Config fields that a space may fix but not sample: they decide what a trial learns from and is measured on."""

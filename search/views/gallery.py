@@ -31,7 +31,7 @@ def write_overlays(study: Study, data: PackedDataset) -> Path:
     folder = study.store.folder / "overlays"
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for index in _choose(data, split(data.label_counts, config.data, data.groups).validation):
+        for index in _choose(data, split(data.label_counts, config.data, data.groups, data.validation).validation):
             sample = data[index]
             write_overlay(
                 temporary / f"{_plain(sample.name)}.png",

@@ -40,7 +40,14 @@ def test_no_module_of_cellseg_loads_ray_or_optuna_or_search():
 
 @pytest.mark.parametrize(
     "command",
-    ["cellseg.train", "cellseg.predict", "cellseg.data.check", "cellseg.data.coco", "cellseg.data.synthetic"],
+    [
+        "cellseg.train",
+        "cellseg.predict",
+        "cellseg.data.check",
+        "cellseg.data.coco",
+        "cellseg.data.import_labels",
+        "cellseg.data.synthetic",
+    ],
 )
 def test_help_is_there_at_once_because_nothing_heavy_is_loaded(command):
     lines = python(HELP, command).strip().split("\n")

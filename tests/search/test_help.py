@@ -19,6 +19,8 @@ print("loaded:", *sys.modules)
 
 
 COMMANDS = (
+    "cellseg.data.check",
+    "cellseg.data.import_labels",
     "search.run",
     "search.commands.submit",
     "search.commands.jobs",

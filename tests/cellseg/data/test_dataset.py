@@ -39,13 +39,13 @@ def test_opening_reads_no_pixels(make_release):
     [
         ({"root": None}, [], r"data\.root: .* Pass --data DIR\."),
         ({"root": "absent"}, [], "the data folder must exist"),
-        ({}, [], r"must hold train/<id>/image\.tif .* or a COCO annotation JSON, but got neither"),
+        ({}, [], r"must hold train/<id>/image\.tif .* annotations of a tool .*, but got neither"),
         ({"layout": "release"}, [], "must hold a folder per image, but got none"),
         ({"layout": "coco"}, [], "must hold one COCO annotation JSON .*, but got none"),
-        ({}, ["a.json", "b.json"], r"but got a\.json, b\.json\. Name it with data\.annotations"),
+        ({}, ["a.json", "b.json"], r"but got a\.json, b\.json\. Name it with --annotations FILE \(data\.annotations"),
         ({"annotations": "absent.json"}, [], r"absent\.json: the file must exist"),
         ({"layout": "release", "annotations": "a.json"}, [], r"data\.annotations: belongs to the COCO layout"),
-        ({"instances": "components"}, ["a.json"], r"data\.instances: belongs to the release layout"),
+        ({"instances": "components"}, ["a.json"], r"data\.instances: belongs to layouts with mask images"),
     ],
 )
 def test_a_data_set_that_cannot_be_opened_is_explained(tmp_path, settings, files, match):
