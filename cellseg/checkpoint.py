@@ -31,6 +31,8 @@ from cellseg.files import atomic_path, leads_outside, read_json, sweep, write_js
 FORMAT_VERSION = 2
 """1 had no category ids: they are the classes there."""
 DESCRIPTION = "checkpoint.json"
+BEST, LAST = "best", "last"
+"""Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
 MAX_DESCRIPTION_BYTES = 16 * 2**20
 """Size of the largest description that is read. One has a few thousand bytes, and a class more adds its name."""
 
@@ -153,6 +155,12 @@ def save_checkpoint(
 def has_checkpoint(folder: Path) -> bool:
     """Return whether ``folder`` holds a checkpoint."""
     return (folder / DESCRIPTION).is_file()
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Return ``folder``, or the best checkpoint in it where it is the folder of a training run."""
+    best = folder / BEST
+    return best if has_checkpoint(best) and not has_checkpoint(folder) else folder
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

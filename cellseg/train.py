@@ -44,11 +44,11 @@ def _command(arguments: argparse.Namespace) -> int:
 
     from rich.progress import Progress
 
+    from cellseg.checkpoint import BEST
     from cellseg.data.packed import open_packed
     from cellseg.device import pick_device
     from cellseg.training.epoch_report import TrainingError
     from cellseg.training.fit import fit
-    from cellseg.training.run import BEST
 
     device = pick_device(arguments.device)
     data = open_packed(config.data)

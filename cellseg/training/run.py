@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cellseg.checkpoint import has_checkpoint, open_checkpoint, save_checkpoint
+from cellseg.checkpoint import BEST, LAST, has_checkpoint, open_checkpoint, save_checkpoint
 from cellseg.config import TrialConfig, gain
 from cellseg.data.auto import resolve_auto
 from cellseg.data.loader import training_loader
@@ -29,9 +29,6 @@ from cellseg.training.schedule import learning_rate, num_decays
 from cellseg.training.snapshot import Snapshot
 from cellseg.training.stepper import MOST_SKIPPED_IN_A_ROW, Stepper
 from cellseg.training.validation import Validation
-
-BEST, LAST = "best", "last"
-"""Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
 
 FEW_SHAPES = 4
 """cuDNN benchmarks its algorithms for each shape of each layer, tenths of a second each time. Two image sizes, also

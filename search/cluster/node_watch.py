@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from cellseg.checkpoint import has_checkpoint
+from cellseg.checkpoint import LAST, has_checkpoint
 from cellseg.errors import UserError, raise_all
-from cellseg.training.run import LAST
 from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings
 from search.cluster.shared_folder import shared_folder, unshared
 from search.cluster.slots import TrialResources

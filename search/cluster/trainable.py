@@ -210,8 +210,7 @@ def last_report(folder: Path) -> dict[str, Any] | None:
 
     A search that was stopped may have missed it, and with it a rung or the trial's best value.
     """
-    from cellseg.checkpoint import has_checkpoint, open_checkpoint
-    from cellseg.training.run import BEST, LAST
+    from cellseg.checkpoint import BEST, LAST, has_checkpoint, open_checkpoint
 
     if not (has_checkpoint(folder / LAST) and has_checkpoint(folder / BEST)):
         return None

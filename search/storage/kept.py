@@ -56,6 +56,6 @@ def _has_kept(store: StudyStore, number: int) -> bool:
 
 
 def _folder(store: StudyStore, number: int) -> Path:
-    from cellseg.training.run import BEST
+    from cellseg.checkpoint import BEST
 
     return store.checkpoint_folder(number) / BEST
