@@ -4,9 +4,11 @@ import argparse
 import sys
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
+from cellseg.errors import UserError
 from cellseg.files import atomic_path
 
 _ARCHIVED_NAME = "test-results.json"
@@ -36,10 +38,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
+    from search.storage.best_file import BEST_FILE
     from search.storage.find import find_study
     from search.storage.kept import choose_trial, kept_checkpoint
 
     store = find_study(arguments.results, arguments.study)
+    if not (store.folder / BEST_FILE).exists():  # of a study that ran before there was this file
+        with suppress(UserError):  # a folder that may only be read
+            store.write_best_config()
     images = read_test_list(arguments.data or Path(store.study["data_root"]))
     row = choose_trial(store, arguments.trial)
 

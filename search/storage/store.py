@@ -3,6 +3,7 @@
     study.json               what was searched, on what, with which versions
     trials.parquet           a row per trial
     epochs/part-00000.parquet ...   a row per trial and epoch; full parts are not written again, only the last one grows
+    best.yaml                the config of the best trial, for training it once more
     checkpoints/t0007/       the checkpoints of trial 7, if it has any
     backup/                  study.json, trials.parquet and the part that grows, as they were before their last write
 
@@ -27,6 +28,7 @@ from cellseg.errors import UserError
 from cellseg.files import read_json, write_json
 from search.cost import Objective
 from search.storage.backup import backup_of, how_to_restore
+from search.storage.best_file import write_best
 from search.storage.checkpoints import Checkpoints
 from search.storage.lease import require_lease
 from search.storage.tables import (
@@ -71,6 +73,7 @@ class StudyStore:
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # (trial, epoch) -> (part, row of it)
         self._part = 0
         self._tail: list[pa.RecordBatch] = []  # the rows of the last part, a batch of one row each
+        self._best_written: tuple[int, float | None, int | None] | None = None
         self._to_keep: Collection[int] | None = None  # the argument of keep_checkpoints, until it is carried out
 
     @classmethod
@@ -267,6 +270,7 @@ class StudyStore:
             self._tail_changed = False
         if self._trials_changed:
             self._write_trials()
+            self.write_best_config()
         self._written = time.monotonic()
         self._delete_checkpoints()
 
@@ -311,6 +315,14 @@ class StudyStore:
         columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
         self._write(self._trials_file, pa.Table.from_pydict(columns, schema=schema))
         self._trials_changed = False
+
+    def write_best_config(self) -> None:
+        """Write ``best.yaml``, if another trial or epoch is best than this object has written."""
+        best = next(iter(self.best_trials(1)), None)
+        state = None if best is None else (best.number, best.metric, best.best_epoch)
+        if best is not None and state != self._best_written:
+            write_best(self.folder, best, self.metric)
+            self._best_written = state
 
     def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:
         self._write(self._part_file(part), join_rows(rows))
