@@ -23,6 +23,7 @@ COMMANDS = {
         "search.commands.predict",
         "predict images: label images, outlines, tables and pictures of their cells",
     ),
+    "export-model": ("search.commands.export_model", "write a trained model as a folder of its own"),
     "train": ("cellseg.train", "train a single config, without a search"),
     "synthetic": ("cellseg.data.synthetic", "generate a data set of synthetic cells"),
     "coco": ("cellseg.data.coco", "write the annotations of a data set as COCO"),

@@ -22,6 +22,7 @@ COMMANDS = (
     "search.run",
     "search.commands.weights",
     "search.commands.doctor",
+    "search.commands.export_model",
     "search.commands.predict",
     "search.export",
     "search.report",

@@ -1,5 +1,6 @@
 """Images into a folder of outputs: one after the other, each finished before the next begins."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 from cellseg.checkpoint import Checkpoint
 from cellseg.data.images import read_values, to_rgb
 from cellseg.device import Room, exhausted_memory
-from cellseg.errors import UserError, first_line
+from cellseg.errors import Notice, UserError, first_line
 from cellseg.files import StorageError
 from cellseg.inference.image import load_model, predict_images
 from cellseg.inference.outputs.cells import ImageCells
@@ -130,6 +131,7 @@ class _Prediction:
         self._on_tiles = on_tiles
         self._config = checkpoint.config.replace(inference__score_threshold=options.score)
         self._room = Room.of(device)
+        self._warned = False
         self._model: torch.nn.Module | None = None
 
     def __call__(self, image: Input) -> dict[str, int]:
@@ -150,6 +152,19 @@ class _Prediction:
                 "(--tile 512), or with --device cpu."
             ) from error
 
+    def _warn_of_scale(self) -> None:
+        """Say once that tiles keep the image's own scale, if training did not."""
+        side = self._config.data.shorter_side
+        if side is None or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"The model was trained on images scaled to a shorter side of {side} px, but tiles keep the scale of the "
+            "image. If training images had another size, give the factor: --scale F.",
+            Notice,
+            stacklevel=2,
+        )
+
     def _predict(self, image: Input) -> dict[str, int]:
         assert self._model is not None
         values_HWS = read_values(image.path)
@@ -158,6 +173,8 @@ class _Prediction:
             values_HWS = image_HWC  # only the table needs them
         size = image_HWC.shape[:2]
         config = tiled_config(self._config, size, self._options.tiling)
+        if config.inference.tile is not None and self._options.tiling.scale == 1:
+            self._warn_of_scale()
         (found,) = predict_images(self._model, [image_HWC], config, room=self._room, on_tiles=self._on_tiles)
         info = self._checkpoint.info
         cells = ImageCells.of(

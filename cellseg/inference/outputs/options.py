@@ -1,7 +1,6 @@
 """Options of the commands that predict images, and what those commands do."""
 
 import argparse
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,11 +130,15 @@ def find_images(arguments: argparse.Namespace) -> "list[Input]":
         problems.append(f"--tile: must be 0 or at least {SMALLEST_TILE} px, but got {tile}.")
     if not 0.01 <= scale <= 100:
         problems.append(f"--scale: must be between 0.01 and 100, but got {scale:g}.")
-    for read in (lambda: parse_kinds(arguments.to or DEFAULT_KINDS), lambda: find_inputs(arguments.inputs)):
-        try:
-            found = read()
-        except UserError as error:
-            problems.extend(error.problems)
+    found: list[Input] = []
+    try:
+        parse_kinds(arguments.to or DEFAULT_KINDS)
+    except UserError as error:
+        problems.extend(error.problems)
+    try:
+        found = find_inputs(arguments.inputs)
+    except UserError as error:
+        problems.extend(error.problems)
     raise_all(problems)
     return found
 
@@ -243,9 +246,3 @@ def _shown(count: int) -> "Iterator[_Shown]":
 
     with Progress(transient=True) as progress:
         yield _Shown(progress, count)
-
-
-def model_problem(word: str, wanted: str, also: Sequence[str] = ()) -> UserError:
-    """The error of a MODEL that is none."""
-    hint = f" There are {', '.join(also)}." if also else ""
-    return UserError(f"{word}: must be {wanted}, but got nothing of the kind.{hint}")

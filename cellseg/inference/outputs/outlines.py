@@ -97,7 +97,9 @@ def _follow(steps: dict, start: tuple[int, int], move: tuple[int, int]) -> Ring:
 
 def _cut_at_repeats(ring: Ring) -> list[Ring]:
     """Cut a ring wherever it meets itself, and leave out corners on straight lines."""
-    simple, path, place = [], [], {}
+    simple: list[Ring] = []
+    path: Ring = []
+    place: dict[tuple[int, int], int] = {}
     for corner in ring:
         if corner in place:
             start = place[corner]

@@ -55,9 +55,14 @@ class Format:
 
 
 def write_labels(cells: ImageCells, _: np.ndarray, path: Path) -> None:
-    """Write the label image as TIFF, uint16 or, with more cells than that can number, uint32."""
-    short = len(cells.cells) <= MOST_SHORT_LABELS
-    labels_HW = cells.labels_HW.astype(np.uint16) if short else cells.labels_HW
+    """Write the image's label image."""
+    write_label_image(cells.labels_HW, len(cells.cells), path)
+
+
+def write_label_image(labels_HW: np.ndarray, count: int, path: Path) -> None:
+    """Write the numbers 1 to ``count`` of cells as TIFF: uint16 or, where those are too many for it, uint32."""
+    if count <= MOST_SHORT_LABELS:
+        labels_HW = labels_HW.astype(np.uint16)
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, labels_HW, photometric="minisblack", compression="zlib")
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +206,23 @@ def test_large_images_are_cut_at_the_scale_of_training(tiny_config):
     assert tiled_config(config, (200, 256), Tiling(256)) is config
     twice = tiled_config(tiny_config(data__resize="square", data__shorter_side=100), (3000, 4000), Tiling(scale=2.0))
     assert (twice.data.resize, twice.data.shorter_side, twice.data.longer_side) == ("aspect", 6000, 8000)
+
+
+def test_tiles_of_a_model_that_scales_its_images_are_noted_once(tiny_config, images, tmp_path, monkeypatch):
+    config = tiny_config(data__shorter_side=48)
+    checkpoint = SimpleNamespace(config=config, info=SimpleNamespace(class_names=("a",), category_ids=(1,)))
+    monkeypatch.setattr(folder, "load_model", lambda *arguments: object())
+    monkeypatch.setattr(
+        folder, "predict_images", lambda _, images, *rest, **more: [Detections.empty(images[0].shape[:2])]
+    )
+    for scale, notices in ((1.0, 1), (2.0, 0)):
+        options = folder.Options(("labels",), 0.5, Tiling(64, scale))
+        predict_one = folder._Prediction(checkpoint, tmp_path, options, torch.device("cpu"), None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for image in find_inputs([str(images)]):
+                predict_one(image)
+        assert sum("shorter side of 48 px" in str(warning.message) for warning in caught) == notices
 
 
 def test_in_tiles_each_cell_is_found_once_and_progress_is_told(checkpoint, tmp_path, capsys):
