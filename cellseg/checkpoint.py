@@ -7,6 +7,8 @@
 ``checkpoint.json`` is replaced last and in one step, and it names the files it belongs to, which are on the disk by
 then. A process killed, or a machine that loses power, at any moment therefore leaves the old checkpoint or the new one.
 Nothing in a folder needs unpickling of code.
+
+An exported model is a checkpoint too: its weights are in the safetensors format, which other programs read.
 """
 
 import hashlib
@@ -32,6 +34,9 @@ from cellseg.owners import Claim, SupersededError
 FORMAT_VERSION = 2
 """1 had no category ids: they are the classes there."""
 DESCRIPTION = "checkpoint.json"
+BEST, LAST = "best", "last"
+"""Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
+SAFETENSORS = ".safetensors"
 MAX_DESCRIPTION_BYTES = 16 * 2**20
 """Size of the largest description that is read. One has a few thousand bytes, and a class more adds its name."""
 
@@ -87,7 +92,7 @@ class Checkpoint:
             raise UserError(
                 f"{path}: must be the file that {DESCRIPTION} describes, but got another hash. Copy it again."
             )
-        return load_tensors(path)
+        return _load_safetensors(path) if path.suffix == SAFETENSORS else load_tensors(path)
 
     def load_training(self) -> dict[str, Any] | None:
         """Load the training state, or None if this checkpoint was not kept for resuming."""
@@ -171,6 +176,12 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
+def find_checkpoint(folder: Path) -> Path:
+    """Return ``folder``, or the best checkpoint in it where it is the folder of a training run."""
+    best = folder / BEST
+    return best if has_checkpoint(best) and not has_checkpoint(folder) else folder
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's description.
 
@@ -241,6 +252,29 @@ def load_tensors(path: Path) -> Any:
             f"{path}: must be a file of tensors and plain values only (torch.save of a state dict), but got something "
             f"else or a damaged file ({type(error).__name__}). Save it again."
         ) from error
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Write a state dict in the safetensors format; the file's hash, as a description states it."""
+    from safetensors.torch import save
+
+    # Tensors that share memory, or are views with gaps, are no files of their own.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    path.write_bytes(save(own))  # save_file would let nobody else read it
+    return _hash(path)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: must be a readable file of tensors, but got '{reason}'. Copy it again.") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: must be a whole file of tensors, but got '{error}'. Copy it again.") from error
 
 
 def _save_tensors(path: Path, value: Mapping[str, Any]) -> None:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from cellseg.data.detections import Detections
-from cellseg.data.rle import decode
+from cellseg.data.rle import decode_window
 from cellseg.files import atomic_path
 
 PALETTE = (
@@ -31,6 +30,9 @@ with any colour vision can tell apart."""
 
 PANEL_WIDTH = 720
 """Smaller images are enlarged, by a whole factor, to at least this width in pixels."""
+
+LARGEST_SIDE = 4096
+"""Larger images are shrunk to this longer side in pixels."""
 
 _MAX_SIDE = 2400  # enlarging stops here, so that a narrow, tall image does not grow into a tower
 _SHIFT = 4  # contours are drawn to 1/16 pixel
@@ -86,6 +88,22 @@ def write_overlay(
         Image.fromarray(picture_HWC).save(temporary, format="PNG")
 
 
+def write_prediction(path: Path, image_HWC: np.ndarray, cells: Detections, class_names: Sequence[str]) -> None:
+    """Write one image with its predicted cells outlined as PNG, atomically; parent folders are made.
+
+    Small images are enlarged, large ones shrunk to a longer side of ``LARGEST_SIDE``.
+
+    Args:
+        image_HWC, cells, class_names: as for :func:`draw_overlay`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    picture_HWC = _set_page([(f"prediction: {_cells(len(cells))}", _draw_cells(image_HWC, cells))], class_names)
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture_HWC).save(temporary, format="PNG")
+
+
 def class_color(label: int) -> tuple[int, int, int]:
     """Return the RGB colour of a class, counted from 1."""
     return PALETTE[(label - 1) % len(PALETTE)]
@@ -96,11 +114,15 @@ def _cells(count: int) -> str:
 
 
 def _draw_cells(image_HWC: np.ndarray, cells: Detections) -> np.ndarray:
-    """Draw the enlarged image with a faint fill and a thin smooth contour for each cell."""
+    """Draw the image, enlarged or shrunk, with a faint fill and a thin smooth contour for each cell."""
     height, width = cells.size
     scale = max(1, min(-(-PANEL_WIDTH // width), _MAX_SIDE // max(height, width)))
-    picture_HWC = cv2.resize(image_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    outlines = [_outline(rle, scale) for rle in cells.rles]
+    shrinking = min(1.0, LARGEST_SIDE / max(height, width))
+    if shrinking < 1:
+        picture_HWC = cv2.resize(image_HWC, None, fx=shrinking, fy=shrinking, interpolation=cv2.INTER_AREA)
+    else:
+        picture_HWC = cv2.resize(image_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    outlines = [_outline(rle, scale, shrinking) for rle in cells.rles]
     fill_HWC = picture_HWC.copy()
     for outline, label in zip(outlines, cells.labels_N, strict=True):
         cv2.fillPoly(fill_HWC, outline, class_color(int(label)), cv2.LINE_AA, _SHIFT)
@@ -115,22 +137,26 @@ def _draw_cells(image_HWC: np.ndarray, cells: Detections) -> np.ndarray:
     return np.asarray(picture_HWC, dtype=np.uint8)
 
 
-def _outline(rle: dict, scale: int) -> list[np.ndarray]:
-    """Trace the closed contours of a mask in the enlarged image, inner ones too; an empty list for an empty mask.
+def _outline(rle: dict, scale: int, shrinking: float) -> list[np.ndarray]:
+    """Trace the closed contours of a mask in the picture, inner ones too; an empty list for an empty mask.
 
-    Each is (points, 1, 2) int32 x, y in units of ``2**-_SHIFT`` enlarged pixels, smoothed over two pixels of the image.
+    Each is (points, 1, 2) int32 x, y in units of ``2**-_SHIFT`` of the picture's pixels, smoothed over two pixels of
+    the image.
+
+    Args:
+        scale, shrinking: the picture's pixels per pixel of the image, before and after shrinking; one of them is 1.
     """
-    left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
-    if not width:
+    top, left, window_hw = decode_window(rle)
+    if not window_hw.size:
         return []
     # A pixel of background around the window lets the enlarged mask fall off on all sides.
-    mask_hw = np.pad(decode(rle)[top : top + height, left : left + width], 1).astype(np.float32)
+    mask_hw = np.pad(window_hw, 1).astype(np.float32)
     large_hw = cv2.resize(mask_hw, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR) >= 0.5
     offset = ((left - 1) * scale, (top - 1) * scale)
     rings, _ = cv2.findContours(large_hw.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=offset)
     # Averaging along the contour takes the pixels' staircase away; unlike a blurred mask it cannot lose thin parts.
     smooth = [ndimage.uniform_filter1d(ring.astype(np.float32), 2 * scale + 1, axis=0, mode="wrap") for ring in rings]
-    return [np.rint(ring * 2**_SHIFT).astype(np.int32) for ring in smooth]
+    return [np.rint(ring * (shrinking * 2**_SHIFT)).astype(np.int32) for ring in smooth]
 
 
 class _Swatch(NamedTuple):

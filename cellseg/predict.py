@@ -1,38 +1,37 @@
-"""Predict the test images of a data set: ``python -m cellseg.predict CHECKPOINT ROOT OUT.json``."""
+"""Predict images with a trained model: ``python -m cellseg.predict CHECKPOINT IMAGES --to labels --out DIR``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cellseg.cli import EXIT_OK, run_command, say
+from cellseg.cli import run_command
+from cellseg.inference.outputs.options import (
+    add_output_options,
+    find_images,
+    is_results_form,
+    write_listed,
+    write_outputs,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cellseg.predict", description=__doc__)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder")
-    parser.add_argument(
-        "root", metavar="ROOT", type=Path, help="data set with test_release/ and test_image_name_to_ids.json"
-    )
-    parser.add_argument("out", metavar="OUT.json", type=Path, help="COCO results file to write")
-    parser.add_argument("--device", default=None, help="cuda, cuda:1 or cpu; default: a GPU if there is one")
+    add_output_options(parser, "checkpoint folder, folder of a training run, or exported model")
     return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from cellseg.checkpoint import open_checkpoint
-    from cellseg.data.testset import describe_absent, read_test_list
-    from cellseg.device import pick_device
-    from cellseg.inference.results import write_results
+    is_results = is_results_form(arguments)
+    images = [] if is_results else find_images(arguments)
 
-    checkpoint = open_checkpoint(arguments.checkpoint)
-    images = read_test_list(arguments.root)
-    count = write_results(checkpoint, images, arguments.out, device=pick_device(arguments.device))
-    if missing := describe_absent(images):
-        say(missing)
-    num_predicted = sum(image.path is not None for image in images)
-    say(f"{arguments.out}: {count} detections on {num_predicted} images")
-    return EXIT_OK
+    from cellseg.checkpoint import find_checkpoint, open_checkpoint
+
+    checkpoint = open_checkpoint(find_checkpoint(Path(arguments.model)))
+    if is_results:
+        root, out = map(Path, arguments.inputs)
+        return write_listed(checkpoint, root, out, arguments.device)
+    return write_outputs(checkpoint, images, arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,11 @@ COMMANDS = {
     "report": ("search.report", "show the results of a study, also while it runs"),
     "logs": ("search.commands.logs", "show what a trial printed, or follow a submitted study"),
     "export": ("search.export", "write the best trial's predictions for the test images"),
-    "predict": ("cellseg.predict", "predict the test images of a data set with any checkpoint"),
+    "predict": (
+        "search.commands.predict",
+        "predict images: label images, outlines, tables and pictures of their cells",
+    ),
+    "export-model": ("search.commands.export_model", "write a trained model as a folder of its own"),
     "train": ("cellseg.train", "train a single config, without a search"),
     "synthetic": ("cellseg.data.synthetic", "generate a data set of synthetic cells"),
     "coco": ("cellseg.data.coco", "write the annotations of a data set as COCO"),

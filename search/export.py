@@ -1,12 +1,15 @@
 """Export a trial's predictions for the test images: ``python -m search.export --best``."""
 
 import argparse
+import json
 import sys
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
+from cellseg.errors import UserError
 from cellseg.files import atomic_path
 
 _ARCHIVED_NAME = "test-results.json"
@@ -23,6 +26,9 @@ def _parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--best", action="store_true", help="export the best trial of the study")
     which.add_argument("--trial", type=int, metavar="N", help="export trial N")
+    which.add_argument(
+        "--check", type=Path, metavar="FILE", help="check any results file against the list of test images"
+    )
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set with the test images; default: the study's")
     parser.add_argument(
@@ -34,17 +40,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path(_ARCHIVED_NAME), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--zip", action="store_true", help="also write FILE.zip for upload")
+    parser.add_argument(
+        "--masks",
+        action="store_true",
+        help="also write label images (TIFF) of the test images into a folder beside FILE, named like it",
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.5, metavar="S", help="for --masks: leave out cells below S; default: 0.5"
+    )
     parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one")
     return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    if arguments.check is not None:
+        return _check(arguments)
     from cellseg.data.testset import describe_absent, read_test_list
+    from search.storage.best_file import BEST_FILE
     from search.storage.find import find_study
     from search.storage.kept import choose_trial, kept_checkpoint
     from search.storage.remote import reading_folder
 
     store = find_study(reading_folder(arguments.results), arguments.study)
+    if not (store.folder / BEST_FILE).exists():  # of a study that ran before there was this file
+        with suppress(UserError):  # a folder that may only be read
+            store.write_best_config()
     images = read_test_list(arguments.data or Path(store.study["data_root"]))
     row = choose_trial(store, arguments.trial)
 
@@ -53,7 +73,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
     from cellseg.checkpoint import open_checkpoint
     from cellseg.device import pick_device
-    from cellseg.inference.results import write_results
+    from cellseg.inference.results import write_masks, write_results
 
     checkpoint = open_checkpoint(kept_checkpoint(store, row.number))
     info = checkpoint.info
@@ -76,8 +96,41 @@ def _command(arguments: argparse.Namespace) -> int:
         say(missing)
     num_predicted = sum(image.path is not None for image in images)
     say(f"{arguments.out}: {count} detections on {num_predicted} images, validated with pycocotools")
+    if arguments.masks:
+        folder = arguments.out.with_suffix("")
+        count = write_masks(arguments.out, images, folder, arguments.score)
+        say(f"{folder}: label images of {count} test images, cells with a score of at least {arguments.score:g}")
     if arguments.zip:
         say(f"{_write_archive(arguments.out)}: {_ARCHIVED_NAME} at its root")
+    return EXIT_OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Check a results file against the test list and the categories of a data set."""
+    from cellseg.config import DataConfig, TrialConfig
+    from cellseg.data.dataset import open_dataset
+    from cellseg.data.testset import read_test_list
+    from cellseg.inference.check_results import check_results_file
+    from search.storage.find import find_study
+
+    if arguments.data is not None:
+        data = DataConfig(root=str(arguments.data))
+    else:
+        store = find_study(arguments.results, arguments.study)
+        config = json.loads(store.trials()[0].config) if store.trials() else {}
+        reading = {key: value for key, value in config.items() if key.startswith("data.")}
+        data = TrialConfig.from_flat(reading | {"data.root": store.study["data_root"]}, str(store.folder)).data
+    root = Path(str(data.root))
+    images = read_test_list(root)
+    categories: tuple[int, ...] | None = None
+    try:
+        categories = open_dataset(data).category_ids
+    except UserError:  # there may be test images only
+        say(f"note: {root} has no readable annotations: any category id is taken")
+    summary = check_results_file(arguments.check, images, categories)
+    for line in summary.describe():
+        say(line)
+    say(f"{arguments.check}: valid for the {len(images)} listed test images of {root}")
     return EXIT_OK
 
 

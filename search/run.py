@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
-from cellseg.errors import raise_all
+from cellseg.errors import UserError, raise_all
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
 if TYPE_CHECKING:
@@ -200,7 +200,23 @@ def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace)
     metric = study.experiment.metric
     say(f"Best: trial t{best.number:04d}, validation {metric} {best.metric:.4f} in epoch {best.best_epoch}")
     say(f"Results: {study.store.place}  overlays: {overlays}")
-    say(f"Next: python -m search.export --best --study {shlex.quote(study.name)}" + _results_option(arguments))
+    say(f"Next: {_next_command(study)}" + _results_option(arguments))
+
+
+def _next_command(study: "Study") -> str:
+    """The command that the best model is for: the results of the listed test images, where there are any; else a
+    prediction of whatever images the user has."""
+    from cellseg.data.testset import has_test_list, read_test_list
+
+    name = shlex.quote(study.name)
+    root = Path(study.store.study["data_root"])
+    try:
+        has_images = has_test_list(root) and any(image.path is not None for image in read_test_list(root))
+    except UserError:  # a list that export would refuse
+        has_images = False
+    if has_images:
+        return f"python -m search.export --best --study {name}"
+    return f"python -m search.commands.predict {name} IMAGES --to labels,overlay --out predictions"
 
 
 def _show_report(study: "Study", console: "Console", arguments: argparse.Namespace) -> None:

@@ -65,9 +65,10 @@ class DataConfig(Part):
     Either a file that names the group of each image, relative to ``root`` (``.csv``: lines of image and group;
     ``.json``, ``.yaml``: a mapping), or a regular expression with one group, searched in an image's name, such as
     ``^([^_]+)_``. None: each image may fall into any fold."""
-    train_on: Literal["folds", "all"] = "folds"
-    """``all`` trains on the validation fold as well: for a final training with all images. Validation figures then
-    come from images the model has seen."""
+    train_on: Literal["folds", "all", "unvalidated"] = "folds"
+    """``all`` trains on the validation fold as well; validation figures then come from images the model has seen.
+    ``unvalidated`` trains on all images without any validation: for a final training. There is no metric then, and the
+    weights of the last epoch are kept. Not for a search."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:

@@ -5,6 +5,7 @@ Shape suffixes: H height, W width, S samples per pixel (1 to 4).
 
 import io
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 STRETCH_PERCENTILES = (0.1, 99.9)
 """Percentiles of an image's values that become 0 and 255 when it is not uint8."""
+VALUES_AT_ONCE = 1 << 22
+"""Values that are stretched at a time."""
 
 
 def read_image(path: Path, choice: PlaneChoice = PLAIN) -> np.ndarray:
@@ -46,6 +49,8 @@ def read_image(path: Path, choice: PlaneChoice = PLAIN) -> np.ndarray:
 def read_values(path: Path, choice: PlaneChoice = PLAIN) -> np.ndarray:
     """Read an image's pixels as the file holds them: (H, W, S) of a bool, integer or floating-point type, S 1 or 3, or
     any with ``data.channels``; a stack is projected.
+
+    :func:`to_rgb` makes of them what :func:`read_image` returns, and raises for pixels that are not finite.
 
     Raises:
         UserError: as :func:`read_image`.
@@ -194,13 +199,35 @@ def _to_uint8(pixels_HWS: np.ndarray, where: str) -> np.ndarray:
     if pixels_HWS.dtype == np.bool_:
         return pixels_HWS * np.uint8(255)
     _require_finite(pixels_HWS, where)
-    values_HWS = pixels_HWS.astype(np.float64)
-    low, high = np.percentile(values_HWS, STRETCH_PERCENTILES)
+    low, high = _percentiles(pixels_HWS)
     if low == high:  # nearly all pixels are alike: a few bright cells on black must not vanish
-        low, high = values_HWS.min(), values_HWS.max()
+        low, high = np.float64(pixels_HWS.min()), np.float64(pixels_HWS.max())
+    stretched_HWS = np.zeros(pixels_HWS.shape, np.uint8)
     if low == high:
-        return np.zeros(values_HWS.shape, np.uint8)
-    return np.rint((values_HWS - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+        return stretched_HWS
+    # A few rows at a time: in float64 a whole slide would take eight times its memory.
+    step = max(1, VALUES_AT_ONCE // pixels_HWS[0].size)
+    for start in range(0, len(pixels_HWS), step):
+        values_hWS = pixels_HWS[start : start + step].astype(np.float64)
+        stretched_HWS[start : start + step] = np.rint((values_hWS - low) / (high - low) * 255).clip(0, 255)
+    return stretched_HWS
+
+
+def _percentiles(pixels: np.ndarray) -> tuple[np.float64, np.float64]:
+    """The percentiles that are stretched, as ``numpy.percentile`` finds them in float64, in the memory of one copy."""
+    places = [(pixels.size - 1) * (percentile / 100) for percentile in STRETCH_PERCENTILES]
+    ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
+    sorted_K = np.partition(pixels, ranks, axis=None)
+    low, high = (
+        _between(np.float64(sorted_K[math.floor(place)]), np.float64(sorted_K[math.ceil(place)]), place % 1)
+        for place in places
+    )
+    return low, high
+
+
+def _between(low: np.float64, high: np.float64, share: float) -> np.float64:
+    """Interpolate linearly from the nearer end, as numpy does: to the same last bit."""
+    return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
 
 
 def _require_finite(values: np.ndarray, where: str) -> None:

@@ -11,7 +11,8 @@ from cellseg.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices of samples, ascending. They share none unless ``data.train_on`` is ``all``."""
+    """Indices of samples, ascending. They share none unless ``data.train_on`` is ``all``; ``unvalidated`` has none to
+    validate."""
 
     training: tuple[int, ...]
     validation: tuple[int, ...]
@@ -107,6 +108,8 @@ def split(
             f"data.groups: must be known when the data are opened, but got '{data.groups}' later. "
             "Give all trials of a study the same groups."
         )
+    if data.train_on == "unvalidated":
+        return Split(tuple(range(len(label_counts_NC))), ())
     if groups is not None and len(set(groups)) < data.num_folds:
         raise UserError(
             f"data.num_folds: each fold needs a group of images, but got {data.num_folds} folds, {len(set(groups))} "

@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from cellseg.inference.tiles import TileDetections, Window
 
 
-def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -> "nn.Module":
+def load_model(
+    checkpoint: "Checkpoint", device: "torch.device | str" = "cpu", inference: "InferenceConfig | None" = None
+) -> "nn.Module":
     """Load the trained model of a checkpoint onto ``device``, in evaluation mode.
+
+    Args:
+        inference: how it predicts, if not as the checkpoint says.
 
     Raises:
         UserError: damaged weights.
@@ -32,7 +37,7 @@ def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -
     from cellseg.model.build import build_model
 
     config = checkpoint.config
-    model = build_model(config.model, config.inference, len(checkpoint.info.class_names), load=False)
+    model = build_model(config.model, inference or config.inference, len(checkpoint.info.class_names), load=False)
     model.load_state_dict(checkpoint.load_weights())
     return model.to(device).eval()
 
@@ -54,6 +59,7 @@ def predict_images(
     *,
     room: "Room | None" = None,
     scale: Scale | None = None,
+    on_tiles: Callable[[int, int], None] | None = None,
 ) -> "list[Detections]":
     """The cells of each image, in its own pixels. The model is put into evaluation mode and back.
 
@@ -76,6 +82,7 @@ def predict_images(
         config: resolved by :func:`cellseg.data.auto.resolve_auto`.
         room: the memory limit found so far; updated. None: start with the default.
         scale: provides the images as the network sees them. None: scale them here.
+        on_tiles: called with (tiles done, all tiles) of the images that go through the network together.
 
     Raises:
         torch.OutOfMemoryError, ...: an image or tile does not fit into memory by itself.
@@ -106,7 +113,9 @@ def predict_images(
             sizes = dict.fromkeys(multiply_size(size, factor) for factor in parse_numbers(inference.scales, "factors"))
             windows = [tile_windows(*of_scale, inference.tile, inference.tile_overlap) for of_scale in sizes]
             for together in batched(indices, room.count(max(math.prod(of_scale) for of_scale in sizes))):
-                detector = _Detector(model, amp_dtype, room, inference, own_size)
+                count = len(together) * sum(map(len, windows))
+                progress = _Progress(count, on_tiles) if on_tiles is not None else None
+                detector = _Detector(model, amp_dtype, room, inference, own_size, progress)
                 by_scale = [
                     detector.find([scale(index, of_scale) for index in together], of_scale, windows_of_scale)
                     for of_scale, windows_of_scale in zip(sizes, windows, strict=True)
@@ -121,6 +130,18 @@ def predict_images(
     return [found[index] for index in range(len(images))]
 
 
+class _Progress:
+    """Counts tiles, and tells the caller."""
+
+    def __init__(self, count: int, on_tiles: Callable[[int, int], None]):
+        self.done, self.count = 0, count
+        self._on_tiles = on_tiles
+
+    def add(self, tiles: int) -> None:
+        self.done += tiles
+        self._on_tiles(self.done, self.count)
+
+
 @dataclass(frozen=True)
 class _Detector:
     """Finds the cells of images of one size."""
@@ -131,6 +152,7 @@ class _Detector:
     inference: "InferenceConfig"
     size: tuple[int, int]
     """(height, width) of the original images; detections are in these pixels."""
+    progress: _Progress | None = None
 
     def find(
         self, scaled: list[np.ndarray], scaled_size: tuple[int, int], windows: "list[Window]"
@@ -141,7 +163,10 @@ class _Detector:
         def tiles_of(views: "Sequence[tuple[np.ndarray, Window]]") -> "list[TileDetections]":
             shown = [scaled_HWC[top:bottom, left:right] for scaled_HWC, (left, top, right, bottom) in views]
             found = detect(self.model, shown, self.amp_dtype)
-            return [self._tile(raw, window, scaled_size) for raw, (_, window) in zip(found, views, strict=True)]
+            tiles = [self._tile(raw, window, scaled_size) for raw, (_, window) in zip(found, views, strict=True)]
+            if self.progress is not None:
+                self.progress.add(len(tiles))
+            return tiles
 
         left, top, right, bottom = windows[0]  # all are of one size
         views = [(scaled_HWC, window) for scaled_HWC in scaled for window in windows]

@@ -1,5 +1,6 @@
 """A trained model for Python users: image arrays or files in, cells out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ from cellseg.checkpoint import Checkpoint, open_checkpoint
 from cellseg.data.channels import PlaneChoice
 from cellseg.data.detections import Detections
 from cellseg.data.images import read_image, to_rgb
+from cellseg.data.packed import open_packed
 from cellseg.device import pick_device
+from cellseg.errors import UserError
+from cellseg.evaluate import evaluate
 from cellseg.inference.image import load_model, predict_image
 
 
@@ -41,6 +45,35 @@ class Predictor:
         choice = PlaneChoice.of(self.config.data)
         image_HWC = read_image(Path(image), choice) if isinstance(image, (str, Path)) else to_rgb(image, choice=choice)
         return predict_image(self.model, image_HWC, self.config)
+
+    def evaluate(self, data: Path | str) -> dict[str, float]:
+        """Compute the COCO metrics of the model on all labelled images of a data set.
+
+        Args:
+            data: folder of the data set, read with the settings of training (layout, instances). Classes are matched by
+                their names.
+
+        Raises:
+            UserError: data that cannot be read, or with a class that the model does not know.
+        """
+        own = self.config.data
+        same_place = own.root is not None and Path(own.root).resolve() == Path(data).resolve()
+        reading = {"data__root": str(data), "data__groups": None}
+        if not same_place:  # another data set may be laid out otherwise
+            reading |= {"data__layout": "auto", "data__annotations": None}
+        packed = open_packed(self.config.replace(**reading).data)
+        if unknown := [name for name in packed.class_names if name not in self.class_names]:
+            raise UserError(
+                f"{data}: its classes must be among the model's ({', '.join(self.class_names)}), but got "
+                f"{', '.join(unknown)}. Rename them."
+            )
+        # Class 0 is none; class i of the data is class own_label[i] of the model.
+        own_label = np.array([0, *(self.class_names.index(name) + 1 for name in packed.class_names)])
+        samples = [packed[index] for index in range(len(packed))]
+        truths = [Detections.from_sample(sample) for sample in samples]
+        truths = [replace(truth, labels_N=own_label[truth.labels_N]) for truth in truths]
+        found = [predict_image(self.model, sample.image_HWC, self.config) for sample in samples]
+        return evaluate(found, truths, self.class_names)
 
 
 def load(checkpoint: Path | str, device: str | None = None) -> Predictor:

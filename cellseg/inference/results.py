@@ -70,6 +70,40 @@ def write_results(
     return len(results)
 
 
+def write_masks(results: Path, images: "Sequence[TestImage]", folder: Path, min_score: float) -> int:
+    """Write a label image for each test image of a checked results file, as ``folder/<name>.tif``; how many.
+
+    Numbers are those of the cells by score; where they overlap, the higher score wins.
+
+    Args:
+        min_score: cells below it are left out.
+    """
+    import numpy as np
+
+    from cellseg.data.detections import Detections
+    from cellseg.inference.outputs.cells import number_cells
+    from cellseg.inference.outputs.inputs import unique_names
+    from cellseg.inference.outputs.writers import write_label_image
+
+    records: dict[int, list[dict[str, Any]]] = {}
+    for record in json.loads(results.read_text(encoding="utf-8")):
+        if record["score"] >= min_score:
+            records.setdefault(record["image_id"], []).append(record)
+    present = [image for image in images if image.path is not None]
+    for image, name in zip(present, unique_names([Path(image.file_name) for image in present]), strict=True):
+        own = records.get(image.image_id, [])
+        found = Detections(
+            (image.height, image.width),
+            np.zeros((len(own), 4), np.float32),  # label images need no boxes
+            np.array([record["score"] for record in own], np.float32),
+            np.ones(len(own), np.int64),
+            tuple(record["segmentation"] for record in own),
+        )
+        cells, labels_HW = number_cells(found)
+        write_label_image(labels_HW, len(cells), folder / f"{name}.tif")
+    return len(present)
+
+
 def _read(
     images: "Sequence[TestImage]", data: "DataConfig", problems: list[str]
 ) -> "tuple[list[TestImage], list[np.ndarray]]":

@@ -19,11 +19,13 @@ class EpochReport:
     metrics: dict[str, float]
     """Validation metrics (:func:`cellseg.evaluate.evaluate`), ``loss/validation``
     (:mod:`cellseg.training.validation`), and the totals over the validation images ``count/detections`` and
-    ``count/cells``. All are finite."""
-    value: float
-    """``config.train.metric`` of this epoch, not sign-adjusted: for a loss, smaller is better."""
-    best_value: float
-    """Best value so far; the checkpoint ``best`` is of ``best_epoch``."""
+    ``count/cells``. All are finite. Empty without validation (``data.train_on`` ``unvalidated``)."""
+    value: float | None
+    """``config.train.metric`` of this epoch, not sign-adjusted: for a loss, smaller is better. None without
+    validation."""
+    best_value: float | None
+    """Best value so far; the checkpoint ``best`` is of ``best_epoch``. Without validation it is None, and the best
+    epoch is the last."""
     best_epoch: int
     learning_rate: float
     """Rate of the epoch's last optimiser step; the backbone's is this times ``optim.backbone_lr_factor``."""

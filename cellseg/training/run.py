@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cellseg.checkpoint import has_checkpoint, open_checkpoint, save_checkpoint
+from cellseg.checkpoint import BEST, LAST, has_checkpoint, open_checkpoint, save_checkpoint
 from cellseg.config import TrialConfig, gain
 from cellseg.data.auto import resolve_auto
 from cellseg.data.loader import training_loader
@@ -31,8 +31,6 @@ from cellseg.training.snapshot import Snapshot
 from cellseg.training.stepper import MOST_SKIPPED_IN_A_ROW, Stepper
 from cellseg.training.validation import Validation
 
-BEST, LAST = "best", "last"
-"""Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
 OWNER = "owner"
 """File in ``last`` that names the process that may write; it goes with ``last`` when a trial ends."""
 
@@ -86,6 +84,7 @@ class TrainingRun:
     ):
         """``micro_batch``: see :class:`cellseg.training.stepper.Stepper`."""
         self.config = config = resolve_auto(config, data)
+        _require_watchable(config)
         self.data = data
         self.folder = folder
         self.device = device or pick_device()
@@ -101,7 +100,7 @@ class TrainingRun:
         self.epoch = 0
         """The epoch that is trained, or was trained last; from 1."""
         self.judged_epoch = self.best_epoch = 0
-        self.best_value = gain(config.train.metric, -math.inf)
+        self.best_value: float | None = gain(config.train.metric, -math.inf) if self.split.validation else None
         self.watched: list[float] = []
         """Values of ``optim.plateau_watch``, one per judged epoch, sign-adjusted so that larger is better."""
         self.losses: dict[str, float] = {}
@@ -153,7 +152,8 @@ class TrainingRun:
         for batch in hardest_batches(self.data, self.split.training, self.config, micro_batch):
             rehearse(self.stepper, batch)
         torch.backends.cudnn.benchmark = False
-        self.validation.rehearse(self.judged_model)
+        if self.split.validation:
+            self.validation.rehearse(self.judged_model)
 
     def train_epoch(self) -> Iterator[tuple[int, int]]:
         """Train on all images once; yields (batches done, batches of the epoch) after each batch.
@@ -212,8 +212,13 @@ class TrainingRun:
             self.average.update(self.model, step)
 
     def validate(self) -> "Future[dict[str, float]]":
-        """Start to compute the metrics of the judged model on the validation images, see :class:`Validation`."""
+        """Start to compute the metrics of the judged model on the validation images, see :class:`Validation`; none
+        where no image validates."""
         torch.backends.cudnn.benchmark = False
+        if not self.split.validation:
+            nothing: Future[dict[str, float]] = Future()
+            nothing.set_result({})
+            return nothing
         return self.validation.start(self.judged_model, self.stepper.amp_dtype, self.epoch)
 
     def ending(self) -> Ending | None:
@@ -255,9 +260,10 @@ class TrainingRun:
         started = time.perf_counter()
         metrics = trained.metrics.result()
         metric = self.config.train.metric
-        value = metrics[metric]
+        value = metrics[metric] if self.split.validation else None
         self.judged_epoch = trained.epoch
-        improved = gain(metric, value) > gain(metric, self.best_value)
+        # Without validation nothing says that an earlier epoch is better than the last.
+        improved = value is None or self.best_value is None or gain(metric, value) > gain(metric, self.best_value)
         if improved:
             self.best_value, self.best_epoch = value, trained.epoch
         self.watched.append(watched_gain(self.config, trained.losses, metrics))
@@ -311,7 +317,7 @@ class TrainingRun:
             "class_names": self.data.class_names,
             "category_ids": self.data.category_ids,
             "metric": self.config.train.metric,
-            "value": metrics[self.config.train.metric],
+            "value": metrics.get(self.config.train.metric),
             "epoch": trained.epoch,
             "metrics": metrics,
             "parameters": count_parameters(self.model),
@@ -395,8 +401,24 @@ def shapes_repeat(data: PackedDataset, indices: tuple[int, ...], config: TrialCo
     return config.data.train_scale_min == 1 and len(sizes) <= FEW_SHAPES
 
 
+def _require_watchable(config: TrialConfig) -> None:
+    """Refuse a schedule that follows figures of validation where there is none."""
+    if config.data.train_on == "unvalidated" and config.optim.schedule == "plateau":
+        watched = config.optim.plateau_watch
+        if watched != "training-loss":
+            raise UserError(
+                "optim.plateau_watch: must be training-loss where no image validates (data.train_on=unvalidated), but "
+                f"got {watched}. Set optim.plateau_watch=training-loss, or another optim.schedule."
+            )
+
+
 def watched_gain(config: TrialConfig, losses: dict[str, float], metrics: dict[str, float]) -> float:
-    """Return the value of ``optim.plateau_watch`` for one epoch, sign-adjusted so that larger is better."""
+    """Return the value of ``optim.plateau_watch`` for one epoch, sign-adjusted so that larger is better.
+
+    ``metrics``: empty without validation; then it is the training loss.
+    """
+    if not metrics:
+        return -losses["loss"]
     match config.optim.plateau_watch:
         case "metric":
             return gain(config.train.metric, metrics[config.train.metric])

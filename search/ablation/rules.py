@@ -9,7 +9,7 @@ from cellseg.errors import Problem
 from cellseg.names import unknown_name
 from search.ablation.ablation import Ablation, Row
 from search.space.domain import check_finite_value
-from search.space.rules import SAME_IN_ALL_TRIALS
+from search.space.rules import SAME_IN_ALL_TRIALS, UNRANKED
 from search.space.settings import direction_of, gpu_hours_problem
 
 MEASURABLE = (*METRICS, "count/detections")
@@ -100,6 +100,8 @@ def override_problems(ablation: Ablation) -> list[Problem]:
     for name in ablation.trained_rows:
         for problem in TrialConfig.problems_of_flat(ablation.flat_config(name)):
             names_by_problem.setdefault(problem, []).append(name)
+        if ablation.flat_config(name).get("data.train_on") == "unvalidated":
+            names_by_problem.setdefault(UNRANKED, []).append(name)
     return [problem.within(f"rows.{', '.join(names)}") for problem, names in names_by_problem.items()]
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from cellseg.checkpoint import has_checkpoint
+from cellseg.checkpoint import LAST, has_checkpoint
 from cellseg.errors import raise_all
-from cellseg.training.run import LAST
 from search.cluster.fleet import Fleet
 from search.cluster.preflight import NodeChecks, own_facts, require_nodes, space_findings, warnings_of
 from search.cluster.shared_folder import own_folders, shared_folder, unshared

@@ -43,8 +43,7 @@ def former_reports(folder: Path, known: int) -> list[dict[str, Any]]:
     Args:
         known: epochs that the study's tables have.
     """
-    from cellseg.checkpoint import has_checkpoint, open_checkpoint
-    from cellseg.training.run import LAST
+    from cellseg.checkpoint import LAST, has_checkpoint, open_checkpoint
 
     if not has_checkpoint(folder / LAST):
         return []
@@ -61,8 +60,7 @@ def last_report(folder: Path) -> dict[str, Any] | None:
 
     A search that was stopped may have missed it, and with it a rung or the trial's best value.
     """
-    from cellseg.checkpoint import has_checkpoint, open_checkpoint
-    from cellseg.training.run import BEST, LAST
+    from cellseg.checkpoint import BEST, LAST, has_checkpoint, open_checkpoint
 
     if not (has_checkpoint(folder / LAST) and has_checkpoint(folder / BEST)):
         return None

@@ -42,6 +42,13 @@ SAME_IN_ALL_TRIALS = (
     "data.train_on",
 )
 """Config fields that a space may fix but not sample: they decide what a trial learns from and is measured on."""
+UNRANKED = Problem(
+    "data.train_on",
+    "must leave images to validate with, or nothing ranks the models",
+    "unvalidated",
+    "Train the best config so afterwards: python -m cellseg.train --from-study NAME --all-images.",
+)
+"""What a study cannot do with ``data.train_on: unvalidated``."""
 SET_FROM_OUTSIDE: Mapping[str, tuple[Any, ...]] = {"model.weights": ("none",)}
 """Values that a condition may name though the key's domain lacks them. The command line sets them where no weights can
 be had, and such a condition says what then still makes sense."""
@@ -55,6 +62,8 @@ def ownership_problems(domains: Mapping[str, Domain], fixed: Mapping[str, Any]) 
         for key, remedy in _SET_BY_STUDY.items()
         if key in domains or key in fixed
     ]
+    if fixed.get("data.train_on") == "unvalidated":
+        found.append(UNRANKED)
     law = "must be the same in all trials, or their scores cannot be compared"
     return found + [
         Problem(key, law, "a domain", "Fix it to one value.") for key in SAME_IN_ALL_TRIALS if key in domains

@@ -46,12 +46,12 @@ def kept_checkpoint(store: StudyStore, number: int) -> Path:
             f"{store.folder}: trial {number}: its checkpoint must have been kept, but got those of {kept} only. "
             "Choose one of them; `keep` in the space says how many stay."
         )
-    from cellseg.training.run import BEST  # it imports torch
+    from cellseg.checkpoint import BEST  # it imports torch
 
     return store.fetch_checkpoint(number, BEST)
 
 
 def _has_kept(store: StudyStore, number: int) -> bool:
-    from cellseg.training.run import BEST
+    from cellseg.checkpoint import BEST  # it imports torch
 
     return store.has_checkpoint(number, BEST)

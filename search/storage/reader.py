@@ -1,11 +1,11 @@
-"""A study for Python users: its tables as plain rows, and its best trial as a model that predicts.
+"""A study for Python users: its tables as data frames or plain rows, and its best trial as a model that predicts.
 
 Only files are read, and only those of the study's folder: a search may be running. Torch is loaded with the first
-model.
+model, pandas with the first data frame.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from search.storage.find import find_study
 from search.storage.kept import kept_checkpoint
 from search.storage.remote import reading_folder
 from search.storage.store import StudyStore
-from search.storage.tables import TrialRow
+from search.storage.tables import EpochRow, TrialRow
 
 if TYPE_CHECKING:
     import numpy as np
+    from pandas import DataFrame
 
     from cellseg.data.detections import Detections
     from cellseg.inference.predictor import Predictor
@@ -60,8 +61,29 @@ class StudyReader:
         return self._store.metric
 
     @cached_property
-    def trials(self) -> list[dict[str, Any]]:
-        """A flat row per trial, by number: ``pandas.DataFrame(study.trials)``.
+    def trials(self) -> "DataFrame":
+        """A row per trial, by number: the columns of :attr:`trial_rows`, then one per validation metric by its name
+        (``segm/AP50``), with its value in the trial's best epoch."""
+        from pandas import DataFrame
+
+        rows = self.trial_rows
+        at = {(row.trial, row.epoch): row.metrics for row in self._store.epochs()}
+        best = [at.get((row["number"], row["best_epoch"]), {}) for row in rows]
+        names = dict.fromkeys(name for metrics in best for name in metrics)
+        flat = [row | {name: metrics.get(name) for name in names} for row, metrics in zip(rows, best, strict=True)]
+        return DataFrame(flat, columns=None if flat else _columns(TrialRow, "params", "config"))
+
+    @cached_property
+    def epochs(self) -> "DataFrame":
+        """A row per trial and epoch, in this order: the columns of :attr:`epoch_rows`."""
+        from pandas import DataFrame
+
+        rows = self.epoch_rows
+        return DataFrame(rows, columns=None if rows else _columns(EpochRow, "metrics", "losses"))
+
+    @cached_property
+    def trial_rows(self) -> list[dict[str, Any]]:
+        """The trials as plain values, without pandas: a flat row per trial, by number.
 
         The columns are the same in all rows: first what is known of a trial (the fields of
         :class:`search.storage.tables.TrialRow`, without its JSON texts), then a column per searched hyperparameter by
@@ -74,8 +96,8 @@ class StudyReader:
         return [_facts(row) | {key: values.get(key) for key in keys} for row, values in zip(rows, params, strict=True)]
 
     @cached_property
-    def epochs(self) -> list[dict[str, Any]]:
-        """A flat row per trial and epoch, in this order: ``pandas.DataFrame(study.epochs)``.
+    def epoch_rows(self) -> list[dict[str, Any]]:
+        """The epochs as plain values, without pandas: a flat row per trial and epoch, in this order.
 
         The columns are the same in all rows: the fields of :class:`search.storage.tables.EpochRow`, with a column per
         validation metric by its name (``segm/AP50``) and one per training loss by its name (``loss_mask``).
@@ -156,9 +178,26 @@ class TrialReader:
         """
         return self._predictor.predict(image)
 
+    def evaluate(self, data: Path | str) -> dict[str, float]:
+        """COCO metrics of the model on all labelled images of a data set (:func:`cellseg.evaluate.evaluate`).
+
+        Figures on the data of the search include images that the trial was trained on.
+
+        Args:
+            data: folder of the data set, read as the trial's own was. Its classes are matched by name.
+
+        Raises:
+            UserError: data that cannot be read, or with a class that the model does not know.
+        """
+        return self._predictor.evaluate(data)
+
     @cached_property
     def _predictor(self) -> "Predictor":
         return self.model()
+
+
+def _columns(kind: type, *without: str) -> list[str]:
+    return [column.name for column in fields(kind) if column.name not in without]
 
 
 def _facts(row: TrialRow) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     trials.parquet           a row per trial that may change or ended lately
     trials/part-00000.parquet ...   trials that ended before, see :mod:`search.storage.trial_table`
     epochs/part-00000.parquet ...   a row per trial and epoch; full parts are not written again, only the last one grows
+    best.yaml                the config of the best trial, for training it once more
     checkpoints/t0007/       the checkpoints of trial 7, if it has any
     backup/                  study.json, trials.parquet and the part that grows, as they were before their last write
 
@@ -29,6 +30,7 @@ from cellseg.errors import UserError
 from cellseg.files import read_json, write_json
 from search.cost import Objective
 from search.storage.backup import backup_of, how_to_restore
+from search.storage.best_file import BEST_FILE, write_best
 from search.storage.checkpoints import Checkpoints
 from search.storage.lease import require_lease
 from search.storage.remote import remote_study
@@ -81,6 +83,8 @@ class StudyStore:
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # (trial, epoch) -> (part, row of it)
         self._part = 0
         self._tail: list[pa.RecordBatch] = []  # the rows of the last part, a batch of one row each
+        self._best_row: TrialRow | None = None  # the one in best.yaml
+        self._best_revision = 0
         self._to_keep: Collection[int] | None = None  # the argument of keep_checkpoints, until it is carried out
 
     @classmethod
@@ -175,7 +179,7 @@ class StudyStore:
     @property
     def lag_seconds(self) -> float:
         """Time for which what was put has waited to be written, at most; 0 if nothing waits."""
-        return time.monotonic() - self._written if self._trials_changed or self._tail_changed else 0.0
+        return self._clock() - self._written if self._trials.has_changed or self._tail_changed else 0.0
 
     def count_time(self, wall_clock: Callable[[], float]) -> None:
         """Take :attr:`wall_seconds` from this clock. It is written with the trials: a killed search loses the time
@@ -239,9 +243,8 @@ class StudyStore:
         Best is lowest for a metric of ``cellseg.config.MINIMIZED``, highest for any other. A trial counts however it
         ended, since its best checkpoint is as good as its metric says.
         """
-        values = [(row.number, self.objective.trial_value(row)) for row in self.trials()]
-        scored = [(-gain(self.metric, value), number) for number, value in values if value is not None]
-        return [self._trials[number] for _, number in sorted(scored)[:k]]
+        ranks = [rank for row in self.trials() if (rank := self._rank(row)) is not None]
+        return [self._trials[number] for _, number in sorted(ranks)[:k]]
 
     def best_ended(self, k: int) -> list[int]:
         """The numbers of the ``k`` best trials, as in :meth:`best_trials`, among those that have ended."""
@@ -249,10 +252,9 @@ class StudyStore:
         for row in self.changed_since(revision):
             if row.number in self._rank_of:
                 self._ranked.remove(self._rank_of.pop(row.number))
-            value = None if row.state in UNFINISHED else self.objective.trial_value(row)
-            if value is not None:
-                self._rank_of[row.number] = (-gain(self.metric, value), row.number)
-                insort(self._ranked, self._rank_of[row.number])
+            if row.state not in UNFINISHED and (rank := self._rank(row)) is not None:
+                self._rank_of[row.number] = rank
+                insort(self._ranked, rank)
         return [number for _, number in self._ranked[:k]]
 
     def epochs(self, trial: int | None = None) -> list[EpochRow]:
@@ -344,6 +346,7 @@ class StudyStore:
             self._tail_changed = False
         if self._trials.has_changed:
             self._trials.write(self.wall_seconds)
+            self.write_best_config()
         self._written = self._clock()
         self._write_seconds = time.perf_counter() - started
         self._delete_checkpoints()
@@ -385,6 +388,28 @@ class StudyStore:
     def _write_if_due(self) -> None:
         if self._clock() - self._written >= self._buffer_seconds:
             self.flush()
+
+    def write_best_config(self) -> None:
+        """Write ``best.yaml``, if another trial or epoch is best than this object has written.
+
+        Only trials that changed since are compared with it: all of a large study would take tens of milliseconds.
+        """
+        revision, self._best_revision = self._best_revision, self.revision
+        changed = self.changed_since(revision)
+        former = self._best_row
+        if former is None or any(row.number == former.number for row in changed):
+            best = next(iter(self.best_trials(1)), None)
+        else:
+            best = min([former, *changed], key=lambda row: self._rank(row) or (math.inf, row.number))
+        if best is not None and best != former:
+            write_best(self.folder, best, self.metric)
+            self._put(self.folder / BEST_FILE)
+        self._best_row = best
+
+    def _rank(self, row: TrialRow) -> tuple[float, int] | None:
+        """What trials are sorted by, best first; None for one without a value."""
+        value = self.objective.trial_value(row)
+        return None if value is None else (-gain(self.metric, value), row.number)
 
     def _write_part(self, part: int, rows: list[pa.RecordBatch]) -> None:
         self._write(self._part_file(part), join_rows(rows))

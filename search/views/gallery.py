@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from cellseg.checkpoint import open_checkpoint
+from cellseg.checkpoint import BEST, open_checkpoint
 from cellseg.data.detections import Detections
 from cellseg.data.packed import PackedDataset
 from cellseg.data.split import split
@@ -11,7 +11,6 @@ from cellseg.device import pick_device
 from cellseg.files import atomic_path, leads_outside
 from cellseg.inference.image import load_model, predict_image
 from cellseg.overlay import write_overlay
-from cellseg.training.run import BEST
 from search.study.study import Study
 
 NUM_PICTURES = 6

@@ -82,7 +82,7 @@ def test_a_good_value_arrives(key, value):
         ({"loss.dice": -0.1}, "config: loss.dice: must be greater than or equal to 0, but got -0.1."),
         ({"data.train_scale_min": 0}, "config: data.train_scale_min: must be greater than 0, but got 0."),
         ({"data.train_scale_min": 1.1}, "data.train_scale_min: must be less than or equal to 1, but got 1.1."),
-        ({"data.train_on": "test"}, "config: data.train_on: must be 'folds' or 'all', but got 'test'."),
+        ({"data.train_on": "test"}, "config: data.train_on: must be 'folds', 'all' or 'unvalidated', but got 'test'."),
         ({"model.fpn_channels": 12}, "config: model.fpn_channels: must be a multiple of 8, but got 12."),
         ({"model.frozen_stages": 6}, "config: model.frozen_stages: must be less than or equal to 5, but got 6."),
         (

@@ -162,7 +162,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, Any], Probe]] = {
     "data.fold": ({}, (0, 1), images),
     "data.split_seed": ({}, (0, 1), images),
     "data.groups": ({"data.num_folds": 2}, (None, "(0|[5-8])(?=[1-4]?$)"), images),  # 1 to 4 belong together
-    "data.train_on": ({}, ("folds", "all"), images),
+    "data.train_on": ({}, ("folds", "unvalidated"), images),
     "augment.preset": ({}, ("none", "flips"), item),
     "augment.strength": ({"augment.preset": "geometric"}, (0.1, 0.9), item),
     "augment.min_visible": ({"data.crop": 32}, (0.0, 0.9), item),

@@ -119,3 +119,45 @@ def test_a_folder_that_cannot_be_written_is_told(command, tiny_config, tmp_path,
     (tmp_path / "out").write_text("a file, not a folder")
     assert command(tiny_config().to_flat()) == 2
     assert "the folder must be writable" in capsys.readouterr().err
+
+
+def test_all_images_train_without_a_metric(command, tiny_config, tmp_path, capsys):
+    settings = tiny_config(train__patience=1).to_flat()
+    assert command(settings, "--all-images", "--set", "train.epochs=1") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "note: train.patience has no effect without validation" in out
+    assert "trained on all 8 images, epoch 1" in out and "segm" not in out
+    assert open_checkpoint(tmp_path / "out/best").config.data.train_on == "unvalidated"
+
+
+def test_the_best_config_of_a_study_goes_by_the_studys_name(tiny_config, monkeypatch, synthetic_root, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CELLSEG_CACHE", str(tmp_path / "cache"))
+    runs = []
+    monkeypatch.setattr(
+        "cellseg.training.fit.fit", lambda config, data, out, **_: iter(runs.append((config, out)) or ())
+    )
+    study = tmp_path / "results" / "mine"
+    study.mkdir(parents=True)
+    nested = {}
+    for key, value in tiny_config(data__root=str(synthetic_root)).to_flat().items():
+        nested.setdefault(key.split(".")[0], {})[key.split(".")[1]] = value
+    assert train.main(["--from-study", "mine"]) == 2
+    assert "must be a study with a result, but got no best config" in capsys.readouterr().err
+    (study / "best.yaml").write_text(yaml.safe_dump(nested))
+    assert train.main(["--from-study", "mine", "--device", "cpu"]) == 0
+    assert train.main(["results/mine/best.yaml", "--device", "cpu"]) == 0
+    assert [str(out) for _, out in runs] == ["results/train-mine"] * 2
+    assert runs[0][0] == runs[1][0] == tiny_config(data__root=str(synthetic_root))
+    for words in ([], ["results/mine/best.yaml", "--from-study", "mine"], ["--from-study", "absent"]):
+        assert train.main(words) == 2
+    err = capsys.readouterr().err
+    assert "but got neither" in err and "but got both" in err and "but got no such folder" in err
+
+
+def test_flat_and_nested_settings_are_read_and_refused_alike(command, capsys):
+    problems = []
+    for settings in ({"optim.lr": -1, "optim.lrr": 1}, {"optim": {"lr": -1, "lrr": 1}}):
+        assert command(settings) == 2
+        problems.append([line.split(": ", 2)[2] for line in capsys.readouterr().err.splitlines()])
+    assert problems[0] == problems[1] and len(problems[0]) == 2

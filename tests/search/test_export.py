@@ -102,3 +102,37 @@ def test_the_best_trial_is_the_one_with_the_highest_value_however_it_ended(tmp_p
 def test_a_study_without_values_has_no_best_trial(tmp_path):
     with pytest.raises(UserError, match="must hold a trial with a value, but got none"):
         choose_trial(make_study(tmp_path).store, None)
+
+
+@pytest.fixture
+def generated(tmp_path):
+    from cellseg.data.synthetic import generate_dataset
+
+    generate_dataset(tmp_path / "data", train=2, test=2, seed=0, size=48)
+    return tmp_path / "data"
+
+
+def test_any_results_file_is_checked_against_the_listed_images(generated, tmp_path, capsys):
+    file = tmp_path / "mine.json"
+    file.write_text("[]")
+    assert export("--check", file, "--data", generated) == 0
+    out = capsys.readouterr().out
+    assert "0 detections, per image 0 to 0" in out and "valid for the 2 listed test images" in out
+    record = {"image_id": 1, "category_id": 9, "score": 2, "segmentation": {"size": [1, 1], "counts": "1"}}
+    file.write_text(json.dumps([record]))
+    assert export("--check", file, "--data", generated) == 2
+    err = capsys.readouterr().err
+    assert "category_id must be one of 1, 2, 3, 4, but got 9" in err and "score must be between 0 and 1" in err
+    shutil.rmtree(generated / "train")
+    assert export("--check", file, "--data", generated) == 2
+    assert "any category id is taken" in capsys.readouterr().out
+
+
+def test_a_file_is_checked_with_the_data_of_the_latest_study(generated, tmp_path, capsys):
+    study = make_study(tmp_path / "results")
+    study.store.write_study(study.store.study | {"data_root": str(generated)})
+    study.propose()
+    study.store.flush()
+    (tmp_path / "mine.json").write_text("[]")
+    assert export("--check", tmp_path / "mine.json", "--results", tmp_path / "results") == 0
+    assert f"listed test images of {generated}" in capsys.readouterr().out

@@ -27,6 +27,8 @@ COMMANDS = (
     "search.commands.stop",
     "search.commands.weights",
     "search.commands.doctor",
+    "search.commands.export_model",
+    "search.commands.predict",
     "search.export",
     "search.report",
     "search.commands.logs",

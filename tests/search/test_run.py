@@ -8,12 +8,13 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cellseg.checkpoint import open_checkpoint
 from cellseg.cli import EXIT_INTERRUPTED
-from search.run import main
+from search.run import _next_command, main
 from search.storage.store import StudyStore
 
 pytestmark = pytest.mark.timeout(500)
@@ -37,6 +38,7 @@ def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(sea
     folder = searched.folder / "results" / "tiny cells"
     assert {path.name for path in folder.iterdir()} == {
         ".lock",
+        "best.yaml",
         "study.json",
         "trials.parquet",
         "epochs",
@@ -58,6 +60,20 @@ def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(sea
     info = open_checkpoint(store.checkpoint_folder(best.number) / "best").info
     assert (info.value, info.epoch) == (best.metric, best.best_epoch)
     assert {path.name for path in searched.folder.iterdir()} == {"tiny cells.yaml", "results"}
+
+
+@pytest.mark.parametrize(("has_list", "has_images"), [(True, True), (True, False), (False, False)])
+def test_the_next_command_is_one_that_the_data_allow(tmp_path, has_list, has_images):
+    study = SimpleNamespace(name="my cells", store=SimpleNamespace(study={"data_root": str(tmp_path)}))
+    if has_list:
+        entry = {"file_name": "a.png", "id": 1, "height": 4, "width": 4}
+        (tmp_path / "test_image_name_to_ids.json").write_text(json.dumps([entry]))
+    if has_images:
+        (tmp_path / "test_release").mkdir()
+        (tmp_path / "test_release" / "a.png").touch()
+    export = "python -m search.export --best --study 'my cells'"
+    predict = "python -m search.commands.predict 'my cells' IMAGES --to labels,overlay --out predictions"
+    assert _next_command(study) == (export if has_images else predict)
 
 
 def test_overlays_show_the_validation_images(searched):

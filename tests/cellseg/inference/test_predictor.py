@@ -1,11 +1,14 @@
 """A checkpoint as Python users predict with it: arrays and files give the same cells, or a sentence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
 import torch
 
 import cellseg
+from cellseg.data.detections import Detections
 from cellseg.errors import UserError
 from cellseg.model.build import build_model
 
@@ -56,3 +59,23 @@ def test_what_is_no_image_is_a_sentence(predictor, tmp_path):
 def test_the_classes_have_their_names(predictor):
     assert predictor.class_names == ("a", "b", "c", "d")
     assert not predictor.model.training
+
+
+def test_a_model_is_evaluated_on_data_whose_classes_have_its_names(
+    tiny_config, tmp_path, save_untrained, synthetic_root, packed, monkeypatch
+):
+    monkeypatch.setenv("CELLSEG_CACHE", str(tmp_path / "cache"))
+    config = tiny_config()
+    folder = save_untrained(build_model(config.model, config.inference, 4), tmp_path / "best", config)
+    with pytest.raises(UserError, match=r"must be among the model's \(a, b, c, d\), but got class1"):
+        cellseg.load(folder, "cpu").evaluate(synthetic_root)
+    description = folder / "checkpoint.json"
+    names = '"class4",\n    "class3",\n    "class2",\n    "class1"'
+    description.write_text(description.read_text().replace('"a",\n    "b",\n    "c",\n    "d"', names))
+    model = cellseg.load(folder, "cpu")
+    assert model.class_names == ("class4", "class3", "class2", "class1")
+    # What is found is what is there, in the model's own numbers of the classes.
+    truths = [Detections.from_sample(packed[index]) for index in range(len(packed))]
+    perfect = iter([replace(truth, labels_N=5 - truth.labels_N) for truth in truths])
+    monkeypatch.setattr("cellseg.inference.predictor.predict_image", lambda *_: next(perfect))
+    assert model.evaluate(synthetic_root)["segm/AP"] == pytest.approx(1)

@@ -41,6 +41,7 @@ SPACE_PROBLEMS = [
     ("data.root: {choices: [a, b]}", r"data.root: is set by the study"),
     ("data.split_seed: {low: 0, high: 9}", r"data.split_seed: must be the same in all trials"),
     ("data.fold: {choices: [0, 1]}", r"data.fold: must be the same in all trials"),
+    ("data.train_on: unvalidated", r"data.train_on: must leave images to validate with"),
     ("data.train_on: {choices: [folds, all]}", r"data.train_on: must be the same in all trials"),
     (
         "optim.gamma: {low: 0.1, high: 0.5}",

@@ -1,6 +1,8 @@
 """A study as Python users read it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -37,7 +39,7 @@ def results(tmp_path):
 
 
 def test_trials_are_flat_rows_of_the_same_columns(results):
-    rows = search.open_study("study", results).trials
+    rows = search.open_study("study", results).trial_rows
     assert [(row["number"], row["metric"], row["epochs"]) for row in rows] == [(0, 0.25, 1), (1, 0.75, 2), (2, None, 0)]
     assert len({tuple(row) for row in rows}) == 1
     assert not {"params", "config"} & set(rows[0])
@@ -47,7 +49,7 @@ def test_trials_are_flat_rows_of_the_same_columns(results):
 
 
 def test_epochs_are_flat_rows_with_a_column_per_metric_and_loss(results):
-    rows = search.open_study("study", results).epochs
+    rows = search.open_study("study", results).epoch_rows
     assert [(row["trial"], row["epoch"], row[METRIC]) for row in rows] == [(0, 1, 0.25), (1, 1, 0.5), (1, 2, 0.75)]
     assert [row["count/detections"] for row in rows] == [10.0, 10.0, 20.0]
     assert [row["loss"] for row in rows] == [1.0, 1.0, 0.5]
@@ -77,7 +79,7 @@ def test_an_opened_study_is_a_snapshot(results):
     store = StudyStore.open(results / "study")
     store.put_trial(replace(store.trial(2), metric=0.9))
     assert study.best.value == 0.75
-    assert study.trials[2]["metric"] is None
+    assert study.trial_rows[2]["metric"] is None
     assert search.open_study("study", results).best.number == 2
 
 
@@ -92,7 +94,8 @@ def test_what_is_not_there_is_a_sentence(results, tmp_path):
     empty = make_study(tmp_path, "empty")
     empty.store.flush()
     empty = search.open_study("empty", results)
-    assert empty.trials == empty.epochs == []
+    assert empty.trial_rows == empty.epoch_rows == []
+    assert len(empty.trials) == len(empty.epochs) == 0 and "number" in empty.trials and "trial" in empty.epochs
     with pytest.raises(UserError, match="must hold a trial with a value, but got none"):
         empty.best  # noqa: B018
 
@@ -130,9 +133,25 @@ def test_the_best_model_predicts_and_is_loaded_once(results, monkeypatch):
     assert best.model("cpu").class_names == ("round", "long")
 
 
-def test_rows_are_ready_for_json_and_data_frames(results):
+def test_rows_are_ready_for_json(results):
     study = search.open_study("study", results)
-    assert json.loads(json.dumps(study.trials)) == study.trials
-    pandas = pytest.importorskip("pandas")
-    assert pandas.DataFrame(study.trials).shape[0] == 3
-    assert pandas.DataFrame(study.epochs)[METRIC].max() == 0.75
+    assert json.loads(json.dumps(study.trial_rows)) == study.trial_rows
+
+
+def test_data_frames_have_a_column_per_parameter_and_metric(results):
+    study = search.open_study("study", results)
+    assert study.trials["number"].tolist() == [0, 1, 2]
+    assert study.trials["optim.optimizer"].tolist() == ["adamw", "sgd", "adamw"]
+    assert study.trials.loc[1, METRIC] == study.trials.loc[1, "metric"] == 0.75
+    assert study.trials.loc[1, "count/detections"] == 20.0
+    assert study.trials[METRIC].isna().tolist() == [False, False, True]
+    assert study.epochs[METRIC].max() == 0.75
+    assert study.epochs.groupby("trial").size().to_dict() == {0: 1, 1: 2}
+
+
+def test_opening_a_study_loads_no_pandas(results):
+    code = (
+        f"import sys, search; search.open_study('study', {str(results)!r}).trial_rows; print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "False", done.stderr

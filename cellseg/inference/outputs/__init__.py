@@ -1,0 +1,1 @@
+"""Cells as files of other tools: label images, outlines, tables and pictures."""
