@@ -16,6 +16,7 @@ COMMANDS = {
     "config": ("cellseg.config", "list every hyperparameter with its values, default and meaning"),
     "weights": ("search.commands.weights", "fetch the pretrained weights that a space can ask for"),
     "run": ("search.run", "search a space, or continue a stopped study"),
+    "status": ("search.commands.status", "show how a search is doing, also on another machine"),
     "report": ("search.report", "show the results of a study, also while it runs"),
     "logs": ("search.commands.logs", "show what a trial's process printed, and its traceback"),
     "export": ("search.export", "write the best trial's predictions for the test images"),

@@ -30,14 +30,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.storage.find import find_study
-    from search.views.board import make_console
+    from search.views.leaderboard import make_console
     from search.views.study_report import study_report
 
-    report = study_report(find_study(arguments.results, arguments.study))
-    report.show(make_console())
+    store, console = find_study(arguments.results, arguments.study), make_console()
+    study_report(store, console.width).show(console)
     if arguments.markdown is not None:
         with atomic_path(arguments.markdown) as temporary:
-            temporary.write_text(report.markdown(), encoding="utf-8")
+            temporary.write_text(study_report(store).markdown(), encoding="utf-8")
         say(f"\n{arguments.markdown}: the report as Markdown")
     return EXIT_OK
 

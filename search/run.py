@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="check the file and print the plan; no data, no training"
     )
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no board and no line for each epoch, only notes and the result"
+    )
     return parser
 
 
@@ -130,7 +133,7 @@ def _carry_out(
     import optuna
 
     from search.prepare import open_study
-    from search.views.board import leaderboard_table, make_console, show_front
+    from search.views.leaderboard import leaderboard_table, make_console, show_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
     study = open_study(experiment, name, arguments.results, data, on_note=lambda text: say(f"note: {text}"))
@@ -142,7 +145,7 @@ def _carry_out(
             _provide_weights(experiment, arguments)
         done = _train(study, data, arguments, console)
         if experiment.is_search:
-            console.print(leaderboard_table(study))
+            console.print(leaderboard_table(study, width=console.width))
         if not done:
             _say_stopped(arguments)
             return EXIT_INTERRUPTED
@@ -162,6 +165,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
     from search.cluster.node_watch import watched_nodes
+    from search.storage.progress import open_progress
     from search.views.board import Board
 
     if study.storage_error is not None:  # before Ray starts: it takes a while, and needs space too
@@ -173,9 +177,13 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
             say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
-        board = Board(study, console)
+        board = Board(study, console, quiet=arguments.quiet)
         resources = wanted.model_dump() if wanted else None
-        with watched_nodes(study, resources, say, is_own=arguments.address is None) as callbacks, board.shown():
+        with (
+            watched_nodes(study, resources, say, is_own=arguments.address is None) as callbacks,
+            open_progress(study.store.folder),
+            board.shown(),
+        ):
             return run_study(
                 study,
                 data.packed.table,
@@ -185,6 +193,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
                 on_event=board.update,
                 on_note=board.note,
                 on_wait=board.wait,
+                on_slots=board.slots,
                 on_leave=lambda: context.run(_say_stopped, arguments),
             )
 

@@ -60,6 +60,7 @@ def run_study(
     on_event: Callable[[], None] = lambda: None,
     on_note: Callable[[str], None] = lambda text: None,
     on_wait: Callable[[str], None] = lambda text: None,
+    on_slots: Callable[[int], None] = lambda count: None,
     on_leave: Callable[[], None] | None = None,
 ) -> bool:
     """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM,
@@ -73,6 +74,7 @@ def run_study(
         on_event: called after everything that happened to a trial.
         on_note: told what a person should know, in a sentence.
         on_wait: told what trials wait for, and an empty text when they do no more.
+        on_slots: told every few seconds how many trials the study may have side by side.
         callbacks: told of Tune's events; a UserError of theirs stops the search, whose trials can be continued.
         on_leave: lets the process end itself if Ray does not stop in time, see
             :func:`search.cluster.signals.stop_on_signals`. None: never.
@@ -83,7 +85,7 @@ def run_study(
     """
     key = f"{study.name}/{ray.get_runtime_context().get_job_id()}/{uuid.uuid4().hex[:8]}"
     room = Room(key, resources, max_slots=study.experiment.max_slots, shared=shared)
-    fleet = Fleet(study, room, on_note=on_note, on_wait=on_wait)
+    fleet = Fleet(study, room, on_note=on_note, on_wait=on_wait, on_slots=on_slots)
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), placement)
     # What Ray's dashboard shows as the actors' class.
     trainable.__name__ = trainable.__qualname__ = f"{CellTrainable.__name__}_{study.name}"

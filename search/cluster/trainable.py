@@ -13,6 +13,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from cellseg.errors import UserError, first_line
 from cellseg.files import is_storage_error, storage_error
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.trial_log import TrialLog
+from search.storage.progress import ProgressWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,11 +151,22 @@ class CellTrainable(tune.Trainable):
         from cellseg.training.fit import fit
 
         assert self._data is not None, "the step prepares the process"
-        folder = Path(config["folder"])
-        if (former := last_report(folder)) is not None:
-            yield former
-        reports = fit(TrialConfig.from_flat(config["config"]), self._data, folder, device=self._device)
-        yield from map(asdict, reports)
+        folder, trial = Path(config["folder"]), TrialConfig.from_flat(config["config"])
+        with closing(ProgressWriter(folder, trial.train.batch_size, self._measure)) as progress:
+            if (former := last_report(folder)) is not None:
+                progress.continue_from(former["epoch"])
+                yield former
+            reports = fit(trial, self._data, folder, device=self._device, on_step=progress.step)
+            yield from map(asdict, reports)
+
+    def _measure(self) -> tuple[str, int | None]:
+        """The device, and the most memory so far in bytes."""
+        import torch
+
+        from cellseg.training.memory import peak_memory
+
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        return name, peak_memory(self._device)
 
     def _end(self, ending: str, detail: str) -> dict[str, Any]:
         """The result of a trial that ends; called where its error, if there is one, was caught."""
