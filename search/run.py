@@ -11,8 +11,8 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
-from cellseg.errors import raise_all
+from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
+from cellseg.errors import UserError, raise_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -229,7 +229,9 @@ def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace)
     metric = study.experiment.metric
     say(f"Best: trial t{best.number:04d}, validation {metric} {best.metric:.4f} in epoch {best.best_epoch}")
     say(f"Results: {study.store.folder}  overlays: {overlays}")
-    say(f"Next: python -m search.export --best --study {shlex.quote(study.name)}" + _results_option(arguments))
+    command = f"python -m search.export --best --study {shlex.quote(study.name)}" + _results_option(arguments)
+    _write_html(study, command)
+    say(f"Next: {command}")
 
 
 def _show_report(study: "Study", console: "Console", arguments: argparse.Namespace) -> None:
@@ -238,7 +240,19 @@ def _show_report(study: "Study", console: "Console", arguments: argparse.Namespa
 
     study_report(study.store).show(console)
     again = f"python -m search.report --study {shlex.quote(study.name)}" + _results_option(arguments)
-    say(f"\nThis report again: {again}")
+    say()
+    _write_html(study)
+    say(f"This report again: {again}")
+
+
+def _write_html(study: "Study", command: str = "") -> None:
+    """Write the report with its figures, and say where; a disk that is full does not spoil a search that is over."""
+    from search.views.html.page import write_report
+
+    try:
+        say(f"Report: {write_report(study.store, next_command=spell(command))}")
+    except UserError as error:
+        say(f"note: no report: {error}")
 
 
 def _results_option(arguments: argparse.Namespace) -> str:

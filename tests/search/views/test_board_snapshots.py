@@ -52,11 +52,10 @@ def _fixed_time(monkeypatch):
 
 
 def drawn(renderable, width: int, height: int) -> list[str]:
-    out = Console(
-        file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None, legacy_windows=False
-    )
+    file = io.StringIO()
+    out = Console(file=file, width=width, height=height, force_terminal=True, color_system=None, legacy_windows=False)
     out.print(renderable)
-    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+    return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
 @pytest.mark.parametrize("name", NUM_TRIALS)
