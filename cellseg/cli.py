@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import platform
 import re
+import shlex
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +16,7 @@ from typing import Any
 
 from cellseg.errors import Notice, UserError
 
-EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_OK, EXIT_BUG, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 _SPELLINGS: ContextVar[Mapping[str, str]] = ContextVar("spellings")
 
@@ -26,7 +29,8 @@ def run_command(
     """Parse ``argv``, run ``command``, and return the exit status.
 
     A :class:`UserError` becomes one line a problem on standard error and status 2; Ctrl-C becomes status 130. Anything
-    else is a bug and keeps its traceback. ``--debug``, which every command has, shows the traceback of a UserError too.
+    else is a bug: a line on standard error, its traceback in a file, and status 1. ``--debug``, which every command
+    has, shows the traceback of a UserError too, and lets a bug through as it is.
 
     The command finds the words that were typed behind its name in ``arguments.argv``.
     """
@@ -52,12 +56,48 @@ def run_command(
         return EXIT_OK
     except OSError as error:
         if error.filename is None:
-            raise
+            return _tell_bug(error, parser.prog, arguments)
         # A path that no check foresaw: a name that is too long, a folder without permission.
         if arguments.debug:
             traceback.print_exc()
         print(f"error: {error.filename}: must be usable, but got '{error.strerror}'. Check the path.", file=sys.stderr)
         return EXIT_USER_ERROR
+    except Exception as error:
+        return _tell_bug(error, parser.prog, arguments)
+
+
+def _tell_bug(error: Exception, program: str, arguments: argparse.Namespace) -> int:
+    """Say in a line what went wrong, where the traceback is and what to do with it; the exit status. Called where the
+    error was caught."""
+    from cellseg import __version__
+
+    if arguments.debug:
+        raise error
+    text = "\n".join(
+        [
+            f"command: {program} {shlex.join(arguments.argv)}",
+            f"cellseg-search {__version__}, Python {platform.python_version()}, {platform.platform()}",
+            "",
+            "".join(traceback.format_exception(error)),
+        ]
+    )
+    said = (str(error).strip() or "no message").splitlines()[0]
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="cellseg-error-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+    except OSError:  # nowhere to write: then the traceback goes where the line goes
+        print(text, file=sys.stderr)
+        where = "above"
+    else:
+        where = f"in {file.name}"
+    print(
+        f"error: {type(error).__name__}: {said}. This is a bug of cellseg-search; its traceback is {where}. "
+        "Please report it with that text, as CONTRIBUTING.md says; --debug shows it here.",
+        file=sys.stderr,
+    )
+    return EXIT_BUG
 
 
 @contextmanager

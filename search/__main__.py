@@ -20,6 +20,7 @@ COMMANDS = {
     "submit": ("search.commands.submit", "send a search to a cluster, where it goes on without this machine"),
     "jobs": ("search.commands.jobs", "list the studies that were submitted to a cluster"),
     "stop": ("search.commands.stop", "stop a submitted study; nothing is lost"),
+    "status": ("search.commands.status", "show how a search is doing, also on another machine"),
     "report": ("search.report", "show the results of a study, also while it runs"),
     "logs": ("search.commands.logs", "show what a trial printed, or follow a submitted study"),
     "export": ("search.export", "write the best trial's predictions for the test images"),

@@ -1,16 +1,24 @@
 """Show the results of a study: ``python -m search.report``. For an ablation, its figures beside the
-published ones; for a search, the leaderboard and the Pareto front.
+published ones; for a search, the leaderboard and the Pareto front. A page with all figures and pictures goes into the
+study's folder as ``report.html``; several ``--study`` are compared.
 
-Reads only the study's tables, so the study may be running, and loads neither Ray nor torch.
+The study may be running. Ray is not loaded, and torch only for the pictures.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cellseg.cli import EXIT_OK, run_command, say
+from cellseg.cli import EXIT_OK, run_command, say, spell
 from cellseg.files import atomic_path
+
+if TYPE_CHECKING:
+    from search.storage.store import StudyStore
+
+RESULTS = "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,14 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.report", description=__doc__)
-    parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
+    parser.add_argument(
+        "--study",
+        action="append",
+        metavar="NAME",
+        help="default: the most recent study; give it again to compare it with another",
+    )
     parser.add_argument(
         "--results",
         type=str,
-        default="results",
+        default=RESULTS,
         metavar="DIR",
         help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes; default: the study's folder")
+    parser.add_argument("--no-html", action="store_true", help="print the tables only")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
     return parser
 
@@ -35,15 +50,38 @@ def _parser() -> argparse.ArgumentParser:
 def _command(arguments: argparse.Namespace) -> int:
     from search.storage.find import find_study
     from search.storage.remote import reading_folder
-    from search.views.board import make_console
+    from search.views.leaderboard import make_console
     from search.views.study_report import study_report
 
-    report = study_report(find_study(reading_folder(arguments.results), arguments.study))
-    report.show(make_console())
+    results = reading_folder(arguments.results)
+    names = list(dict.fromkeys(arguments.study or [])) or [None]
+    if len(names) > 1:
+        return _compare([find_study(results, name) for name in names], arguments.html, with_page=not arguments.no_html)
+    store, console = find_study(results, names[0]), make_console()
+    study_report(store, console.width).show(console)
     if arguments.markdown is not None:
         with atomic_path(arguments.markdown) as temporary:
-            temporary.write_text(report.markdown(), encoding="utf-8")
+            temporary.write_text(study_report(store).markdown(), encoding="utf-8")
         say(f"\n{arguments.markdown}: the report as Markdown")
+    if not arguments.no_html:
+        from search.views.html.page import write_report
+
+        option = "" if arguments.results == RESULTS else f" --results {shlex.quote(arguments.results)}"
+        command = f"python -m search.export --best --study {shlex.quote(store.name)}{option}"
+        say(f"\nReport: {write_report(store, arguments.html, next_command=spell(command))}")
+    return EXIT_OK
+
+
+def _compare(stores: "list[StudyStore]", path: Path | None, *, with_page: bool) -> int:
+    """Print how studies compare, and write the page."""
+    from search.views.html.comparison import compare_studies, write_comparison
+
+    comparison = compare_studies(stores)
+    for line in comparison.describe():
+        say(line)
+    if with_page:
+        path = path or stores[0].folder.parent / f"{'-'.join(store.name for store in stores)}.html"
+        say(f"\nReport: {write_comparison(comparison, path)}")
     return EXIT_OK
 
 

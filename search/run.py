@@ -12,7 +12,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say
+from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
 from cellseg.errors import UserError, raise_all
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the file and print the plan; no data, no training"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no board and no line for each epoch, only notes and the result"
     )
     return parser
 
@@ -108,7 +111,7 @@ def _carry_out(
     import optuna
 
     from search.prepare import open_study
-    from search.views.board import leaderboard_table, make_console, show_front
+    from search.views.leaderboard import leaderboard_table, make_console, show_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
     study = open_study(experiment, name, arguments.results, data, on_note=lambda text: say(f"note: {text}"))
@@ -121,7 +124,7 @@ def _carry_out(
         done = _train(study, data, arguments, console)
         study.store.sweep_checkpoints(experiment.keep)
         if experiment.is_search:
-            console.print(leaderboard_table(study))
+            console.print(leaderboard_table(study, width=console.width))
         if not done:
             _say_stopped(arguments)
             return EXIT_INTERRUPTED
@@ -141,6 +144,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
     from search.cluster.node_watch import checked_nodes
+    from search.storage.progress import open_progress
     from search.views.board import Board
 
     if study.storage_error is not None:  # before Ray starts: it takes a while, and needs space too
@@ -152,10 +156,14 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
             say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
         for line in study.experiment.describe():
             say(line)
-        board = Board(study, console)
+        board = Board(study, console, quiet=arguments.quiet)
         resources = wanted.model_dump() if wanted else None
         is_own = arguments.address is None
-        with checked_nodes(study.store, resources, say, is_own=is_own) as checks, board.shown():
+        with (
+            checked_nodes(study.store, resources, say, is_own=is_own) as checks,
+            open_progress(study.store.folder),
+            board.shown(),
+        ):
             return run_study(
                 study,
                 data.packed.table,
@@ -165,6 +173,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
                 on_event=board.update,
                 on_note=board.note,
                 on_wait=board.wait,
+                on_slots=board.slots,
                 on_leave=lambda: context.run(_say_stopped, arguments),
             )
 
@@ -200,7 +209,9 @@ def _show_best(study: "Study", data: "StudyData", arguments: argparse.Namespace)
     metric = study.experiment.metric
     say(f"Best: trial t{best.number:04d}, validation {metric} {best.metric:.4f} in epoch {best.best_epoch}")
     say(f"Results: {study.store.place}  overlays: {overlays}")
-    say(f"Next: {_next_command(study)}" + _results_option(arguments))
+    command = _next_command(study) + _results_option(arguments)
+    _write_html(study, command)
+    say(f"Next: {command}")
 
 
 def _next_command(study: "Study") -> str:
@@ -225,7 +236,19 @@ def _show_report(study: "Study", console: "Console", arguments: argparse.Namespa
 
     study_report(study.store).show(console)
     again = f"python -m search.report --study {shlex.quote(study.name)}" + _results_option(arguments)
-    say(f"\nThis report again: {again}")
+    say()
+    _write_html(study)
+    say(f"This report again: {again}")
+
+
+def _write_html(study: "Study", command: str = "") -> None:
+    """Write the report with its figures, and say where; a disk that is full does not spoil a search that is over."""
+    from search.views.html.page import write_report
+
+    try:
+        say(f"Report: {write_report(study.store, next_command=spell(command))}")
+    except UserError as error:
+        say(f"note: no report: {error}")
 
 
 def _results_option(arguments: argparse.Namespace) -> str:

@@ -66,6 +66,7 @@ def run_study(
     on_event: Callable[[], None] = lambda: None,
     on_note: Callable[[str], None] = lambda text: None,
     on_wait: Callable[[str], None] = lambda text: None,
+    on_slots: Callable[[int], None] = lambda count: None,
     on_leave: Callable[[], None] | None = None,
 ) -> bool:
     """Run trials until the study is over, by its trials or a limit; False if it was interrupted (Ctrl-C, SIGTERM,
@@ -80,6 +81,7 @@ def run_study(
         on_event: called after everything that happened to a trial.
         on_note: told what a person should know, in a sentence.
         on_wait: told what trials wait for, and an empty text when they do no more.
+        on_slots: told every few seconds how many trials the study may have side by side.
         callbacks: told of Tune's events; a UserError of theirs stops the search, whose trials can be continued.
         on_leave: lets the process end itself if Ray does not stop in time, see
             :func:`search.cluster.signals.stop_on_signals`. None: never.
@@ -97,7 +99,7 @@ def run_study(
         progress.wait(text)
         on_wait(text)
 
-    fleet = Fleet(study, room, on_note=on_note, on_wait=wait)
+    fleet = Fleet(study, room, on_note=on_note, on_wait=wait, on_slots=on_slots)
     watch = [] if checks is None else [NodeWatch(study, fleet, checks, on_note)]
     trainable = tune.with_resources(tune.with_parameters(CellTrainable, data=table), placement)
     # What Ray's dashboard shows as the actors' class.

@@ -45,6 +45,7 @@ class Fleet:
     Args:
         on_note: told what a person should know, in a sentence.
         on_wait: told what trials wait for, and an empty text when they do no more.
+        on_slots: told how many trials the study may have side by side, whenever the cluster is looked at.
         clock: seconds since any moment.
     """
 
@@ -55,10 +56,11 @@ class Fleet:
         *,
         on_note: Callable[[str], None] = lambda text: None,
         on_wait: Callable[[str], None] = lambda text: None,
+        on_slots: Callable[[int], None] = lambda count: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._study, self._room, self._clock = study, room, clock
-        self._note, self._wait = on_note, on_wait
+        self._note, self._wait, self._tell_slots = on_note, on_wait, on_slots
         usual = [row.seconds_per_epoch for row in study.rows if row.seconds_per_epoch]
         self._stalls = Stalls(study.experiment.stall, usual, clock)
         self._losses = Losses(room.avoided)
@@ -86,6 +88,7 @@ class Fleet:
         running = self._study.num_running
         if self._room.look(self._demand, running):
             self._look_at_kinds()
+            self._tell_slots(self._room.slots)
         return running - self._num_set_aside < self._room.slots
 
     @property

@@ -13,7 +13,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from cellseg.training.epoch_report import TrainingError
 from search.cluster.trial_log import TrialLog
 from search.cluster.trial_reports import REPORTS, former_reports, note_report
 from search.storage.checkpoint_copy import CheckpointCopy
+from search.storage.progress import ProgressWriter
 from search.storage.remote import Remote, working_folder
 from search.storage.trial_logs import log_beside
 
@@ -184,15 +185,28 @@ class CellTrainable(tune.Trainable):
             self._copy = CheckpointCopy(Remote(uri), config["number"], folder, (REPORTS,))
             self._put_log = partial(_put_log, Remote(uri), folder)
             self._copy.fetch()
-        yield from former_reports(folder, config.get("epochs", 0))
-        trial_config = TrialConfig.from_flat(config["config"])
-        for report in map(asdict, fit(trial_config, self._data, folder, device=self._device)):
-            note_report(folder, report)
-            if self._copy is not None:
-                self._copy.start()
-                if report["ending"] is not None:
-                    self._copy.finish()
-            yield report
+        trial = TrialConfig.from_flat(config["config"])
+        with closing(ProgressWriter(folder, trial.train.batch_size, self._measure)) as progress:
+            for former in former_reports(folder, config.get("epochs", 0)):
+                progress.continue_from(former["epoch"])
+                yield former
+            reports = fit(trial, self._data, folder, device=self._device, on_step=progress.step)
+            for report in map(asdict, reports):
+                note_report(folder, report)
+                if self._copy is not None:
+                    self._copy.start()
+                    if report["ending"] is not None:
+                        self._copy.finish()
+                yield report
+
+    def _measure(self) -> tuple[str, int | None]:
+        """The device, and the most memory so far in bytes."""
+        import torch
+
+        from cellseg.training.memory import peak_memory
+
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        return name, peak_memory(self._device)
 
     def _end(self, ending: str, detail: str) -> dict[str, Any]:
         """The result of a trial that ends; called where its error, if there is one, was caught."""

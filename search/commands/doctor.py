@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.diagnosis.finding import findings_table
-    from search.views.board import make_console
+    from search.views.leaderboard import make_console
 
     findings = list(_findings(arguments))
     make_console().print(findings_table(findings))

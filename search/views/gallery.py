@@ -3,15 +3,12 @@
 import re
 from pathlib import Path
 
-from cellseg.checkpoint import BEST, open_checkpoint
-from cellseg.data.detections import Detections
 from cellseg.data.packed import PackedDataset
-from cellseg.data.split import split
-from cellseg.device import pick_device
 from cellseg.files import atomic_path, leads_outside
-from cellseg.inference.image import load_model, predict_image
 from cellseg.overlay import write_overlay
 from search.study.study import Study
+from search.views.html.predictions import validate
+from search.views.html.quality import Quality
 
 NUM_PICTURES = 6
 MAX_PIXELS = 2_000_000
@@ -19,25 +16,27 @@ MAX_PIXELS = 2_000_000
 
 
 def write_overlays(study: Study, data: PackedDataset) -> Path:
-    """Write ``overlays/<image>.png`` for up to six validation images of the best trial; the folder.
+    """Write ``overlays/<image>.png`` for up to six validation images of the best trial, with what it finds at the
+    score that maximises F1; the folder.
 
     The folder is replaced as a whole: it never shows two trials.
     """
-    best = study.leaderboard[0]
-    checkpoint = open_checkpoint(study.store.fetch_checkpoint(best.number, BEST))
-    config = checkpoint.config
-    model = load_model(checkpoint, pick_device())
+    found = validate(study.store, study.leaderboard[0])
+    # At 0.5 a weak model would show no cell.
+    score = Quality(found.predictions, found.truths, found.class_names).best_score
+    place = {index: place for place, index in enumerate(found.indices)}
     folder = study.store.folder / "overlays"
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for index in _choose(data, split(data.label_counts, config.data, data.groups, data.validation).validation):
+        for index in _choose(data, found.indices):
             sample = data[index]
             write_overlay(
                 temporary / f"{_plain(sample.name)}.png",
                 sample.image_HWC,
-                Detections.from_sample(sample),
-                predict_image(model, sample.image_HWC, config),
+                found.truths[place[index]],
+                found.predictions[place[index]],
                 data.class_names,
+                score,
             )
     return folder
 

@@ -3,50 +3,34 @@
 Only the study's tables are read: it may be running, and neither Ray nor torch is loaded.
 """
 
-from dataclasses import dataclass
-
 from rich.table import Table
 from rich.text import Text
 
 from search.ablation import Ablation
 from search.ablation.results import measure
 from search.storage.store import StudyStore
-from search.storage.tables import TrialRow
-from search.study.experiment import Experiment
-from search.study.load import experiment_from_json
-from search.views.board import failed_trials, leaderboard_table, pareto_heading, pareto_table, state_counts
+from search.views.failures import describe_failures
+from search.views.leaderboard import leaderboard_table, pareto_heading, pareto_table, state_counts
 from search.views.report import Report
+from search.views.standings import StudyTables
 
 MAX_FAILURES = 20
-"""Failed trials in a report, the latest ones."""
+"""Reasons of failures in a report, the most frequent ones."""
 
 
-@dataclass(frozen=True)
-class _Standings:
-    """A study's tables, for the leaderboard; unlike a :class:`search.study.study.Study` it writes nothing."""
-
-    experiment: Experiment
-    store: StudyStore
-
-    @property
-    def rows(self) -> list[TrialRow]:
-        return self.store.trials()
-
-    @property
-    def leaderboard(self) -> list[TrialRow]:
-        return self.store.best_trials()
-
-
-def study_report(store: StudyStore) -> Report:
+def study_report(store: StudyStore, width: int | None = None) -> Report:
     """Make the report of a study, as its tables are now.
+
+    Args:
+        width: of a leaderboard in characters: as many parameters are shown as fit. None: all.
 
     Raises:
         UserError: a study of a space that this version does not know.
     """
-    experiment = experiment_from_json(store.study["space"], f"{store.folder}/study.json")
-    if isinstance(experiment, Ablation):
-        return ablation_report(experiment, store)
-    return search_report(_Standings(experiment, store))
+    tables = StudyTables.of(store)
+    if isinstance(tables.experiment, Ablation):
+        return ablation_report(tables.experiment, store)
+    return search_report(tables, width)
 
 
 def ablation_report(ablation: Ablation, store: StudyStore) -> Report:
@@ -87,8 +71,8 @@ def ablation_report(ablation: Ablation, store: StudyStore) -> Report:
     )
 
 
-def search_report(standings: _Standings) -> Report:
-    """Report a search: its leaderboard, and its front of metric and cost."""
+def search_report(standings: StudyTables, width: int | None = None) -> Report:
+    """Report a search: its leaderboard, why trials failed, and its front of metric and cost."""
     store, experiment = standings.store, standings.experiment
     best = standings.leaderboard[:1]
     machines = sorted({row.node for row in standings.rows if row.node})
@@ -104,10 +88,10 @@ def search_report(standings: _Standings) -> Report:
                 for row in best
             ),
         ),
-        table=leaderboard_table(standings),
+        table=leaderboard_table(standings, width=width),
         further={pareto_heading(experiment.metric): pareto_table(standings)},
         footnotes={
-            "Failed trials": tuple(failed_trials(standings.rows, store.folder, MAX_FAILURES)),
+            "Failed trials": tuple(describe_failures(standings.rows, store.folder, MAX_FAILURES)),
             "Notes": tuple(
                 [f"Compare seconds only between machines of one kind; trials ran on {', '.join(machines)}."]
                 if len(machines) > 1

@@ -1,6 +1,7 @@
 import argparse
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,42 @@ def test_ctrl_c_is_status_130_without_a_traceback(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_bug_keeps_its_traceback():
+def test_a_bug_is_a_line_that_names_the_file_with_its_traceback(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def command(_):
+        raise KeyError("ours\nand more")
+
+    assert run(command, "--number", "7") == 1
+    line = capsys.readouterr().err
+    (file,) = tmp_path.glob("cellseg-error-*.txt")
+    assert line.startswith("error: KeyError: 'ours") and line.count("\n") == 1
+    assert str(file) in line and "report" in line
+    text = file.read_text()
+    assert text.startswith("command: it --number 7\n")
+    assert "Traceback (most recent call last)" in text and "test_cli.py" in text
+
+
+def test_a_bug_keeps_its_traceback_with_debug():
     def command(_):
         raise KeyError("ours")
 
     with pytest.raises(KeyError):
-        run(command)
+        run(command, "--debug")
+
+
+def test_where_no_file_can_be_written_the_traceback_is_shown(capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no room")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+
+    def command(_):
+        raise KeyError("ours")
+
+    assert run(command) == 1
+    text = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in text and "its traceback is above" in text
 
 
 @pytest.mark.parametrize("argv", [["--number", "x"], ["--unknown"], ["surplus"]])
@@ -104,4 +135,4 @@ def test_a_system_error_without_a_path_is_a_bug():
         raise OSError("no path")
 
     with pytest.raises(OSError, match="no path"):
-        run_command(argparse.ArgumentParser(), command, [])
+        run_command(argparse.ArgumentParser(), command, ["--debug"])

@@ -32,6 +32,7 @@ COMMANDS = (
     "search.export",
     "search.report",
     "search.commands.logs",
+    "search.commands.status",
     "search.optuna_export",
     "cellseg.config",
     "cellseg.train",

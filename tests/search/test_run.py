@@ -46,6 +46,8 @@ def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(sea
         "checkpoints",
         "logs",
         "overlays",
+        "report.html",
+        "validation",
     }
     assert json.loads((folder / "study.json").read_text())["name"] == "tiny cells"
     store = store_of(searched)

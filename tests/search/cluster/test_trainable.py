@@ -36,7 +36,7 @@ def trainable(tmp_path, monkeypatch):
     monkeypatch.setattr(CellTrainable, "_take_resources", lambda self: CPU)
 
     def use(fit):
-        def recorded(*arguments, device):
+        def recorded(*arguments, device, on_step):
             trainable.calls.append((*arguments, device))
             return fit()
 

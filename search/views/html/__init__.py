@@ -1,0 +1,1 @@
+"""The report of one or more studies as a single HTML file that needs no network."""
