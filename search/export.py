@@ -112,11 +112,12 @@ def _check(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import read_test_list
     from cellseg.inference.check_results import check_results_file
     from search.storage.find import find_study
+    from search.storage.remote import reading_folder
 
     if arguments.data is not None:
         data = DataConfig(root=str(arguments.data))
     else:
-        store = find_study(arguments.results, arguments.study)
+        store = find_study(reading_folder(arguments.results), arguments.study)
         config = json.loads(store.trials()[0].config) if store.trials() else {}
         reading = {key: value for key, value in config.items() if key.startswith("data.")}
         data = TrialConfig.from_flat(reading | {"data.root": store.study["data_root"]}, str(store.folder)).data

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from search.storage.find_model import MODEL_HELP, find_model
+from search.storage.remote import reading_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,13 +21,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--trial", type=int, metavar="N", help="of a study: export trial N; default: the best")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        default="results",
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    folder, line = find_model(arguments.model, arguments.trial, arguments.results)
+    folder, line = find_model(arguments.model, arguments.trial, reading_folder(arguments.results))
     if line is not None:
         say(line)
 

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.cluster.jobs import Jobs
-    from search.views.board import make_console
+    from search.views.leaderboard import make_console
 
     jobs = Jobs(arguments.address).all()
     if not jobs:

@@ -14,6 +14,7 @@ from cellseg.inference.outputs.options import (
     write_outputs,
 )
 from search.storage.find_model import MODEL_HELP, find_model
+from search.storage.remote import reading_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,10 @@ def _parser() -> argparse.ArgumentParser:
     add_output_options(parser, MODEL_HELP)
     parser.add_argument("--trial", type=int, metavar="N", help="of a study: predict with trial N; default: the best")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        default="results",
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     return parser
 
@@ -34,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(arguments: argparse.Namespace) -> int:
     is_results = is_results_form(arguments)
     images = [] if is_results else find_images(arguments)
-    folder, line = find_model(arguments.model, arguments.trial, arguments.results)
+    folder, line = find_model(arguments.model, arguments.trial, reading_folder(arguments.results))
     if line is not None:
         say(line)
 

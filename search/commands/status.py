@@ -7,7 +7,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 
@@ -23,7 +22,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.commands.status", description=__doc__)
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all studies; default: results"
+        "--results",
+        default="results",
+        metavar="DIR",
+        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     parser.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C, or until no trial runs")
     return parser
@@ -31,22 +33,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: argparse.Namespace) -> int:
     from search.storage.find import find_study
+    from search.storage.remote import reading_folder
     from search.views.board import BoardView
     from search.views.leaderboard import make_console
     from search.views.standings import StudyTables
     from search.views.summary import last_sign
 
     def look() -> tuple[StudyTables, BoardView]:
-        tables = StudyTables.of(find_study(arguments.results, name))
+        tables = StudyTables.of(find_study(results, name))
         return tables, BoardView(tables, lambda: tables.store.wall_seconds)
 
-    name = arguments.study
+    name, results = arguments.study, reading_folder(arguments.results)
     console = make_console()
     tables, view = look()
     name = tables.name  # the same one while it is watched, also if another begins
     if not arguments.watch or not console.is_terminal:
         console.print(view)
-        say(f"study {tables.name} in {tables.store.folder}{last_sign(tables)}")
+        say(f"study {tables.name} in {tables.store.place}{last_sign(tables)}")
         if not arguments.watch:
             return EXIT_OK
     from rich.live import Live
