@@ -47,8 +47,9 @@ def trial_name(study: str, number: int) -> str:
 class CellTrainable(tune.Trainable):
     """Trains one trial after another in one process.
 
-    The config that Ray passes holds ``study`` (name), ``number``, ``config`` (flat TrialConfig) and ``folder`` (where
-    the trial's checkpoints go). ``data`` is the packed table in Ray's object store: mapped, not copied.
+    The config that Ray passes holds ``study`` (name), ``number``, ``config`` (flat TrialConfig), ``epochs`` (those that
+    the study knows of) and ``folder`` (where the trial's checkpoints go). ``data`` is the packed table in Ray's object
+    store: mapped, not copied.
     """
 
     def setup(self, config: dict[str, Any], data: "pa.Table | None" = None) -> None:
@@ -144,14 +145,13 @@ class CellTrainable(tune.Trainable):
         self._next = config
 
     def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """EpochReports as dicts; for a trial that goes on, the one of its last epoch first."""
+        """EpochReports as dicts; for a trial that goes on, those that the study missed first."""
         # A generator of its own: nothing of a trial is built before its first step, whose errors are caught.
         from cellseg.training.fit import fit
 
         assert self._data is not None, "the step prepares the process"
         folder = Path(config["folder"])
-        if (former := last_report(folder)) is not None:
-            yield former
+        yield from former_reports(folder, config["epochs"])
         reports = fit(TrialConfig.from_flat(config["config"]), self._data, folder, device=self._device)
         yield from map(asdict, reports)
 
@@ -205,28 +205,37 @@ def _line(report: dict[str, Any]) -> str:
     return f"epoch {report['epoch']}: value {value}, {report['seconds']:.1f} s{ending}"
 
 
-def last_report(folder: Path) -> dict[str, Any] | None:
-    """Return the report of the epoch that a trial continues from, as its checkpoints tell it; None for a new trial.
+def former_reports(folder: Path, known: int) -> list[dict[str, Any]]:
+    """Return the reports of a trial's epochs beyond the first ``known``, as its checkpoint tells them, at least that of
+    the epoch from which it continues; none for a new trial.
 
-    A search that was stopped may have missed it, and with it a rung or the trial's best value.
+    A search that was stopped may have missed them, and with them a rung, the trial's best value or its end.
     """
     from cellseg.checkpoint import has_checkpoint, open_checkpoint
-    from cellseg.training.run import BEST, LAST
+    from cellseg.training.run import BEST, LAST, REPORTS
 
-    if not (has_checkpoint(folder / LAST) and has_checkpoint(folder / BEST)):
-        return None
-    last, best = open_checkpoint(folder / LAST).info, open_checkpoint(folder / BEST).info
-    if best.epoch > last.epoch:  # killed between the two: that epoch is trained again
-        return None
+    if not has_checkpoint(folder / LAST):
+        return []
+    checkpoint = open_checkpoint(folder / LAST)
+    last = checkpoint.info
+    reports = (checkpoint.load_training() or {}).get(REPORTS, [])
+    if reports:
+        return [report for report in reports if report["epoch"] > min(known, last.epoch - 1)]
+    # The checkpoint of an earlier version.
+    if not has_checkpoint(folder / BEST) or (best := open_checkpoint(folder / BEST).info).epoch > last.epoch:
+        return []  # killed between the two: that epoch is trained again
     unknown = dict.fromkeys(("learning_rate", "images_per_second", "peak_memory_bytes", "parameters", "micro_batch"))
-    return unknown | {
-        "epoch": last.epoch,
-        "skipped_steps": 0,
-        "losses": {},
-        "metrics": last.metrics,
-        "value": last.value,
-        "best_value": best.value,
-        "best_epoch": best.epoch,
-        "seconds": 0.0,
-        "ending": None,
-    }
+    return [
+        unknown
+        | {
+            "epoch": last.epoch,
+            "skipped_steps": 0,
+            "losses": {},
+            "metrics": last.metrics,
+            "value": last.value,
+            "best_value": best.value,
+            "best_epoch": best.epoch,
+            "seconds": 0.0,
+            "ending": None,
+        }
+    ]

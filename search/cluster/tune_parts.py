@@ -88,6 +88,7 @@ class StudySearcher(Disposable, Searcher):
                 "number": proposal.number,
                 "config": dict(proposal.config),
                 "folder": str(proposal.folder),
+                "epochs": proposal.epochs,
                 BERTH: self._fleet.berth(proposal.number),
             }
         # None means "ask again": a running trial may yet fail and leave room for another.

@@ -56,6 +56,8 @@ class Proposal:
     """Flat TrialConfig."""
     folder: Path
     """Folder of its checkpoints; an existing one is continued."""
+    epochs: int = 0
+    """Epochs that the study knows of."""
 
 
 class Study:
@@ -171,7 +173,8 @@ class Study:
                 return self.propose()
         self._running.add(number)
         self.store.put_trial(row)
-        return Proposal(number, json.loads(row.config), self.store.checkpoint_folder(number).resolve())
+        folder = self.store.checkpoint_folder(number).resolve()
+        return Proposal(number, json.loads(row.config), folder, row.epochs)
 
     @in_turn
     def start(self) -> None:

@@ -153,9 +153,8 @@ def test_an_interrupted_search_says_how_to_go_on_and_does(workplace, sent):
     search = Search(workplace, "--epochs", "4")
     search.wait_for("epoch 1/4")
     assert search.end(sent) == EXIT_INTERRUPTED, search.output.read_text()
-    assert (
-        "Stopped. python -m search.run 'tiny cells.yaml' --epochs 4 goes on where it was." in search.output.read_text()
-    )
+    again = "python -m search.run 'tiny cells.yaml' --epochs 4"
+    assert f"Stopped. {again} continues where it was." in search.output.read_text()
     assert "Traceback" not in search.output.read_text()
     assert search.left_over() == []
     interrupted = {row.number: row for row in store_of(workplace).trials()}

@@ -14,13 +14,13 @@ from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from cellseg.files import storage_error, write_json
 from cellseg.training.epoch_report import EpochReport, TrainingError
-from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, last_report, trial_name
+from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, former_reports, trial_name
 
 CPU = torch.device("cpu")
 
 
 def config_of(number: int, folder: Path) -> dict:
-    return {"study": "cells", "number": number, "config": {"optim.lr": 0.01}, "folder": str(folder)}
+    return {"study": "cells", "number": number, "config": {"optim.lr": 0.01}, "epochs": 0, "folder": str(folder)}
 
 
 @pytest.fixture
@@ -190,8 +190,11 @@ def test_process_list_and_dashboard_name_the_trial(trainable):
     assert trainable.titles[-1] == "ray::cells/t0012"
 
 
-def write_checkpoint(folder: Path, epoch: int, value: float) -> None:
-    """A description as ``cellseg.checkpoint`` writes it, without weights."""
+def write_checkpoint(folder: Path, epoch: int, value: float, reports: list[dict] | None = None) -> None:
+    """A description as ``cellseg.checkpoint`` writes it, without weights; without reports as earlier versions did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if reports is not None:
+        torch.save({"reports": reports}, folder / "training.pt")
     description = {
         "config": {},
         "class_names": ["a"],
@@ -204,7 +207,7 @@ def write_checkpoint(folder: Path, epoch: int, value: float) -> None:
         "versions": {},
         "weights": "weights.pt",
         "weights_blake2b": "",
-        "training": None,
+        "training": None if reports is None else "training.pt",
         "format_version": 1,
     }
     write_json(folder / "checkpoint.json", description)
@@ -224,12 +227,22 @@ def test_a_trial_that_goes_on_repeats_the_epoch_it_goes_on_from(trainable, tmp_p
 
 
 def test_there_is_no_report_of_a_new_trial_or_of_an_epoch_that_is_trained_again(tmp_path):
-    assert last_report(tmp_path) is None
+    assert former_reports(tmp_path, 0) == []
     write_checkpoint(tmp_path / "best", 1, 0.7)
-    assert last_report(tmp_path) is None
+    assert former_reports(tmp_path, 0) == []
     write_checkpoint(tmp_path / "last", 1, 0.7)
     write_checkpoint(tmp_path / "best", 2, 0.8)
-    assert last_report(tmp_path) is None
+    assert former_reports(tmp_path, 0) == []
+
+
+def test_a_trial_that_goes_on_reports_every_epoch_that_the_study_missed(tmp_path):
+    """A kill may lose several short epochs, a rung or the end of training among them."""
+    reports = [make_report(epoch, epoch / 10, ending="patience" if epoch == 4 else None) for epoch in range(1, 5)]
+    write_checkpoint(tmp_path / "last", 4, 0.4, reports)
+    assert former_reports(tmp_path, 0) == reports
+    assert former_reports(tmp_path, 2) == reports[2:]
+    assert former_reports(tmp_path, 4) == reports[3:], "the study hears where the trial is"
+    assert former_reports(tmp_path, 9) == reports[3:], "its checkpoint is older than its tables"
 
 
 class Assigned:
