@@ -33,12 +33,12 @@ from cellseg.training.validation import Validation
 BEST, LAST = "best", "last"
 """Checkpoint folders inside a run's folder: the best epoch for predicting, the last one for resuming."""
 
-REPORTS = "reports"
-"""Key of a resumable checkpoint's training state: the reports of all its epochs."""
-
 FEW_SHAPES = 4
 """cuDNN benchmarks its algorithms for each shape of each layer, tenths of a second each time. Two image sizes, also
 rotated, and batches padded to the larger one are few shapes."""
+
+REPORTS = "reports"
+"""Key of a resumable checkpoint's training state: the reports of all its epochs."""
 
 
 @dataclass(frozen=True)

@@ -46,25 +46,24 @@ class Machines:
     """A Ray cluster with a head on which no trial runs, and machines that come and go. It asks for a token."""
 
     def __init__(self) -> None:
+        from ray._private import services
         from ray._private import utils as ray_utils
         from ray.cluster_utils import Cluster
 
         # A raylet dies if its dashboard's agent takes 15 s to start, as on a busy machine it does; without the
         # dashboard's packages, which nothing here needs, it takes a fraction.
         ray_utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
+        services.get_node = _patient(services.get_node)
         self._cluster = Cluster()
-        self.add(num_cpus=0)
+        self.add(num_cpus=0, include_dashboard=False, no_monitor=True)
         self.address: str = self._cluster.address
 
-    def add(self, num_cpus: int) -> Any:
-        """A new machine. Ray gives one half a minute to start, which a busy machine may need more of."""
-        for _ in range(4):
-            try:
-                return self._cluster.add_node(num_cpus=num_cpus, num_gpus=0, object_store_memory=100 * 2**20)
-            except Exception as error:
-                if "timed out during startup" not in str(error):
-                    raise
-        raise AssertionError("no Ray node starts here")
+    def add(self, num_cpus: int, **more: Any) -> Any:
+        """A new machine."""
+        memory = 100 * 2**20
+        return self._cluster.add_node(
+            num_cpus=num_cpus, num_gpus=0, object_store_memory=memory, include_log_monitor=False, **more
+        )
 
     def kill(self, machine: Any) -> None:
         """Kill a machine's raylet with SIGKILL, and with it all processes of trials there."""
@@ -83,6 +82,22 @@ class Machines:
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
+
+
+def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray gives a machine half a minute to start, which a busy one may need more of."""
+
+    def wait_for_node(*arguments: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    return wait_for_node
 
 
 @contextmanager
@@ -178,10 +193,11 @@ class Commands:
 
 @dataclass
 class Bench:
-    """A folder in which commands run on one cluster."""
+    """A folder in which one command runs again and again."""
 
     folder: Path
-    machines: Machines
+    machines: Machines | None
+    """None: without Ray."""
     commands: Commands
     study: str = "faults"
     slots: int = 1
@@ -206,9 +222,13 @@ class Bench:
     def start(self) -> Command:
         """Start the same command as every time."""
         log = self.folder / f"{self.study}-{len(self.started)}.log"
-        arguments = ["faults.yaml", "--study", self.study, "--address", self.machines.address]
-        arguments += ["--max-slots", str(self.slots), *self.settings]
-        self.started.append(self.commands.start(self.folder, log, arguments, self.faults))
+        arguments = ["faults.yaml", "--study", self.study, "--max-slots", str(self.slots), *self.settings]
+        faults = self.faults
+        if self.machines is None:
+            faults = (*faults, "no Ray")
+        else:
+            arguments += ["--address", self.machines.address]
+        self.started.append(self.commands.start(self.folder, log, arguments, faults))
         return self.started[-1]
 
     def finish(self) -> Command:
@@ -227,18 +247,22 @@ class Bench:
         file = journal_of(self.results, self.study)
         return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def trained(self) -> Counter[tuple[int, int]]:
-        """How often each (trial, epoch) was trained."""
-        return Counter((number, epoch) for event, number, epoch, _, _ in self.journal() if event == "epoch")
+    def begun(self) -> Counter[tuple[int, int]]:
+        """How often the training of each (trial, epoch) began."""
+        return Counter((number, epoch) for event, number, epoch, _, _ in self.journal() if event == "begin")
+
+    def num_trained(self) -> int:
+        """Count the epochs that were trained to their end."""
+        return sum(event == "epoch" for event, *_ in self.journal())
 
     def num_repeated(self) -> int:
-        """Count the epochs that were trained more than once."""
-        return sum(count - 1 for count in self.trained().values())
+        """Count how often an epoch was begun again."""
+        return sum(count - 1 for count in self.begun().values())
 
     def wait_for_epochs(self, count: int, command: Command) -> None:
         """Wait until so many epochs were trained in all, or the command has ended."""
         wait_until(
-            lambda: sum(self.trained().values()) >= count or command.status is not None,
+            lambda: self.num_trained() >= count or command.status is not None,
             f"{count} epochs are trained\n{command.output}",
         )
 

@@ -14,7 +14,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,8 +43,8 @@ space:
 
 
 def journal_of(results: Path, study: str) -> Path:
-    """Where trials note what they did, a JSON list a line: ``[event, trial, epoch, pid, time]``, the event ``start`` or
-    ``epoch``."""
+    """Where trials note what they did, a JSON list a line: ``[event, trial, epoch, pid, time]``. The event is
+    ``start`` (of a process, at that epoch), ``begin`` or ``epoch`` (the end of one)."""
     return results / f"{study}.journal"
 
 
@@ -60,13 +61,15 @@ class StandIn(FakeTrainable):
         epoch = json.loads(last.read_text())["epoch"] if last.exists() else 0
         _note(journal, "start", number, epoch)
         ending = None
-        for former in range(min(config["epochs"], epoch - 1) + 1, epoch + 1):  # as search.cluster.trainable has it
+        first = min(config["epochs"] + 1, epoch) or 1  # as search.cluster.trainable has it
+        for former in range(first, epoch + 1):
             report = lifelike_report(number, former, EPOCHS)
             ending = report["ending"]
             yield report
         while ending is None:
-            time.sleep(EPOCH_SECONDS)
             epoch += 1
+            _note(journal, "begin", number, epoch)
+            time.sleep(EPOCH_SECONDS)
             report = lifelike_report(number, epoch, EPOCHS)
             ending = report["ending"]
             new = last.with_suffix(".new")
@@ -88,9 +91,10 @@ def run_command(arguments: list[str], faults: list[str]) -> int:
     """Run the command with the stand-in; return its exit status.
 
     Args:
-        faults: of this process: ``no locks`` (of the file system), ``jumping clock``. ``trains``: no fault, but the
-            trials really train.
+        faults: of this process: ``no locks`` (of the file system), ``jumping clock``. No faults, but other
+            stand-ins: ``trains``: trials really train; ``no Ray``: trials take turns in the driver itself.
     """
+    import search.cluster.connect
     import search.cluster.driver
     import search.cluster.preflight
     import search.views.gallery
@@ -102,11 +106,41 @@ def run_command(arguments: list[str], faults: list[str]) -> int:
         search.views.gallery.write_overlays = lambda study, data: study.store.folder  # there is no model
     search.cluster.preflight.IMPORTS = ["cellseg"]  # the rest takes seconds
     proposer.NUM_RANDOM = 10**9  # what the model would propose depends on the moment at which it is asked
+    if "no Ray" in faults:
+        search.cluster.connect.ray_cluster = lambda address: nullcontext("")  # type: ignore[assignment]
+        search.cluster.driver.run_study = _take_turns  # type: ignore[assignment]
     if "no locks" in faults:
         fcntl.flock = _no_locks
     if "jumping clock" in faults:
         _let_clock_jump()
     return main(arguments)
+
+
+def _take_turns(study: Any, *_: Any, on_event: Callable[[], None], on_leave: Callable[[], None], **__: Any) -> bool:
+    """Do what :func:`search.cluster.driver.run_study` does, with trials that run in this process, an epoch each."""
+    from search.cluster.scratch import scratch_folder
+    from search.cluster.signals import stop_on_signals
+
+    trials: dict[int, Iterator[dict[str, Any]]] = {}
+    with study.store.buffered(1.0), scratch_folder(), stop_on_signals(study.interrupt, on_leave):
+        while not study.must_stop:
+            while len(trials) < study.experiment.max_slots and (proposal := study.propose()) is not None:
+                place = {"study": study.name, "number": proposal.number, "folder": str(proposal.folder)}
+                trials[proposal.number] = StandIn._fit(None, place | {"epochs": proposal.epochs})  # type: ignore[arg-type]
+            if not trials:
+                break
+            number = min(trials, key=lambda trial: (study.store.trial(trial).epochs, trial))
+            report = next(trials[number])
+            with study.store.held():
+                goes_on = study.report(number, report, "here")
+                if report["ending"] is not None:
+                    study.end(number, report["ending"])
+            if not goes_on:
+                del trials[number]
+            study.flush()
+            on_event()
+    study.interrupt()
+    return study.is_over
 
 
 def _no_locks(*_: Any) -> NoReturn:

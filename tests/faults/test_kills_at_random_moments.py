@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.faults.harness import Onlooker, require_clean, require_whole, tables
+from tests.faults.harness import Commands, Onlooker, require_clean, require_whole, tables
+from tests.faults.kills import run_kills
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -22,7 +23,18 @@ def test_the_undisturbed_study_has_what_the_others_are_compared_by(undisturbed, 
     require_clean(undisturbed)
     assert {row.reason for row in rows if row.state == "COMPLETE"} == {"epochs", "patience"}
     assert {row.epochs for row in rows if row.state == "PRUNED"} == {1, 3}
-    assert set(undisturbed.trained().values()) == {1}
+    assert undisturbed.num_repeated() == 0
+
+
+def test_kills_without_ray_lose_nothing_but_running_epochs(tmp_path):
+    """The same driver, store and checkpoints, with trials in the driver itself: many kills in little time."""
+    commands = Commands()
+    try:
+        tally = run_kills(10, 0, tmp_path, None, commands)
+    finally:
+        commands.close()
+    assert tally.kills == 10
+    assert tally.is_clean, tally.describe()
 
 
 @pytest.mark.parametrize("seed", seeds(default=3))
@@ -37,7 +49,7 @@ def test_a_killed_driver_costs_no_more_than_the_epochs_that_ran(make_bench, expe
         driver.send(signal.SIGKILL)
         driver.wait()
         onlooker.look()
-        trained = sum(bench.trained().values())
+        trained = bench.num_trained()
     bench.finish()
     onlooker.look()
     assert onlooker.lost == []
@@ -68,6 +80,7 @@ def test_a_killed_process_of_a_trial_costs_no_more_than_the_epoch_that_ran(make_
 def test_a_killed_machine_costs_no_more_than_the_epoch_that_ran(make_bench, expected, seed):
     """Its raylet is killed, and so are the processes of trials there; another machine is there to go on."""
     bench, moments = make_bench(settings=("--set", "resources={cpu: 5}")), random.Random(seed)
+    assert bench.machines is not None
     first, second = (bench.machines.add(num_cpus=5) for _ in range(2))
     try:
         driver = bench.start()
