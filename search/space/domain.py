@@ -106,6 +106,8 @@ class Range:
 
 Domain = Choices | Range
 
+MOST_STEPS = 2**53
+"""Beyond that, floats do not tell neighbours apart."""
 _DIGITS = 2000
 """Decimal digits of any number of steps: floats range over some 600."""
 
@@ -173,6 +175,10 @@ def _parse_range(key: str, raw: Mapping[str, Any], when: When, problems: list[Pr
             found.append(Problem(key, f"{name} must be an integer", f"{raw[name]}", remedy))
     if not found:
         found = _range_problems(key, raw["low"], raw["high"], log, raw.get("step"))
+    if not found and (kind == "int" or "step" in raw):
+        steps = (raw["high"] - raw["low"]) / raw.get("step", 1)
+        if steps > MOST_STEPS:
+            found.append(Problem(key, f"a range must have at most {MOST_STEPS:.1e} steps", f"{steps:.1e}"))
     problems += found
     if found:
         return None

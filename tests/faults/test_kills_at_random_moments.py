@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from tests.faults.harness import Commands, Onlooker, require_clean, require_whole, tables
-from tests.faults.kills import run_kills
+from tests.faults.harness import Onlooker, require_clean, require_whole, tables
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -24,17 +23,6 @@ def test_the_undisturbed_study_has_what_the_others_are_compared_by(undisturbed, 
     assert {row.reason for row in rows if row.state == "COMPLETE"} == {"epochs", "patience"}
     assert {row.epochs for row in rows if row.state == "PRUNED"} == {1, 3}
     assert undisturbed.num_repeated() == 0
-
-
-def test_kills_without_ray_lose_nothing_but_running_epochs(tmp_path):
-    """The same driver, store and checkpoints, with trials in the driver itself: many kills in little time."""
-    commands = Commands()
-    try:
-        tally = run_kills(10, 0, tmp_path, None, commands)
-    finally:
-        commands.close()
-    assert tally.kills == 10
-    assert tally.is_clean, tally.describe()
 
 
 @pytest.mark.parametrize("seed", seeds(default=3))
