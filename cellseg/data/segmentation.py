@@ -4,6 +4,7 @@ Shape suffixes: H height and W width of an image, h and w of a window in it.
 """
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -121,4 +122,5 @@ def _parse_counts(text: str) -> list[int] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: an integer may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

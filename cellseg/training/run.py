@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ OWNER = "owner"
 FEW_SHAPES = 4
 """cuDNN benchmarks its algorithms for each shape of each layer, tenths of a second each time. Two image sizes, also
 rotated, and batches padded to the larger one are few shapes."""
+
+REPORTS = "reports"
+"""Key of a resumable checkpoint's training state: the reports of all its epochs."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ class TrainingRun:
         self.best_value: float | None = gain(config.train.metric, -math.inf) if self.split.validation else None
         self.watched: list[float] = []
         """Values of ``optim.plateau_watch``, one per judged epoch, sign-adjusted so that larger is better."""
+        self.reports: list[dict[str, Any]] = []
+        """Of all epochs so far, as dicts: whoever missed some finds them in the checkpoint. Their seconds lack the wait
+        for the disk."""
         self.losses: dict[str, float] = {}
         """Mean losses of the last epoch, see :class:`cellseg.training.epoch_report.EpochReport`."""
         self.skipped_steps = 0
@@ -267,9 +273,6 @@ class TrainingRun:
         if improved:
             self.best_value, self.best_epoch = value, trained.epoch
         self.watched.append(watched_gain(self.config, trained.losses, metrics))
-        saved = self._writer.submit(
-            self._save, trained.states, self._description(trained, metrics), self._memory(), improved
-        )
         report = EpochReport(
             epoch=trained.epoch,
             losses=trained.losses,
@@ -285,6 +288,10 @@ class TrainingRun:
             micro_batch=self.stepper.micro_batch,
             parameters=self.parameters,
             ending=self.ending(),
+        )
+        self.reports.append(asdict(report))
+        saved = self._writer.submit(
+            self._save, trained.states, self._description(trained, metrics), self._memory(), improved
         )
         return JudgedEpoch(report, saved)
 
@@ -326,7 +333,12 @@ class TrainingRun:
 
     def _memory(self) -> dict[str, Any]:
         """Return a copy of the history that a resumed run needs."""
-        return {"best_value": self.best_value, "best_epoch": self.best_epoch, "watched": list(self.watched)}
+        return {
+            "best_value": self.best_value,
+            "best_epoch": self.best_epoch,
+            "watched": list(self.watched),
+            REPORTS: list(self.reports),
+        }
 
     def _save(
         self, states: Callable[[], dict[str, Any]], description: dict[str, Any], memory: dict[str, Any], improved: bool
@@ -379,6 +391,7 @@ class TrainingRun:
         self.stepper.skipped_in_a_row = training.get("skipped_in_a_row", 0)
         self.best_value, self.best_epoch = training["best_value"], training["best_epoch"]
         self.watched = training["watched"]
+        self.reports = training.get(REPORTS, [])  # checkpoints of earlier versions have none
         self.epoch = self.judged_epoch = checkpoint.info.epoch
 
     def close(self) -> None:

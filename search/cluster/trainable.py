@@ -27,7 +27,7 @@ from cellseg.files import is_storage_error, storage_error
 from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import TrainingError
 from search.cluster.trial_log import TrialLog
-from search.cluster.trial_reports import REPORTS, former_reports, note_report
+from search.cluster.trial_reports import former_reports
 from search.storage.checkpoint_copy import CheckpointCopy
 from search.storage.progress import ProgressWriter
 from search.storage.remote import Remote, working_folder
@@ -182,7 +182,7 @@ class CellTrainable(tune.Trainable):
         assert self._data is not None, "the step prepares the process"
         folder = checkpoint_folder(config)
         if uri := config.get("storage"):
-            self._copy = CheckpointCopy(Remote(uri), config["number"], folder, (REPORTS,))
+            self._copy = CheckpointCopy(Remote(uri), config["number"], folder)
             self._put_log = partial(_put_log, Remote(uri), folder)
             self._copy.fetch()
         trial = TrialConfig.from_flat(config["config"])
@@ -192,7 +192,6 @@ class CellTrainable(tune.Trainable):
                 yield former
             reports = fit(trial, self._data, folder, device=self._device, on_step=progress.step)
             for report in map(asdict, reports):
-                note_report(folder, report)
                 if self._copy is not None:
                     self._copy.start()
                     if report["ending"] is not None:

@@ -1,9 +1,10 @@
 """One sampled parameter: a list of choices or a range of numbers, in Optuna's words."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
@@ -105,6 +106,11 @@ class Range:
 
 Domain = Choices | Range
 
+MOST_STEPS = 2**53
+"""Beyond that, floats do not tell neighbours apart."""
+_DIGITS = 2000
+"""Decimal digits of any number of steps: floats range over some 600."""
+
 
 def parse_domain(key: str, raw: Mapping[str, Any]) -> tuple[Domain | None, list[Problem]]:
     """Read the domain that a space file describes for the config field ``key``, or None and every problem with it.
@@ -169,6 +175,10 @@ def _parse_range(key: str, raw: Mapping[str, Any], when: When, problems: list[Pr
             found.append(Problem(key, f"{name} must be an integer", f"{raw[name]}", remedy))
     if not found:
         found = _range_problems(key, raw["low"], raw["high"], log, raw.get("step"))
+    if not found and (kind == "int" or "step" in raw):
+        steps = (raw["high"] - raw["low"]) / raw.get("step", 1)
+        if steps > MOST_STEPS:
+            found.append(Problem(key, f"a range must have at most {MOST_STEPS:.1e} steps", f"{steps:.1e}"))
     problems += found
     if found:
         return None
@@ -191,15 +201,19 @@ def _range_problems(key: str, low: float, high: float, log: bool, step: float | 
         found.append(Problem(key, "log excludes step", f"step={step}", "Leave one out."))
     elif step <= 0:
         found.append(Problem(key, "step > 0 must hold", f"step={step}"))
-    elif step > high - low or (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
-        last = Decimal(str(low)) + (Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)) * Decimal(str(step))
-        hint = f"Make high {last}?" if last > low else "Make it smaller."
-        found.append(Problem(key, "step must divide high - low", f"low={low}, high={high}, step={step}", hint))
+    else:
+        with localcontext(prec=_DIGITS):
+            first, width, rest = (Decimal(str(number)) for number in (low, step, high))
+            last = first + (rest - first) // width * width
+        if step > high - low or last != rest:
+            hint = f"Make high {last}?" if last > low else "Make it smaller."
+            found.append(Problem(key, "step must divide high - low", f"low={low}, high={high}, step={step}", hint))
     return found
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: an integer may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _number_types(annotation: Any) -> set[type]:

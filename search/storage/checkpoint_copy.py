@@ -27,12 +27,11 @@ class CheckpointCopy:
         study: where the study is.
         number: the trial's.
         folder: local folder of the trial's checkpoints.
-        beside: files in it that are copied with them.
     """
 
-    def __init__(self, study: Remote, number: int, folder: Path, beside: tuple[str, ...] = ()):
+    def __init__(self, study: Remote, number: int, folder: Path):
         self._remote = study.below(*trial_prefix(number).split("/"))
-        self._folder, self._beside = folder, beside
+        self._folder = folder
         self._changed = threading.Condition()
         self._is_waiting = self._is_copying = False
         self._error: Exception | None = None
@@ -60,10 +59,6 @@ class CheckpointCopy:
                 for file in (DESCRIPTION, description["weights"], description["training"]):
                     if file is not None:
                         _link(self._folder / name / file, staged / name / file)
-        for name in self._beside:
-            if (self._folder / name).exists():
-                staged.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self._folder / name, staged / name)
         with self._changed:
             self._raise()
             shutil.rmtree(self._folder / _NEXT, ignore_errors=True)
@@ -120,9 +115,6 @@ class CheckpointCopy:
     def _copy(self, current: Path) -> None:
         """Copy one state: each checkpoint's description after its files, then remove what no description names."""
         copied: dict[int, str] = {}  # by inode: best and last may share their weights
-        for name in self._beside:
-            if (current / name).exists():
-                self._remote.put(current / name, name)
         for name in NAMES:
             if not (current / name).is_dir():
                 continue

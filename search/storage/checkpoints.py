@@ -82,11 +82,8 @@ class Checkpoints:
                 self._study.remove([name for name in names if number not in best or not name.startswith(kept)])
 
     def _keep_best(self, number: int) -> None:
-        """Delete of a trial's checkpoints, and of what is beside them, all but the weights of its best epoch."""
+        """Delete of a trial's checkpoints all but the weights of its best epoch."""
         shutil.rmtree(self.folder(number) / "last", ignore_errors=True)
-        for path in self.folder(number).glob("*.*"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
 
     def _remove(self, number: int) -> None:
         """Delete the checkpoints of a trial. A process on this machine that copies them removes its files itself."""

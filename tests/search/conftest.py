@@ -1,30 +1,11 @@
 """Fixtures of the search's tests."""
 
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from searches import Workplace
 from spacefiles import TINY_SPACE
-
-
-@dataclass
-class Workplace:
-    """A folder with a space file, in which commands run as people run them."""
-
-    folder: Path
-    output: str = ""
-    """What the first search printed."""
-
-    def command(self, module: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", module, *arguments]
-
-    def run(self, module: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            self.command(module, *arguments), cwd=cwd or self.folder, capture_output=True, text=True, timeout=400
-        )
 
 
 @pytest.fixture

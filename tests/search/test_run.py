@@ -1,16 +1,12 @@
 """The command as people run it: from a space file to results, interrupted, killed and continued."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import time
-import uuid
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from searches import Search
 
 from cellseg.checkpoint import open_checkpoint
 from cellseg.cli import EXIT_INTERRUPTED
@@ -120,60 +116,14 @@ def test_after_a_search_its_front_of_metric_and_cost_is_told(searched):
     assert all(row.seconds_per_epoch for row in store_of(searched).trials())
 
 
-class Search:
-    """A search in a process of its own. Everything it starts carries a mark in its environment."""
-
-    def __init__(self, place, *arguments: str):
-        self.mark = uuid.uuid4().hex
-        self.output = place.folder / f"{self.mark}.log"
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                place.command("search.run", "tiny cells.yaml", *arguments),
-                cwd=place.folder,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"SEARCH_TEST_MARK": self.mark},
-                start_new_session=True,
-            )
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + 300
-        while text not in self.output.read_text():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.1)
-
-    def end(self, sent: signal.Signals) -> int:
-        self.process.send_signal(sent)
-        return self.process.wait(120)
-
-    def left_over(self, seconds: float = 120) -> list[str]:
-        """Processes that it started and that are still there after a while: Ray's agents look for their master now
-        and then."""
-        deadline = time.monotonic() + seconds
-        while (names := self._children()) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        return names
-
-    def _children(self) -> list[str]:
-        names = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (folder / "environ").read_bytes():
-                    names.append((folder / "cmdline").read_text().replace("\0", " "))
-            except OSError:
-                continue  # it ended, or it is not ours
-        return names
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_search_says_how_to_go_on_and_does(workplace, sent):
     search = Search(workplace, "--epochs", "4")
     search.wait_for("epoch 1/4")
     assert search.end(sent) == EXIT_INTERRUPTED, search.output.read_text()
-    assert (
-        "Stopped. python -m search.run 'tiny cells.yaml' --epochs 4 goes on where it was." in search.output.read_text()
-    )
+    again = "python -m search.run 'tiny cells.yaml' --epochs 4"
+    assert f"Stopped. {again} continues where it was." in search.output.read_text()
     assert "Traceback" not in search.output.read_text()
     assert search.left_over() == []
     interrupted = {row.number: row for row in store_of(workplace).trials()}

@@ -208,6 +208,7 @@ def test_compressed_rle_is_decoded_as_pycocotools_does(share):
         ([[1, 2, 3, 4]], "at least three x, y pairs"),
         ([[1, 2, 3, 4, 5, 6, 7]], "at least three x, y pairs"),
         ([[1, 2, 3, 4, 5, float("nan")]], "of finite numbers"),
+        ([[1, 2, 3, 4, 5, 10**400]], "of finite numbers"),
         ([["1", 2, 3, 4, 5, 6]], "of finite numbers"),
         ([1, 2, 3, 4, 5, 6], "a polygon must be a list"),
         ([[50, 50, 60, 50, 60, 60]], "must cover a pixel of the image, but covers none"),

@@ -1,5 +1,7 @@
 """What a run's settings do to its steps; how a run begins, goes on and ends is in test_train.py."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -254,3 +256,17 @@ def test_a_checkpoint_knows_the_names_and_category_ids_of_the_annotations(
         info = open_checkpoint(tmp_path / name).info
         assert info.category_ids == (0, 7, 9, 90)
         assert info.class_names == packed.class_names
+
+
+def test_a_resumable_checkpoint_tells_of_all_epochs_so_far(packed, tiny_config, tmp_path, without_training, scripted):
+    """Whoever was killed before it heard of some finds them there."""
+    scripted(0.5, 0.4, 0.6)
+    first = fit(tiny_config(train__epochs=3), packed, tmp_path, device=CPU)
+    reports = [next(first), next(first)]
+    first.close()
+    reports += fit(tiny_config(train__epochs=3), packed, tmp_path, device=CPU)
+    training = open_checkpoint(tmp_path / "last").load_training()
+    assert training is not None
+    assert [told | {"seconds": 0.0} for told in training["reports"]] == [
+        asdict(report) | {"seconds": 0.0} for report in reports
+    ]

@@ -16,13 +16,13 @@ from cellseg.files import storage_error, write_json
 from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import EpochReport, TrainingError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, trial_name
-from search.cluster.trial_reports import REPORTS, former_reports, last_report, note_report
+from search.cluster.trial_reports import former_reports
 
 CPU = torch.device("cpu")
 
 
 def config_of(number: int, folder: Path) -> dict:
-    return {"study": "cells", "number": number, "config": {"optim.lr": 0.01}, "folder": str(folder)}
+    return {"study": "cells", "number": number, "config": {"optim.lr": 0.01}, "epochs": 0, "folder": str(folder)}
 
 
 @pytest.fixture
@@ -200,8 +200,11 @@ def test_process_list_and_dashboard_name_the_trial(trainable):
     assert trainable.titles[-1] == "ray::cells/t0012"
 
 
-def write_checkpoint(folder: Path, epoch: int, value: float) -> None:
-    """A description as ``cellseg.checkpoint`` writes it, without weights."""
+def write_checkpoint(folder: Path, epoch: int, value: float, reports: list[dict] | None = None) -> None:
+    """A description as ``cellseg.checkpoint`` writes it, without weights; without reports as earlier versions did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if reports is not None:
+        torch.save({"reports": reports}, folder / "training.pt")
     description = {
         "config": {},
         "class_names": ["a"],
@@ -214,7 +217,7 @@ def write_checkpoint(folder: Path, epoch: int, value: float) -> None:
         "versions": {},
         "weights": "weights.pt",
         "weights_blake2b": "",
-        "training": None,
+        "training": None if reports is None else "training.pt",
         "format_version": 1,
     }
     write_json(folder / "checkpoint.json", description)
@@ -234,21 +237,28 @@ def test_a_trial_that_goes_on_repeats_the_epoch_it_goes_on_from(trainable, tmp_p
 
 
 def test_there_is_no_report_of_a_new_trial_or_of_an_epoch_that_is_trained_again(tmp_path):
-    assert last_report(tmp_path) is None
+    assert former_reports(tmp_path, 0) == []
     write_checkpoint(tmp_path / "best", 1, 0.7)
-    assert last_report(tmp_path) is None
+    assert former_reports(tmp_path, 0) == []
     write_checkpoint(tmp_path / "last", 1, 0.7)
     write_checkpoint(tmp_path / "best", 2, 0.8)
-    assert last_report(tmp_path) is None
+    assert former_reports(tmp_path, 0) == []
+
+
+def test_a_trial_that_goes_on_reports_every_epoch_that_the_study_missed(tmp_path):
+    """A kill may lose several short epochs, a rung or the end of training among them."""
+    reports = [make_report(epoch, epoch / 10, ending="patience" if epoch == 4 else None) for epoch in range(1, 5)]
+    write_checkpoint(tmp_path / "last", 4, 0.4, reports)
+    assert former_reports(tmp_path, 0) == reports
+    assert former_reports(tmp_path, 2) == reports[2:]
+    assert former_reports(tmp_path, 4) == reports[3:], "the study hears where the trial is"
+    assert former_reports(tmp_path, 9) == reports[3:], "its checkpoint is older than its tables"
 
 
 def test_epochs_that_the_study_missed_are_told_again_in_full(trainable, tmp_path):
     """A killed driver may lose the rows of more than one short epoch."""
     folder = tmp_path / "t0007"
-    for epoch in (1, 2, 3, 4):
-        note_report(folder, make_report(epoch, epoch / 10))
-    write_checkpoint(folder / "best", 3, 0.3)
-    write_checkpoint(folder / "last", 3, 0.3)  # the fourth epoch is trained again: its checkpoint is gone
+    write_checkpoint(folder / "last", 3, 0.3, [make_report(epoch, epoch / 10) for epoch in (1, 2, 3)])
     trainable = trainable(epochs)
     trainable._begin(config_of(7, folder) | {"epochs": 1})
     reports = [json.loads(trainable.step()[REPORT]) for _ in range(2)]
@@ -256,32 +266,6 @@ def test_epochs_that_the_study_missed_are_told_again_in_full(trainable, tmp_path
     assert trainable.calls == []
     trainable.step()
     assert len(trainable.calls) == 1
-
-
-def test_a_trial_notes_its_reports_beside_its_checkpoints(trainable, tmp_path):
-    trainable = trainable(epochs)
-    for _ in range(2):
-        trainable.step()
-    write_checkpoint(tmp_path / "t0007" / "last", 2, 0.2)
-    noted = former_reports(tmp_path / "t0007", 0)
-    assert [(report["epoch"], report["ending"]) for report in noted] == [(1, None), (2, "epochs")]
-
-
-def test_a_line_that_a_kill_cut_off_costs_no_other_report(tmp_path):
-    note_report(tmp_path, make_report(1, 0.1))
-    with (tmp_path / REPORTS).open("a") as file:
-        file.write(json.dumps(make_report(2, 0.2))[:30])
-    note_report(tmp_path, make_report(2, 0.3))
-    note_report(tmp_path, make_report(3, 0.3))
-    write_checkpoint(tmp_path / "last", 3, 0.3)
-    assert former_reports(tmp_path, 0) == [make_report(1, 0.1), make_report(2, 0.3), make_report(3, 0.3)]
-
-
-def test_an_epoch_whose_report_was_not_noted_is_told_by_its_checkpoints(tmp_path):
-    note_report(tmp_path, make_report(1, 0.1))
-    for name in ("best", "last"):
-        write_checkpoint(tmp_path / name, 2, 0.6)
-    assert [(report["epoch"], report["best_value"]) for report in former_reports(tmp_path, 0)] == [(1, 0.1), (2, 0.6)]
 
 
 class Assigned:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import make_report, make_study
+from fakes import lifelike_ending, lifelike_report, make_report, make_study
 
 import search.storage.store
 from search.storage.tables import EpochRow, TrialRow
@@ -22,10 +22,7 @@ class Killed(BaseException):
 
 @dataclass
 class World:
-    """What outlives a kill beside the tables: checkpoints, and what an onlooker saw in the tables so far.
-
-    A trial's curve follows from its config alone. Values are rounded, so that many are equal.
-    """
+    """What outlives a kill beside the tables: checkpoints, and what an onlooker saw in the tables so far."""
 
     folder: Path
     slots: int
@@ -58,29 +55,15 @@ class World:
             if not fresh.pop(number, False):
                 self.trained[number] = self.trained.get(number, 0) + 1
             epoch = self.trained[number]
-            ending = self.ending(number, epoch)
+            ending = lifelike_ending(number, epoch, EPOCHS)
             with study.store.held():
-                goes_on = study.report(number, self.report(study, number, epoch, ending))
+                goes_on = study.report(number, lifelike_report(number, epoch, EPOCHS))
                 if ending is not None:
                     study.end(number, ending)
             if goes_on:
                 heapq.heappush(events, (now + self.seconds(number), number, 0))
             begin()
         return study.is_over
-
-    def report(self, study, number: int, epoch: int, ending: str | None) -> dict:
-        rng = np.random.default_rng(number)
-        level, losses = rng.uniform(0.2, 0.9), rng.uniform(size=EPOCHS)
-        values = [round(level * (1 - math.exp(-e / 2)), 1) for e in range(1, EPOCHS + 1)]
-        loss = round(float(losses[epoch - 1]), 1)
-        return make_report(epoch, values[epoch - 1], ending=ending, **{"loss/validation": loss}) | {
-            "seconds": 2.0 + losses[epoch - 1]
-        }
-
-    def ending(self, number: int, epoch: int) -> str | None:
-        if number % 7 == 3 and epoch == 3:
-            return "patience"  # at a rung, by itself
-        return "epochs" if epoch == EPOCHS else None
 
     def seconds(self, number: int) -> float:
         return 1.0 + (number * 37 % 11) / 10
@@ -172,3 +155,46 @@ def test_with_several_slots_what_passed_a_rung_has_passed_it_whenever_the_search
     assert len(world.ended) == TRIALS
     assert {row.state for row in world.ended.values()} == {"COMPLETE", "PRUNED"}
     assert any(row.state == "COMPLETE" and row.reason == "epochs" for row in world.ended.values())
+
+
+def arrivals(study, rung: int) -> dict[int, tuple]:
+    return {number: (each.value, each.tie_breaker, each.went_on) for number, each in study.asha.rung(rung).items()}
+
+
+def test_an_epoch_that_was_written_but_not_judged_counts_nowhere_until_it_is_reported_again(tmp_path, monkeypatch):
+    study = make_study(tmp_path)
+    for _ in range(2):
+        study.propose()
+    study.report(0, make_report(1, 0.5))
+    study.report(0, make_report(2, 0.6))
+
+    def killed(*_) -> None:
+        raise Killed
+
+    monkeypatch.setattr(study.store, "put_trial", killed)
+    with pytest.raises(Killed):
+        study.report(0, make_report(3, 0.9) | {"seconds": 100.0})
+    study.store.flush()
+    again = make_study(tmp_path)
+    assert [epoch.epoch for epoch in again.store.epochs(0)] == [1, 2, 3]
+    assert (again.rows[0].epochs, again.asha.rungs) == (2, (1, 3))
+    assert arrivals(again, 3) == {}, "nobody was judged there"
+    assert arrivals(again, 1).keys() == {0}
+    for _ in range(2):
+        again.propose()
+    assert again.report(0, make_report(3, 0.9))
+    assert again.rows[0].seconds_per_epoch == 0.5
+    assert again.rows[0].seconds == 1.5
+    assert [epoch.epoch for epoch in again.store.epochs(0)] == [1, 2, 3]
+
+
+def test_a_trial_that_ended_by_itself_at_a_rung_went_on_there_before_and_after_a_kill(tmp_path):
+    """Of equal trials those that went on are ahead: else a tie would be decided otherwise after a kill."""
+    study = make_study(tmp_path)
+    for _ in range(2):
+        study.propose()
+    study.report(0, make_report(1, 0.5))
+    assert not study.report(1, make_report(1, 0.1, ending="patience"))
+    study.end(1, "patience")
+    assert arrivals(study, 1)[1][2], "whatever ASHA would have said"
+    assert arrivals(make_study(tmp_path), 1) == arrivals(study, 1)
