@@ -66,10 +66,13 @@ class Host:
         self.address = f"{NETWORK}.{number}"
         self._shared = shared
         flags = ["--fork", "--kill-child", "--mount-proc", "bash", "-euc", _INIT, "init", name]
-        self._unshare = subprocess.Popen(["unshare", *_SPACES, *flags], stdout=subprocess.PIPE, text=True)
-        assert self._unshare.stdout is not None
+        # Its errors are only of interest here: killed, it complains about that.
+        self._unshare = subprocess.Popen(
+            ["unshare", *_SPACES, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self._unshare.stdout is not None and self._unshare.stderr is not None
         if self._unshare.stdout.readline() != "up\n":
-            raise RuntimeError(f"host {name} does not start")
+            raise RuntimeError(f"host {name} does not start: {self._unshare.stderr.read().strip()}")
         # The first process of the host: all others end with it.
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
         self._init = int(children.read_text())

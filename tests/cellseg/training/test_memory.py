@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from cellseg.checkpoint import open_checkpoint
+from cellseg.checkpoint import has_checkpoint, open_checkpoint
 from cellseg.data.loader import TrainingImages, training_loader
 from cellseg.data.split import split
 from cellseg.training import memory, validation
@@ -81,7 +81,7 @@ def test_what_does_not_fit_one_at_a_time_ends_with_the_sizes(packed, tiny_config
         f"images of up to {height} x {width} px and {cells} cells do not fit, even one at a time, from a "
         f"batch of 3 ({FULL})"
     )
-    assert not (tmp_path / "last").exists()
+    assert not has_checkpoint(tmp_path / "last")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(FULL), RuntimeError(CUBLAS_FULL), MemoryError()])
