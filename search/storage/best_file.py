@@ -12,6 +12,11 @@ from search.storage.tables import TrialRow
 BEST_FILE = "best.yaml"
 
 
+def told(row: TrialRow) -> tuple[object, ...]:
+    """What the file tells of a trial: the file of two equal ones is the same."""
+    return row.number, row.metric, row.best_epoch, row.config
+
+
 def write_best(folder: Path, row: TrialRow, metric: str) -> None:
     """Write the whole config of a trial, each field under its part, with a comment that says where it is from.
 

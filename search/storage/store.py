@@ -30,7 +30,7 @@ from cellseg.errors import UserError
 from cellseg.files import read_json, write_json
 from search.cost import Objective
 from search.storage.backup import backup_of, how_to_restore
-from search.storage.best_file import BEST_FILE, write_best
+from search.storage.best_file import BEST_FILE, told, write_best
 from search.storage.checkpoints import Checkpoints
 from search.storage.lease import require_lease
 from search.storage.remote import remote_study
@@ -401,7 +401,7 @@ class StudyStore:
             best = next(iter(self.best_trials(1)), None)
         else:
             best = min([former, *changed], key=lambda row: self._rank(row) or (math.inf, row.number))
-        if best is not None and best != former:
+        if best is not None and (former is None or told(best) != told(former)):
             write_best(self.folder, best, self.metric)
             self._put(self.folder / BEST_FILE)
         self._best_row = best
