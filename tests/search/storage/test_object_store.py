@@ -1,7 +1,7 @@
 """Studies in an object store, on a real server of the S3 protocol that the tests start."""
 
+import importlib
 import json
-import logging
 import os
 import shutil
 import signal
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fakes import finish, make_report, make_space, study_of
+from s3_server import lead_to, s3_server
 
 from cellseg.checkpoint import has_checkpoint, open_checkpoint, save_checkpoint
 from cellseg.errors import UserError
@@ -28,26 +29,14 @@ from search.storage.remote import Remote, reading_folder, working_folder
 from search.storage.store import StudyStore
 from search.study.study import Study
 
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-moto_server = pytest.importorskip("moto.server", reason="the test extra brings it")
 pytest.importorskip("s3fs", reason="the s3 extra brings it")
-
-BUCKET = "cells"
 
 
 @pytest.fixture(scope="module")
 def endpoint():
     """The address of a server that knows one bucket."""
-    import boto3
-
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=address, **keys).create_bucket(Bucket=BUCKET)
-    yield address
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 def forget_clients() -> None:
@@ -59,16 +48,10 @@ def forget_clients() -> None:
 @pytest.fixture
 def s3(endpoint, tmp_path, monkeypatch):
     """The URI of a folder of results that nobody has used, in an environment that leads to the server."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    uri = lead_to(endpoint, monkeypatch)
     monkeypatch.setenv(remote.CACHE, str(tmp_path / "cache"))
     forget_clients()
-    yield f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
+    yield uri
     forget_clients()
 
 
@@ -329,14 +312,12 @@ def test_credentials_that_are_not_there_are_asked_for(s3, tmp_path, monkeypatch)
 
 
 def test_a_package_that_is_not_installed_is_named(s3):
-    import fsspec.registry
-
     with (
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(UserError, match=r"a package must be installed, .* Run pip install 'cellseg-search\[s3\]'\.$"),
     ):
         patch.setitem(sys.modules, "s3fs", None)
-        patch.delitem(fsspec.registry._registry, "s3")
+        patch.delitem(importlib.import_module("fsspec.registry")._registry, "s3")
         Remote(s3)
 
 
@@ -413,10 +394,11 @@ with study.store.buffered(1.0):
 """
 
 
+@pytest.mark.timeout(400)
 def test_a_driver_that_is_killed_leaves_a_study_that_goes_on(s3, tmp_path):
     tests = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     with subprocess.Popen([sys.executable, "-c", DRIVER, s3, *tests], stdout=subprocess.PIPE, text=True) as driver:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and int(driver.stdout.readline() or 30) < 5:
             pass
         driver.send_signal(signal.SIGKILL)
