@@ -190,6 +190,8 @@ class CellTrainable(tune.Trainable):
                 if report["ending"] is not None:
                     self._copy.finish()
             yield report
+        if self._copy is not None:
+            self._copy.finish()
 
     def _end(self, ending: str, detail: str) -> dict[str, Any]:
         """The result of a trial that ends; called where its error, if there is one, was caught."""
