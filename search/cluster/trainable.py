@@ -197,6 +197,8 @@ class CellTrainable(tune.Trainable):
                     if report["ending"] is not None:
                         self._copy.finish()
                 yield report
+        if self._copy is not None:
+            self._copy.finish()
 
     def _measure(self) -> tuple[str, int | None]:
         """The device, and the most memory so far in bytes."""

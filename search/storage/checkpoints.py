@@ -22,6 +22,7 @@ class Checkpoints:
         self._folder = folder
         self._study = study
         self._deleted: set[int] = set()  # for good: ended trials
+        self._has_looked = False
 
     def folder(self, number: int) -> Path:
         """Return where the checkpoints of a trial are, if it has any. The folder need not exist."""
@@ -58,6 +59,11 @@ class Checkpoints:
         Args:
             rows: all trials.
         """
+        rows = list(rows)
+        if self._study is not None and not self._has_looked:  # once, instead of a question for each trial
+            self._has_looked = True
+            there = {int(name.removeprefix("t")) for name in self._study.below("checkpoints").folders()}
+            self._deleted |= {row.number for row in rows if row.state not in UNFINISHED} - there
         for row in rows:
             if row.state in UNFINISHED or row.number in self._deleted:
                 continue

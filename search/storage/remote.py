@@ -102,9 +102,7 @@ class Remote:
             import fsspec
 
             options = _OPTIONS.get(protocol, {})
-            self._fs: fsspec.AbstractFileSystem = (
-                _parent._fs if _parent else fsspec.filesystem(protocol, use_listings_cache=False, **options)
-            )
+            self._fs: Any = _parent._fs if _parent else fsspec.filesystem(protocol, use_listings_cache=False, **options)
             self._root = self._fs._strip_protocol(self.uri)
 
     def below(self, *names: str) -> "Remote":

@@ -123,11 +123,18 @@ class LimitWatch:
     @property
     def usage(self) -> Usage:
         """The amounts used so far."""
-        self._num_stale = self._stale_trials()
-        return self._usage()
+        rows = self._store.trials()
+        values = [row.metric for row in rows if row.metric is not None]
+        return Usage(
+            hours=self._stopwatch.seconds / 3600,
+            gpu_hours=sum(map(self.gpu_seconds, rows)) / 3600,
+            best=max(values, key=lambda value: gain(self._experiment.metric, value), default=None),
+            stale_trials=self._stale_trials(),
+        )
 
     def _usage(self) -> Usage:
-        """The amounts, with the trials since the best as of the latest end: to find the best looks at all trials."""
+        """The same from what changed since the last call, and with the trials since the best as of the latest end: for
+        every report of a large search. Not for several threads."""
         revision, self._revision = self._revision, self._store.revision
         metric = self._experiment.metric
         for row in self._store.changed_since(revision):

@@ -136,8 +136,9 @@ def _epochs(config: dict[str, Any], value: float, epoch_seconds: float = 0.0) ->
     last = Path(config["folder"]) / "last" / "epoch"
     last.parent.mkdir(parents=True, exist_ok=True)
     epoch = int(last.read_text()) if last.exists() else 0
-    if epoch:
-        yield make_report(epoch, value + epoch / 100, pid=os.getpid())
+    first = min(config.get("epochs", epoch), epoch - 1) + 1  # of those that the study may have missed
+    for former in range(max(1, first), epoch + 1):
+        yield make_report(former, value + former / 100, pid=os.getpid())
     while epoch < 4:
         epoch += 1
         time.sleep(epoch_seconds)

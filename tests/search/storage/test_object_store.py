@@ -1,7 +1,7 @@
 """Studies in an object store, on a real server of the S3 protocol that the tests start."""
 
+import importlib
 import json
-import logging
 import os
 import shutil
 import signal
@@ -13,11 +13,13 @@ import uuid
 from pathlib import Path
 
 import pytest
-from fakes import finish, make_report, make_space, study_of
+from fakes import empty_table, finish, make_report, make_space, study_of
+from s3_server import lead_to, s3_server
 
 from cellseg.checkpoint import has_checkpoint, open_checkpoint, save_checkpoint
 from cellseg.errors import UserError
 from cellseg.files import StorageError, storage_error
+from cellseg.training.epoch_report import EpochReport
 from search.storage import lease, remote, trial_table
 from search.storage.checkpoint_copy import CheckpointCopy
 from search.storage.find import find_study, list_studies
@@ -28,26 +30,14 @@ from search.storage.remote import Remote, reading_folder, working_folder
 from search.storage.store import StudyStore
 from search.study.study import Study
 
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-moto_server = pytest.importorskip("moto.server", reason="the test extra brings it")
 pytest.importorskip("s3fs", reason="the s3 extra brings it")
-
-BUCKET = "cells"
 
 
 @pytest.fixture(scope="module")
 def endpoint():
     """The address of a server that knows one bucket."""
-    import boto3
-
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=address, **keys).create_bucket(Bucket=BUCKET)
-    yield address
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 def forget_clients() -> None:
@@ -59,16 +49,10 @@ def forget_clients() -> None:
 @pytest.fixture
 def s3(endpoint, tmp_path, monkeypatch):
     """The URI of a folder of results that nobody has used, in an environment that leads to the server."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    uri = lead_to(endpoint, monkeypatch)
     monkeypatch.setenv(remote.CACHE, str(tmp_path / "cache"))
     forget_clients()
-    yield f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
+    yield uri
     forget_clients()
 
 
@@ -279,6 +263,53 @@ def test_a_copy_that_breaks_off_leaves_the_former_checkpoint(s3, tmp_path, monke
     assert open_checkpoint(folder / "last").info.epoch == 2
 
 
+def test_a_trials_process_works_on_its_own_disk_and_another_goes_on_from_the_store(s3, tmp_path, monkeypatch):
+    import ray
+
+    import cellseg.training.fit
+    from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable
+
+    study = begin(s3)
+    proposal = study.propose()
+    begun, stops_after = [], 2
+
+    def fit(config, data, folder, device):
+        begun.append(open_checkpoint(folder / "last").info.epoch if has_checkpoint(folder / "last") else 0)
+        assert folder.is_relative_to(os.environ[remote.CACHE])
+        for epoch in range(begun[-1] + 1, stops_after + 1):
+            save(folder, epoch, epoch / 10)
+            yield EpochReport(**make_report(epoch, epoch / 10, ending="epochs" if epoch == 3 else None))
+
+    monkeypatch.setattr(ray._raylet, "setproctitle", lambda title: None)
+    monkeypatch.setattr(CellTrainable, "_take_resources", lambda self: None)
+    monkeypatch.setattr(cellseg.training.fit, "fit", fit)
+    config = {"study": "study", "number": 0, "config": dict(proposal.config), "folder": str(proposal.folder)}
+    config |= {"storage": study.store.uri, "epochs": 0}
+    process = CellTrainable.__new__(CellTrainable)
+    process.setup(config, data=empty_table())
+    results = [process.step() for _ in range(2)]
+    assert [json.loads(result[REPORT])["epoch"] for result in results] == [1, 2]
+    process.cleanup()
+    objects = {name.rpartition("/")[2] for name in Remote(study.store.uri).sizes("checkpoints/t0000")}
+    assert objects == {"checkpoint.json", "weights-0002.pt", "training-0002.pt", "reports.jsonl"}
+    assert not any(Path(os.environ[remote.CACHE]).rglob("*.pt")), "its own disk is clean"
+
+    monkeypatch.setenv(remote.CACHE, str(tmp_path / "another machine"))
+    stops_after = 3
+    process = CellTrainable.__new__(CellTrainable)
+    process.setup(config | {"epochs": 1}, data=empty_table())
+    results = [process.step() for _ in range(2)]
+    assert [(json.loads(result[REPORT])["epoch"], result[ENDING]) for result in results] == [(2, None), (3, "epochs")]
+    assert begun == [0, 2]
+    assert open_checkpoint(study.store.fetch_checkpoint(0, "best")).info.epoch == 3, "its end waited for the copy"
+
+    monkeypatch.setattr(Remote, "put", down)
+    stops_after = 4
+    process.reset_config(config | {"epochs": 3})
+    ended = [process.step() for _ in range(3)][-1]
+    assert (ended[ENDING], "must be reachable" in ended[DETAIL]) == ("storage", True)
+
+
 def test_a_second_driver_is_told_who_holds_the_study(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
     with study_lock(working_folder(s3), "study"):
@@ -329,14 +360,12 @@ def test_credentials_that_are_not_there_are_asked_for(s3, tmp_path, monkeypatch)
 
 
 def test_a_package_that_is_not_installed_is_named(s3):
-    import fsspec.registry
-
     with (
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(UserError, match=r"a package must be installed, .* Run pip install 'cellseg-search\[s3\]'\.$"),
     ):
         patch.setitem(sys.modules, "s3fs", None)
-        patch.delitem(fsspec.registry._registry, "s3")
+        patch.delitem(importlib.import_module("fsspec.registry")._registry, "s3")
         Remote(s3)
 
 
@@ -400,6 +429,7 @@ def test_a_plain_folder_stays_a_plain_folder(tmp_path):
 
 DRIVER = """
 import sys
+import time
 sys.path[:0] = sys.argv[2:]
 from test_object_store import begin, make_report
 study = begin(sys.argv[1], trials=100, asha=False)
@@ -409,15 +439,17 @@ with study.store.buffered(1.0):
         study.report(number, make_report(1, number / 100))
         study.end(number, "epochs")
         study.pause()
+        time.sleep(0.2)
         print(study.num_finished, flush=True)
 """
 
 
+@pytest.mark.timeout(400)
 def test_a_driver_that_is_killed_leaves_a_study_that_goes_on(s3, tmp_path):
     tests = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     with subprocess.Popen([sys.executable, "-c", DRIVER, s3, *tests], stdout=subprocess.PIPE, text=True) as driver:
-        deadline = time.monotonic() + 100
-        while time.monotonic() < deadline and int(driver.stdout.readline() or 30) < 5:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and int(driver.stdout.readline() or 30) < 15:
             pass
         driver.send_signal(signal.SIGKILL)
     again = begin(s3, trials=100, asha=False)
