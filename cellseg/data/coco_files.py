@@ -51,7 +51,8 @@ def find_annotations(files: FilesBelow) -> list[Path]:
 
 
 def choose_annotations(root: Path, annotations: str | None, found: list[Path] | None = None) -> AnnotationFiles:
-    """Choose the annotation file that is named, the only one there is, or those of the splits of one data set.
+    """Choose the annotation file that is named, the only one there is, directly in ``root`` or anywhere below, or those
+    of the splits of one data set.
 
     Args:
         found: what :func:`find_annotations` found; None: look now.
@@ -62,8 +63,9 @@ def choose_annotations(root: Path, annotations: str | None, found: list[Path] | 
     if annotations is not None:
         return AnnotationFiles((root / annotations,))
     found = find_annotations(FilesBelow(root)) if found is None else found
-    if len(found) == 1:
-        return AnnotationFiles((found[0],))
+    beside = [path for path in found if path.parent == root]
+    if len(found) == 1 or len(beside) == 1:  # what lies in the folder itself is meant, whatever lies deeper
+        return AnnotationFiles(((beside or found)[0],))
     if splits := _splits(found, root):
         return splits
     names = [relative_name(path, root) for path in found]

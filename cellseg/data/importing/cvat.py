@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellseg.data.files_below import FilesBelow
+from cellseg.data.headers import require_size
 from cellseg.data.importing.listing import Item, Listing, note_unannotated
 from cellseg.data.importing.options import ImportOptions, require_extra
 from cellseg.data.importing.shapes import Bitmap, Ellipse, Outlines, Shape, Union, ring_of
@@ -139,6 +140,7 @@ def _shape(element: "Element") -> Shape:
 def _decode_mask(element: "Element") -> tuple[np.ndarray, tuple[int, int]]:
     """A mask: lengths of runs of background and cell, row by row, inside its box."""
     left, top, width, height = (int(value) for value in _numbers(element, "left", "top", "width", "height"))
+    require_size(Path("mask"), height, width)
     runs = [int(run) for run in (element.get("rle") or "").split(",") if run.strip()]
     if min(width, height) < 1 or min(runs, default=0) < 0 or sum(runs) != width * height:
         raise ValueError(f"rle must add up to the {width} x {height} pixels of its box, but got {sum(runs)}.")

@@ -18,7 +18,7 @@ from cellseg.errors import UserError
 
 _SUFFIXES = (".geojson", ".geojson.gz", ".geo.json", ".json.gz")
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
-_MAX_BYTES = 4_000_000_000
+_MAX_BYTES = 1_000_000_000
 """Of an unpacked file: a packed one of some bytes can hold any number."""
 
 

@@ -10,6 +10,7 @@ import imagecodecs
 import numpy as np
 
 from cellseg.data.files_below import FilesBelow, mentions
+from cellseg.data.headers import png_size, require_size
 from cellseg.data.importing.listing import EmbeddedImage, Item, Listing, note_unannotated
 from cellseg.data.importing.options import ImportOptions
 from cellseg.data.importing.shapes import Bitmap, Ellipse, Outlines, Shape, Union, rectangle, ring_of
@@ -133,7 +134,9 @@ def _shape(kind: str, shape: dict) -> Shape:
 def _decode_mask(text: Any) -> np.ndarray:
     """A mask that labelme stores as a PNG in base64, (h, w) bool."""
     try:
-        mask = imagecodecs.png_decode(base64.b64decode(text))
+        data = base64.b64decode(text)
+        require_size(Path("mask"), *png_size(data))
+        mask = imagecodecs.png_decode(data)
     except (TypeError, binascii.Error, ValueError, imagecodecs.PngError) as error:
         raise ValueError(f"mask must be a PNG in base64, but got: {str(error)[:60]}.") from error
     return (mask if mask.ndim == 2 else mask[..., :3].max(axis=2)) > 0

@@ -14,6 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
+CROSSINGS = 1 << 22
+"""Crossings of edges with rows that are looked at together: outlines may be longer than memory allows for."""
+
 Window = tuple[np.ndarray, tuple[int, int]]
 """(h, w) bool mask with a set pixel, and the (row, column) of its corner in the image."""
 
@@ -182,13 +185,17 @@ class _Canvas:
         first = np.clip(np.ceil(low[:, 1] - 0.5), self.top, self.top + self.height).astype(int)
         after = np.clip(np.ceil(high[:, 1] - 0.5), self.top, self.top + self.height).astype(int)
         counts = np.maximum(after - first, 0)
-        edge = np.repeat(np.arange(len(starts)), counts)
-        row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
-        slope = (high[edge, 0] - low[edge, 0]) / (high[edge, 1] - low[edge, 1])
-        x = low[edge, 0] + (row + 0.5 - low[edge, 1]) * slope
-        column = np.clip(np.ceil(x - 0.5) - self.left, 0, self.width).astype(int)
         changes_hw = np.zeros((self.height, self.width + 1), dtype=np.int32)
-        np.add.at(changes_hw, (row - self.top, column), sign[edge])
+        total = np.cumsum(counts)
+        bounds = np.searchsorted(total, np.arange(CROSSINGS, total[-1], CROSSINGS))
+        for edges in np.split(np.arange(len(starts)), bounds):
+            edge = np.repeat(edges, counts[edges])
+            before = np.repeat(np.cumsum(counts[edges]) - counts[edges], counts[edges])
+            row = first[edge] + np.arange(len(edge)) - before
+            slope = (high[edge, 0] - low[edge, 0]) / (high[edge, 1] - low[edge, 1])
+            x = low[edge, 0] + (row + 0.5 - low[edge, 1]) * slope
+            column = np.clip(np.ceil(x - 0.5) - self.left, 0, self.width).astype(int)
+            np.add.at(changes_hw, (row - self.top, column), sign[edge])
         return np.cumsum(changes_hw, axis=1)[:, :-1]
 
 

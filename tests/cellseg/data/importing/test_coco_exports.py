@@ -183,12 +183,12 @@ def test_boxes_of_roboflow_are_no_outlines(tmp_path):
 
 
 def test_candidates_between_which_no_rule_decides_are_listed(tmp_path, capsys):
-    for name in ("a/x.json", "b/train.json", "c/train_2.json", "labels.json"):
+    for name in ("a/x.json", "b/train.json", "c/train_2.json", "labels/x.json"):
         write(tmp_path / name, coco(["a.png"]))
         write_image(tmp_path / name.rpartition("/")[0] / "a.png")
     assert check.main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "but got a/x.json, b/train.json, c/train_2.json, labels.json. Name it with --annotations FILE" in error
+    assert "but got a/x.json, b/train.json, c/train_2.json, labels/x.json. Name it with --annotations FILE" in error
     assert check.main([str(tmp_path), "--annotations", "a/x.json"]) == 0
 
 
@@ -208,6 +208,13 @@ def test_splits_are_known_by_file_and_folder(tmp_path, names, training, test):
     dataset = opened(tmp_path)
     assert len(dataset.sources) == training
     assert len(dataset.tests) == (test is not None)
+
+
+def test_a_file_in_the_folder_itself_is_meant_whatever_lies_deeper(tmp_path):
+    for name in ("mine.json", "train/labels.json", "old/labels.json"):
+        write(tmp_path / name, coco([f"{name.partition('/')[0]}.png"]))
+    write_image(tmp_path / "mine.json.png")
+    assert opened(tmp_path).settings["annotations"] == "mine.json"
 
 
 def test_splits_that_number_their_categories_differently_are_refused(tmp_path):
