@@ -26,7 +26,7 @@ COMMANDS = {
     "export": ("search.export", "write the best trial's predictions for the test images"),
     "predict": (
         "search.commands.predict",
-        "predict images: label images, outlines, tables and pictures of their cells",
+        "predict images: label images, outlines and tables of their cells",
     ),
     "export-model": ("search.commands.export_model", "write a trained model as a folder of its own"),
     "train": ("cellseg.train", "train a single config, without a search"),

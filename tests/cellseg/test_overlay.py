@@ -102,7 +102,7 @@ def test_an_empty_mask_and_a_mask_of_one_pixel_are_drawn_without_complaint() -> 
     size = (40, 40)
     dot = cells(size, (0, 0, 1, 1, 1, 1.0))
     empty = cells(size, (0, 0, 1, 1, 2, 1.0))
-    empty.rles[0].update({"counts": b"PR1"})  # one run of 40 * 40 background pixels
+    empty.rles[0].update({"counts": b"Pb1"})  # one run of 40 * 40 background pixels
     picture = draw_overlay(grey_image(size), dot, empty, NAMES)
     assert has_color(picture_part(picture, "left"), class_color(1))
     assert not has_color(picture_part(picture, "right"), class_color(2))

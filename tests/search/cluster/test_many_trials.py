@@ -83,6 +83,7 @@ def test_a_long_search_leaves_nothing_behind(workplace, tmp_path):
         "checkpoints",
         "epochs",
         "overlays",
+        "best.yaml",
         "study.json",
         "trials.parquet",
     }

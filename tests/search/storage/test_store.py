@@ -251,7 +251,7 @@ def test_no_scratch_files_stay_behind(store):
         store.add_epoch(epoch(number, 1))
     names = sorted(path.name for path in store.folder.rglob("*"))
     tables = ["epochs", "part-00000.parquet", "trials.parquet"]
-    assert names == sorted(["backup", *tables, *tables, "study.json"])
+    assert names == sorted(["backup", "best.yaml", *tables, *tables, "study.json"])
 
 
 def _break(path, content: bytes | None) -> None:
