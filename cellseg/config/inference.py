@@ -24,7 +24,10 @@ class InferenceConfig(Part):
     """A pixel belongs to a cell if the mask's probability there is at least this."""
     scales: str = "1"
     """Multi-scale testing: rising, comma-separated factors. The image is predicted at each of these scales and the
-    detections are merged by ``nms``."""
+    detections are fused: masks that overlap by more than half are one cell, whose score and mask are averages."""
+    turns: Literal["none", "flips", "rot90", "flips,rot90"] = "none"
+    """Test-time augmentation: the image is also predicted mirrored along both axes (``flips``), rotated by quarters
+    (``rot90``), or in all eight positions, and the detections are fused as those of several scales."""
 
     tile: Pixels | None = None
     """Side of a tile, in pixels of the network's input. A larger image is predicted in overlapping square tiles, and

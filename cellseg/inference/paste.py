@@ -1,12 +1,17 @@
-"""Predicted masks as run lengths, each pasted inside its own box.
+"""Predicted masks in the pixels of the image, each pasted inside its own box.
 
 Shape suffixes: h height and w width of a box, N cells, M side of a square mask, 4 = x1, y1, x2, y2 in pixels with
 exclusive right and bottom edge.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from cellseg.data.rle import encode_window
+
+Window = tuple[np.ndarray, int, int]
+"""Probabilities (h, w) float32, and row and column of their corner in the image; may cross its border."""
 
 
 def paste_masks(
@@ -18,26 +23,36 @@ def paste_masks(
     own box, so memory is that of the largest box.
 
     Args:
+        probabilities_NMM, boxes_N4: see :func:`paste_probabilities`.
+        height, width: size of the image in pixels.
+        threshold: in (0, 1]; a pixel belongs to the cell where its probability is at least this.
+    """
+    assert threshold > 0, "at threshold 0 the whole image would belong to every cell"
+    return [
+        encode_window(mask_hw >= threshold, top, left, height, width)
+        for mask_hw, top, left in paste_probabilities(probabilities_NMM, boxes_N4)
+    ]
+
+
+def paste_probabilities(probabilities_NMM: np.ndarray, boxes_N4: np.ndarray) -> Iterator[Window]:
+    """Stretch predicted masks over their boxes, one at a time, as torchvision's ``paste_masks_in_image`` does.
+
+    Args:
         probabilities_NMM: (N, M, M) float32 in [0, 1], the mask head's probabilities. N may be 0.
         boxes_N4: (N, 4) float32; may cross the image's border or be thinner than a pixel. One outside of the image has
             no pixel.
-        height, width: size of the image in pixels.
-        threshold: in (0, 1]; a pixel belongs to the cell where its probability is at least this.
     """
     import torch
     from torch.nn.functional import interpolate
     from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-    assert threshold > 0, "at threshold 0 the whole image would belong to every cell"
     # torchvision surrounds each mask with a pixel of background, so that its edge can fall off inside the box. One at a
     # time: a copy of all masks would be the largest thing here once PointRend has refined them.
     masks_N1MM = torch.from_numpy(probabilities_NMM)[:, None]
     _, scale = expand_masks(masks_N1MM[:0], padding=1)
     corners_N4 = expand_boxes(torch.from_numpy(boxes_N4), scale).to(torch.int64).tolist()
-    rles = []
     for mask_1MM, (left, top, right, bottom) in zip(masks_N1MM, corners_N4, strict=True):
         framed_11MM, _ = expand_masks(mask_1MM[None], padding=1)
         h, w = max(bottom - top + 1, 0), max(right - left + 1, 0)
         mask_hw = interpolate(framed_11MM, size=(max(h, 1), max(w, 1)), mode="bilinear", align_corners=False)[0, 0]
-        rles.append(encode_window((mask_hw >= threshold)[:h, :w].numpy(), top, left, height, width))
-    return rles
+        yield mask_hw[:h, :w].numpy(), top, left
