@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from cellseg.inference.views import View
 
 
-def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -> "nn.Module":
+def load_model(
+    checkpoint: "Checkpoint", device: "torch.device | str" = "cpu", inference: "InferenceConfig | None" = None
+) -> "nn.Module":
     """Load the trained model of a checkpoint onto ``device``, in evaluation mode.
+
+    Args:
+        inference: how it predicts, if not as the checkpoint says.
 
     Raises:
         UserError: damaged weights.
@@ -33,7 +38,7 @@ def load_model(checkpoint: "Checkpoint", device: "torch.device | str" = "cpu") -
     from cellseg.model.build import build_model
 
     config = checkpoint.config
-    model = build_model(config.model, config.inference, len(checkpoint.info.class_names), load=False)
+    model = build_model(config.model, inference or config.inference, len(checkpoint.info.class_names), load=False)
     model.load_state_dict(checkpoint.load_weights())
     return model.to(device).eval()
 
@@ -114,7 +119,9 @@ def predict_images(
             per_tile = config.model.detections_per_image
             assert isinstance(per_tile, int), "resolve_auto comes first"
             limit = per_tile * max(map(len, windows))
-            detector = _Detector(model, amp_dtype, room, inference, own_size, soft or len(views) > 1)
+            detector = _Detector(
+                model, amp_dtype, room, inference, own_size, soft or len(views) > 1, config.model.mask_alignment
+            )
             for together in batched(indices, room.count(max(math.prod(of_scale) for of_scale in sizes))):
                 by_view = [
                     detector.find([scale(index, view.scaled_size) for index in together], view, windows_of_view)
@@ -138,6 +145,7 @@ class _Detector:
     """(height, width) of the original images; detections are in these pixels."""
     soft: bool
     """Whether detections have soft masks."""
+    mask_alignment: str
 
     def find(self, scaled: list[np.ndarray], view: "View", windows: "list[Window]") -> "list[Detections]":
         """Find the cells in each of the ``scaled`` images, turned and seen through ``windows``."""
@@ -173,10 +181,12 @@ class _Detector:
         # What is kept of the masks are run lengths and bytes: the masks of all tiles and scales would be much larger.
         masks_NMM, threshold, soft = found["masks"][:, 0], self.inference.mask_threshold, None
         if self.soft:
-            soft = tuple(SoftMask.of(*pasted, size) for pasted in paste_probabilities(masks_NMM, boxes_N4))
+            soft = tuple(
+                SoftMask.of(*pasted, size) for pasted in paste_probabilities(masks_NMM, boxes_N4, self.mask_alignment)
+            )
             rles = [mask.encode(threshold, size) for mask in soft]
         else:
-            rles = paste_masks(masks_NMM, boxes_N4, height, width, threshold)
+            rles = paste_masks(masks_NMM, boxes_N4, height, width, threshold, self.mask_alignment)
         cells = Detections(size, boxes_N4, found["scores"], found["labels"], tuple(rles), soft)
         x1, y1, x2, y2 = np.rint(window * to_image_4).astype(int).tolist()
         return TileDetections((x1, y1, x2, y2), cells)

@@ -4,6 +4,7 @@ Shape suffixes: h height and w width of a box, N cells, M side of a square mask,
 exclusive right and bottom edge.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,33 +16,64 @@ Window = tuple[np.ndarray, int, int]
 
 
 def paste_masks(
-    probabilities_NMM: np.ndarray, boxes_N4: np.ndarray, height: int, width: int, threshold: float
+    probabilities_NMM: np.ndarray,
+    boxes_N4: np.ndarray,
+    height: int,
+    width: int,
+    threshold: float,
+    alignment: str = "torchvision",
 ) -> list[dict]:
     """Encode predicted masks as RLEs, each stretched over its box and cut at ``threshold``.
 
-    Bit for bit ``paste_masks_in_image(...) >= threshold`` of torchvision, encoded; but each mask is built only in its
-    own box, so memory is that of the largest box.
+    Each mask is built only in its own box, so memory is that of the largest box.
 
     Args:
-        probabilities_NMM, boxes_N4: see :func:`paste_probabilities`.
+        probabilities_NMM, boxes_N4, alignment: see :func:`paste_probabilities`.
         height, width: size of the image in pixels.
         threshold: in (0, 1]; a pixel belongs to the cell where its probability is at least this.
     """
     assert threshold > 0, "at threshold 0 the whole image would belong to every cell"
     return [
         encode_window(mask_hw >= threshold, top, left, height, width)
-        for mask_hw, top, left in paste_probabilities(probabilities_NMM, boxes_N4)
+        for mask_hw, top, left in paste_probabilities(probabilities_NMM, boxes_N4, alignment)
     ]
 
 
-def paste_probabilities(probabilities_NMM: np.ndarray, boxes_N4: np.ndarray) -> Iterator[Window]:
-    """Stretch predicted masks over their boxes, one at a time, as torchvision's ``paste_masks_in_image`` does.
+def paste_probabilities(
+    probabilities_NMM: np.ndarray, boxes_N4: np.ndarray, alignment: str = "torchvision"
+) -> Iterator[Window]:
+    """Stretch predicted masks over their boxes, one at a time.
 
     Args:
         probabilities_NMM: (N, M, M) float32 in [0, 1], the mask head's probabilities. N may be 0.
         boxes_N4: (N, 4) float32; may cross the image's border or be thinner than a pixel. One outside of the image has
             no pixel.
+        alignment: that of training, ``model.mask_alignment``. ``torchvision``: bit for bit its
+            ``paste_masks_in_image``, whose boxes have whole pixels as corners. ``aligned``: bin i of a side of length s
+            covers i s / M to (i + 1) s / M, and a pixel has the value at its centre, interpolated between bins; at the
+            edge of the box it falls off to a half, as in detectron2.
     """
+    if alignment == "aligned":
+        return _paste_aligned(probabilities_NMM, boxes_N4)
+    return _paste_as_torchvision(probabilities_NMM, boxes_N4)
+
+
+def _paste_aligned(probabilities_NMM: np.ndarray, boxes_N4: np.ndarray) -> Iterator[Window]:
+    for mask_MM, (x1, y1, x2, y2) in zip(probabilities_NMM, boxes_N4.astype(float).tolist(), strict=True):
+        top, rows_hM = _bin_weights(y1, y2, mask_MM.shape[0])
+        left, columns_wM = _bin_weights(x1, x2, mask_MM.shape[1])
+        yield rows_hM @ mask_MM @ columns_wM.T, top, left
+
+
+def _bin_weights(start: float, stop: float, num_bins: int) -> tuple[int, np.ndarray]:
+    """Return the first pixel that a box reaches along an axis, and the weights (pixels, bins) float32 of its bins."""
+    first, last = math.floor(start), math.ceil(stop)
+    place_h = (np.arange(first, last) + 0.5 - start) * num_bins / max(stop - start, 1e-6) - 0.5
+    distance_hM = np.abs(place_h[:, None] - np.arange(num_bins))
+    return first, (1 - distance_hM).clip(min=0).astype(np.float32)
+
+
+def _paste_as_torchvision(probabilities_NMM: np.ndarray, boxes_N4: np.ndarray) -> Iterator[Window]:
     import torch
     from torch.nn.functional import interpolate
     from torchvision.models.detection.roi_heads import expand_boxes, expand_masks

@@ -189,6 +189,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, Any], Probe]] = {
     "model.roi_positive_fraction": ({}, (0.1, 0.5), losses),
     "model.box_head_width": ({}, (32, 64), structure),
     "model.mask_head": ({}, ("plain", "pointrend"), structure),
+    "model.mask_alignment": ({}, ("torchvision", "aligned"), losses),
     "model.mask_head_layers": ({}, (1, 2), structure),
     "model.mask_head_width": ({}, (16, 24), structure),
     "model.point_samples": (POINTREND, (20, 40), losses),
