@@ -92,6 +92,7 @@ def predict_images(
     from cellseg.data.resize import multiply_size, resize_image, scaled_size, to_color
     from cellseg.device import Room, autocast_dtype
     from cellseg.inference.fusion import fuse
+    from cellseg.inference.postprocess import at_least
     from cellseg.inference.tiles import tile_windows
     from cellseg.inference.views import View, turns_of
 
@@ -128,7 +129,7 @@ def predict_images(
                     for view, windows_of_view in zip(views, windows, strict=True)
                 ]
                 for index, votes in zip(together, zip(*by_view, strict=True), strict=True):
-                    fused = fuse(votes, inference, limit)
+                    fused = at_least(fuse(votes, inference, limit), inference.min_area)
                     found[index] = fused if soft else replace(fused, soft=None)
     return [found[index] for index in range(len(images))]
 
@@ -171,6 +172,7 @@ class _Detector:
         from cellseg.data.detections import Detections
         from cellseg.data.softmask import SoftMask
         from cellseg.inference.paste import paste_masks, paste_probabilities
+        from cellseg.inference.postprocess import mask_qualities, rescored
         from cellseg.inference.tiles import TileDetections
 
         size = height, width = view.turn.size(self.size)
@@ -188,6 +190,8 @@ class _Detector:
         else:
             rles = paste_masks(masks_NMM, boxes_N4, height, width, threshold, self.mask_alignment)
         cells = Detections(size, boxes_N4, found["scores"], found["labels"], tuple(rles), soft)
+        if self.inference.mask_quality:
+            cells = rescored(cells, mask_qualities(masks_NMM, threshold), self.inference.mask_quality)
         x1, y1, x2, y2 = np.rint(window * to_image_4).astype(int).tolist()
         return TileDetections((x1, y1, x2, y2), cells)
 
