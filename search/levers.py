@@ -160,6 +160,14 @@ class _Bench:
         self._say(f"search winner, trial t{first.number:04d}", value)
 
         if loose is not None:
+            if config.model.mask_alignment == "torchvision" and config.inference.mask_pasting == "model":
+                exact = config.replace(inference__mask_pasting="exact")
+                loose_exact = self.predictions(first, loosened(exact))
+                gain = scorer.value(scorer.compare(repeated(loose_exact, exact))) - value
+                if gain > 0:
+                    config, loose, value = exact, loose_exact, value + gain
+                    plain = repeated(loose, config)
+                self._say("+ exact masks", value, gain, "" if gain > 0 else "left out")
             choice = calibrate(loose, config, scorer)
             changed = _changes(config, choice.option)
             if changed:

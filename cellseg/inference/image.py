@@ -120,9 +120,10 @@ def predict_images(
             per_tile = config.model.detections_per_image
             assert isinstance(per_tile, int), "resolve_auto comes first"
             limit = per_tile * max(map(len, windows))
-            detector = _Detector(
-                model, amp_dtype, room, inference, own_size, soft or len(views) > 1, config.model.mask_alignment
-            )
+            exact = inference.mask_pasting == "exact" and config.model.mask_alignment == "torchvision"
+            pasting = "shifted" if exact else config.model.mask_alignment
+            needs_soft = soft or len(views) > 1
+            detector = _Detector(model, amp_dtype, room, inference, own_size, needs_soft, pasting)
             for together in batched(indices, room.count(max(math.prod(of_scale) for of_scale in sizes))):
                 by_view = [
                     detector.find([scale(index, view.scaled_size) for index in together], view, windows_of_view)
@@ -146,7 +147,8 @@ class _Detector:
     """(height, width) of the original images; detections are in these pixels."""
     soft: bool
     """Whether detections have soft masks."""
-    mask_alignment: str
+    pasting: str
+    """See :func:`cellseg.inference.paste.paste_probabilities`."""
 
     def find(self, scaled: list[np.ndarray], view: "View", windows: "list[Window]") -> "list[Detections]":
         """Find the cells in each of the ``scaled`` images, turned and seen through ``windows``."""
@@ -181,14 +183,14 @@ class _Detector:
         boxes_N4 = found["boxes"] + np.array([left, top] * 2, dtype=np.float32)
         boxes_N4 *= to_image_4
         # What is kept of the masks are run lengths and bytes: the masks of all tiles and scales would be much larger.
+        shift = float(to_image_4[0] / 2), float(to_image_4[1] / 2)
         masks_NMM, threshold, soft = found["masks"][:, 0], self.inference.mask_threshold, None
         if self.soft:
-            soft = tuple(
-                SoftMask.of(*pasted, size) for pasted in paste_probabilities(masks_NMM, boxes_N4, self.mask_alignment)
-            )
+            pasted = paste_probabilities(masks_NMM, boxes_N4, self.pasting, shift)
+            soft = tuple(SoftMask.of(*window_of_mask, size) for window_of_mask in pasted)
             rles = [mask.encode(threshold, size) for mask in soft]
         else:
-            rles = paste_masks(masks_NMM, boxes_N4, height, width, threshold, self.mask_alignment)
+            rles = paste_masks(masks_NMM, boxes_N4, height, width, threshold, self.pasting, shift)
         cells = Detections(size, boxes_N4, found["scores"], found["labels"], tuple(rles), soft)
         if self.inference.mask_quality:
             cells = rescored(cells, mask_qualities(masks_NMM, threshold), self.inference.mask_quality)

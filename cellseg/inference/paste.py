@@ -22,25 +22,29 @@ def paste_masks(
     width: int,
     threshold: float,
     alignment: str = "torchvision",
+    shift: tuple[float, float] = (0.5, 0.5),
 ) -> list[dict]:
     """Encode predicted masks as RLEs, each stretched over its box and cut at ``threshold``.
 
     Each mask is built only in its own box, so memory is that of the largest box.
 
     Args:
-        probabilities_NMM, boxes_N4, alignment: see :func:`paste_probabilities`.
+        probabilities_NMM, boxes_N4, alignment, shift: see :func:`paste_probabilities`.
         height, width: size of the image in pixels.
         threshold: in (0, 1]; a pixel belongs to the cell where its probability is at least this.
     """
     assert threshold > 0, "at threshold 0 the whole image would belong to every cell"
     return [
         encode_window(mask_hw >= threshold, top, left, height, width)
-        for mask_hw, top, left in paste_probabilities(probabilities_NMM, boxes_N4, alignment)
+        for mask_hw, top, left in paste_probabilities(probabilities_NMM, boxes_N4, alignment, shift)
     ]
 
 
 def paste_probabilities(
-    probabilities_NMM: np.ndarray, boxes_N4: np.ndarray, alignment: str = "torchvision"
+    probabilities_NMM: np.ndarray,
+    boxes_N4: np.ndarray,
+    alignment: str = "torchvision",
+    shift: tuple[float, float] = (0.5, 0.5),
 ) -> Iterator[Window]:
     """Stretch predicted masks over their boxes, one at a time.
 
@@ -51,26 +55,33 @@ def paste_probabilities(
         alignment: that of training, ``model.mask_alignment``. ``torchvision``: bit for bit its
             ``paste_masks_in_image``, whose boxes have whole pixels as corners. ``aligned``: bin i of a side of length s
             covers i s / M to (i + 1) s / M, and a pixel has the value at its centre, interpolated between bins; at the
-            edge of the box it falls off to a half, as in detectron2.
+            edge of the box it falls off to a half, as in detectron2. ``shifted``: the same where the targets of
+            ``torchvision`` were read, which is ``shift`` further on; pixels before the first bin have its value, and
+            those whose centre is outside of the box have none.
+        shift: x and y in pixels of the image: half a pixel of the network's input.
     """
-    if alignment == "aligned":
-        return _paste_aligned(probabilities_NMM, boxes_N4)
-    return _paste_as_torchvision(probabilities_NMM, boxes_N4)
-
-
-def _paste_aligned(probabilities_NMM: np.ndarray, boxes_N4: np.ndarray) -> Iterator[Window]:
+    if alignment == "torchvision":
+        yield from _paste_as_torchvision(probabilities_NMM, boxes_N4)
+        return
+    shift_x, shift_y = shift if alignment == "shifted" else (None, None)
     for mask_MM, (x1, y1, x2, y2) in zip(probabilities_NMM, boxes_N4.astype(float).tolist(), strict=True):
-        top, rows_hM = _bin_weights(y1, y2, mask_MM.shape[0])
-        left, columns_wM = _bin_weights(x1, x2, mask_MM.shape[1])
+        top, rows_hM = _bin_weights(y1, y2, mask_MM.shape[0], shift_y)
+        left, columns_wM = _bin_weights(x1, x2, mask_MM.shape[1], shift_x)
         yield rows_hM @ mask_MM @ columns_wM.T, top, left
 
 
-def _bin_weights(start: float, stop: float, num_bins: int) -> tuple[int, np.ndarray]:
+def _bin_weights(start: float, stop: float, num_bins: int, shift: float | None) -> tuple[int, np.ndarray]:
     """Return the first pixel that a box reaches along an axis, and the weights (pixels, bins) float32 of its bins."""
     first, last = math.floor(start), math.ceil(stop)
-    place_h = (np.arange(first, last) + 0.5 - start) * num_bins / max(stop - start, 1e-6) - 0.5
+    centre_h = np.arange(first, last) + 0.5
+    bins_per_pixel = num_bins / max(stop - start, 1e-6)
+    inside_h = np.ones(len(centre_h), bool)
+    place_h = (centre_h - start) * bins_per_pixel - 0.5
+    if shift is not None:
+        inside_h = (centre_h >= start) & (centre_h <= stop)
+        place_h = (place_h - shift * bins_per_pixel).clip(0, num_bins - 1)
     distance_hM = np.abs(place_h[:, None] - np.arange(num_bins))
-    return first, (1 - distance_hM).clip(min=0).astype(np.float32)
+    return first, ((1 - distance_hM).clip(min=0) * inside_h[:, None]).astype(np.float32)
 
 
 def _paste_as_torchvision(probabilities_NMM: np.ndarray, boxes_N4: np.ndarray) -> Iterator[Window]:

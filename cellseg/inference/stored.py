@@ -6,6 +6,7 @@ since the inside and the outside of a mask compress well; run lengths follow fro
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def save_predictions(path: Path, predictions: Sequence[Detections]) -> None:
     """Write the detections of one or more images, with soft masks, in one step."""
     masks = [mask for found in predictions for mask in found.soft or ()]
     assert len(masks) == sum(map(len, predictions)), "soft masks are what is stored"
-    arrays = {
+    arrays: dict[str, Any] = {
         "version": np.array(FORMAT_VERSION),
         "sizes": np.array([found.size for found in predictions], np.int32).reshape(-1, 2),
         "counts": np.array([len(found) for found in predictions], np.int32),

@@ -227,6 +227,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Any, Any], Probe]] = {
     "inference.nms_threshold": ({"inference.score_threshold": 0.0}, (0.1, 0.9), detections),
     "inference.soft_nms_sigma": ({"inference.nms": "soft", "inference.score_threshold": 0.0}, (0.1, 2.0), detections),
     "inference.mask_threshold": (FIND_ALL, (0.3, 0.6), detections),
+    "inference.mask_pasting": (FIND_ALL | {"inference.mask_threshold": 0.3}, ("model", "exact"), detections),
     "inference.mask_quality": (FIND_ALL, (0.0, 1.0), detections),
     "inference.min_area": (FIND_ALL, (0, 60), detections),
     "inference.scales": (FIND_ALL, ("1", "1,1.5"), detections),

@@ -104,10 +104,15 @@ def test_all_levers_together_export_a_valid_file_and_store_what_they_predicted(r
     assert export(results, out, "--calibrate", "--tta", "flips", "--top-k", "2") == 0
     printed = capsys.readouterr().out
     assert "search winner, trial t0001" in printed and "+ calibration" in printed
-    assert "+ TTA flips" in printed and "+ ensemble of 2" in printed and "parameters: " in printed
+    assert (
+        "+ exact masks" in printed
+        and "+ TTA flips" in printed
+        and "+ ensemble of 2" in printed
+        and "parameters: " in printed
+    )
     assert "validated with pycocotools" in printed
     stored = sorted((results / "study" / "validation").iterdir())
-    assert [path.name[:5] for path in stored] == ["t0001", "t0001", "t0002"]  # loosely and in all views; the member
+    assert [path.name[:5] for path in stored] == ["t0001"] * 3 + ["t0002"]  # loosely twice, in all views; the member
     times = [path.stat().st_mtime_ns for path in stored]
     first = json.loads(out.read_text())
     assert export(results, out, "--calibrate", "--tta", "flips", "--top-k", "2") == 0
@@ -132,7 +137,8 @@ def test_auto_takes_what_gains_and_leaves_out_the_rest(results, tmp_path, capsys
     assert "t0001 x 1, t0002 x" in lines["+ ensemble of 3"] and "t0000" not in lines["+ ensemble of 3"]
     values = [float(line.split("segm/AP50 ")[1][:6]) for name, line in lines.items() if name.startswith("+")]
     start = float(lines["search winner, trial t0001"].split("segm/AP50 ")[1][:6])
-    assert start == values[0] == values[1] < values[2]
+    assert "left out" in lines["+ exact masks"]
+    assert start == values[0] == values[1] == values[2] < values[3]
     assert " + " in lines[next(name for name in lines if name.startswith("parameters"))]
 
 

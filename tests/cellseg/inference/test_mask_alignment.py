@@ -20,22 +20,33 @@ def disc(radius: float, x: float, y: float) -> np.ndarray:
     return (columns_HW - x) ** 2 + (rows_HW - y) ** 2 <= radius**2
 
 
-def perfect_mask_iou(cell_HW: np.ndarray, alignment: str) -> float:
-    """IoU of a cell with the mask that a network without error predicts for it."""
-    target = make_target(cell_HW[None].astype(np.uint16), np.array([1]))
+def perfect_mask_iou(cell_HW: np.ndarray, alignment: str, factor: int = 1) -> float:
+    """IoU of a cell with the mask that a network without error predicts for it, seeing it ``factor`` times as large."""
+    shown_HW = cell_HW.repeat(factor, axis=0).repeat(factor, axis=1)
+    target = make_target(shown_HW[None].astype(np.uint16), np.array([1]))
     cell = target["planes"], target["plane"], target["number"]
     matched = torch.tensor([0])
     mask_1MM = roi_mask_targets(*cell, target["boxes"], matched, 28, aligned=alignment == "aligned")
-    (rle,) = paste_masks(mask_1MM.numpy(), target["boxes"].numpy(), SIDE, SIDE, 0.5, alignment)
+    boxes_N4, shift = target["boxes"].numpy() / factor, (0.5 / factor, 0.5 / factor)
+    (rle,) = paste_masks(mask_1MM.numpy(), boxes_N4, SIDE, SIDE, 0.5, alignment, shift)
     pasted_HW = decode(rle)
     return (pasted_HW & cell_HW).sum() / (pasted_HW | cell_HW).sum()
 
 
-@pytest.mark.parametrize(("alignment", "least", "most"), [("torchvision", 0.91, 0.94), ("aligned", 0.9999, 1.0)])
+@pytest.mark.parametrize(
+    ("alignment", "least", "most"), [("torchvision", 0.91, 0.94), ("shifted", 0.99, 1.0), ("aligned", 0.9999, 1.0)]
+)
 def test_perfect_masks_of_small_discs(alignment, least, most):
     rng = np.random.default_rng(0)
     discs = [disc(rng.uniform(6, 14), *rng.uniform(24, 40, 2)) for _ in range(60)]
     assert least <= np.mean([perfect_mask_iou(cell_HW, alignment) for cell_HW in discs]) <= most
+
+
+@pytest.mark.parametrize(("alignment", "least"), [("shifted", 0.99), ("aligned", 0.999)])
+def test_perfect_masks_of_a_network_that_sees_them_larger(alignment, least):
+    rng = np.random.default_rng(0)
+    discs = [disc(rng.uniform(6, 14), *rng.uniform(24, 40, 2)) for _ in range(20)]
+    assert np.mean([perfect_mask_iou(cell_HW, alignment, factor=3) for cell_HW in discs]) >= least
 
 
 @pytest.mark.parametrize("roi", [(10.3, 12.7, 30.1, 25.2), (-3.5, 40.2, 20.0, 70.9), (5.0, 5.0, 60.5, 61.0)])
