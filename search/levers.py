@@ -9,9 +9,9 @@ export does not predict them again:
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from cellseg.checkpoint import Checkpoint
 from cellseg.cli import say
@@ -20,7 +20,7 @@ from cellseg.data.detections import Detections
 from cellseg.data.packed import PackedDataset, open_packed
 from cellseg.data.split import split
 from cellseg.errors import Notice, UserError
-from cellseg.inference.calibration import Scorer, calibrate, choose_weights, repeated
+from cellseg.inference.calibration import Scorer, calibrate, choose_weights, operating_point, repeated
 from cellseg.inference.ensemble import Ensemble, Member, fuse_members
 from cellseg.inference.postprocess import loosened
 from cellseg.inference.stored import load_predictions, save_predictions
@@ -37,9 +37,8 @@ AUTO_TOP = 5
 FOLDER = "validation"
 """Folder of a study that holds stored predictions. They can be deleted at any time."""
 
-Track = Callable[[Sequence[int], str], Sequence[int]]
+Track = Callable[[Sequence[int], str], Iterable[int]]
 """Shows the progress of going through a sequence."""
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class _Bench:
         if config.data.train_on == "all":
             say("note: the model has seen the validation images in training, so the gains below are not reliable")
         loose = self.predictions(first, loosened(config)) if levers.calibrate else None
-        plain = repeated(loose, config) if loose is not None else self.predictions(first, config)
+        plain: Sequence[Detections] = self.predictions(first, config) if loose is None else repeated(loose, config)
         value = scorer.value(scorer.compare(plain))
         self._say(f"search winner, trial t{first.number:04d}", value)
 
@@ -186,9 +185,12 @@ class _Bench:
             note = "left out" if left_out else "" if gain > 0 else "--auto would leave it out"
             self._say(f"+ TTA {levers.tta}", value, gain, note)
 
-        members, weights = [first], (1.0,)
+        members: list[Candidate] = [first]
+        weights: tuple[float, ...] = (1.0,)
         if len(self.candidates) > 1:
-            members, weights, value = self._choose_members(config, plain, value)
+            members, weights, plain = self._choose_members(config, plain, value)
+        if levers.calibrate:
+            self._say_operating_point(plain)
         configs = [self._config(member, config) for member in members]
         return Ensemble(
             [
@@ -199,8 +201,8 @@ class _Bench:
 
     def _choose_members(
         self, config: TrialConfig, plain: Sequence[Detections], value: float
-    ) -> tuple[list[Candidate], tuple[float, ...], float]:
-        """Choose who predicts together, and with which weights."""
+    ) -> tuple[list[Candidate], tuple[float, ...], Sequence[Detections]]:
+        """Choose who predicts together, with which weights, and what they find."""
         others = [self.predictions(c, self._config(c, config)) for c in self.candidates[1:]]
         predictions = [list(plain), *others]
         if plain[0].soft is None:
@@ -217,7 +219,14 @@ class _Bench:
             value += choice.gain
         note = ", ".join(f"t{c.number:04d} x {weight:g}" for c, weight in chosen) if len(chosen) > 1 else "left out"
         self._say(f"+ ensemble of {len(self.candidates)}", value, choice.gain, note)
-        return [c for c, _ in chosen], tuple(weight for _, weight in chosen), value
+        found = fuse(choice.option) if len(chosen) > 1 else plain
+        return [c for c, _ in chosen], tuple(weight for _, weight in chosen), found
+
+    def _say_operating_point(self, found: Sequence[Detections]) -> None:
+        names = self.scorer.class_names
+        point = operating_point(self.scorer.compare(found), len(names))
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in zip(names, point.thresholds, strict=True))
+        say(f"to count or outline cells, take scores of at least: {scores} (F1 {point.f1:.3f}, cross-validated)")
 
     def _config(self, candidate: Candidate, config: TrialConfig) -> TrialConfig:
         """Let a member predict with the chosen settings."""

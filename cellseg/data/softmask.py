@@ -36,7 +36,7 @@ class SoftMask:
         return cls(max(top, 0), max(left, 0), np.rint(inside_hw * ONE).astype(np.uint8))
 
     @classmethod
-    def mean(cls, masks: Sequence[Self], weights: Sequence[float]) -> Self:
+    def mean(cls, masks: Sequence[Self], weights: Sequence[float] | np.ndarray) -> Self:
         """Average one or more masks, with positive weights."""
         window = _union(masks)
         total_hw = np.zeros((window[2] - window[0], window[3] - window[1]), np.float32)

@@ -169,3 +169,50 @@ def choose_weights(
         return best
 
     return cross_validate(choose, compared, alone, scorer)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Score thresholds for counting and outlining cells, where every detection counts and not only its rank."""
+
+    thresholds: tuple[float, ...]
+    """The score of each class from which on detections are taken; 1 where no detection is right."""
+    f1: float
+    """F1 at IoU 0.5, mean over the classes that have cells; of each part of the images with thresholds chosen on the
+    others."""
+
+
+def operating_point(matches: Sequence[ImageMatches], num_classes: int) -> OperatingPoint:
+    """Choose the score threshold of each class that gives the best F1.
+
+    Detections are matched in the order of their scores, so leaving out the last ones leaves the other matches as they
+    are: one comparison serves all thresholds.
+    """
+    part_N = np.random.default_rng(SEED).permutation(len(matches)) % NUM_PARTS
+    thresholds, f1s = [], []
+    for k in range(num_classes):
+        of_class = [image[k] for image in matches]
+        thresholds.append(_best_threshold(of_class))
+        counts = np.zeros(3)
+        for part in range(NUM_PARTS):
+            threshold = _best_threshold([image for image, p in zip(of_class, part_N, strict=True) if p != part])
+            for image, p in zip(of_class, part_N, strict=True):
+                if p == part and image is not None:
+                    taken_D = image["dtScores"] >= threshold
+                    counts += image["dtMatches"][0][taken_D].sum(), taken_D.sum(), len(image["gtIgnore"])
+        if counts[2]:
+            f1s.append(2 * counts[0] / (counts[1] + counts[2]))
+    return OperatingPoint(tuple(thresholds), float(np.mean(f1s)) if f1s else 0.0)
+
+
+def _best_threshold(images: Sequence[dict | None]) -> float:
+    """Return the threshold of the best F1 of one class at IoU 0.5."""
+    there = [image for image in images if image is not None]
+    scores_D = np.concatenate([np.zeros(0), *(image["dtScores"] for image in there)])
+    right_D = np.concatenate([np.zeros(0, bool), *(image["dtMatches"][0] for image in there)])
+    if not right_D.any():
+        return 1.0
+    order = np.argsort(-scores_D, kind="stable")
+    taken_D = np.arange(1, len(order) + 1)
+    f1_D = 2 * np.cumsum(right_D[order]) / (taken_D + sum(len(image["gtIgnore"]) for image in there))
+    return float(scores_D[order][f1_D.argmax()])

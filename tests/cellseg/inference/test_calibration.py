@@ -12,7 +12,7 @@ from cellseg.data.rle import decode
 from cellseg.data.softmask import SoftMask
 from cellseg.errors import UserError
 from cellseg.evaluate import evaluate
-from cellseg.inference.calibration import Scorer, calibrate, choose_weights, cross_validate, repeated
+from cellseg.inference.calibration import Scorer, calibrate, choose_weights, cross_validate, operating_point, repeated
 from cellseg.inference.fusion import fuse
 from cellseg.inference.image import predict_image
 from cellseg.inference.postprocess import loosened, mask_qualities
@@ -165,3 +165,28 @@ def test_the_quality_of_a_mask_is_the_mean_probability_of_its_pixels(tiny_config
     np.testing.assert_allclose(again.scores_N, [0.8, 0.54], atol=0.01)
     assert len(repeated([both], CONFIG.replace(inference__min_area=1000))[0]) == 0
     assert replace(both, soft=None).soft is None
+
+
+def test_the_operating_point_separates_right_from_wrong_scores_of_each_class():
+    truths, predictions = [], []
+    for index in range(20):
+        cell = found((5, 5, 10, 1.0))
+        wrong = found((40, 40, 10, 0.3 + index / 1000))
+        right = found((5, 5, 10, 0.6 + index / 1000))
+        truths.append(cell)
+        predictions.append(
+            Detections(
+                SIZE,
+                np.concatenate([right.boxes_N4, wrong.boxes_N4]),
+                np.concatenate([right.scores_N, wrong.scores_N]),
+                np.ones(2, np.int64),
+                right.rles + wrong.rles,
+            )
+        )
+    scorer = Scorer(truths, ["a", "b"], "segm/AP")
+    point = operating_point(scorer.compare(predictions), 2)
+    assert point.thresholds == (pytest.approx(0.6), 1.0)  # the second class does not occur
+    assert point.f1 > 0.9
+    nothing = operating_point(scorer.compare([Detections.empty(SIZE) for _ in truths]), 2)
+    assert nothing.thresholds == (1.0, 1.0) and nothing.f1 == 0
+    assert operating_point([], 1).f1 == 0
