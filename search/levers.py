@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cellseg.checkpoint import Checkpoint
 from cellseg.cli import say
 from cellseg.config import TrialConfig
@@ -22,6 +24,7 @@ from cellseg.data.split import split
 from cellseg.errors import Notice, UserError
 from cellseg.inference.calibration import Scorer, calibrate, choose_weights, operating_point, repeated
 from cellseg.inference.ensemble import Ensemble, Member, fuse_members
+from cellseg.inference.instance_scores import instance_scores
 from cellseg.inference.postprocess import loosened
 from cellseg.inference.stored import load_predictions, save_predictions
 from cellseg.inference.views import with_tta
@@ -226,7 +229,13 @@ class _Bench:
         names = self.scorer.class_names
         point = operating_point(self.scorer.compare(found), len(names))
         scores = ", ".join(f"{name} {score:.2f}" for name, score in zip(names, point.thresholds, strict=True))
-        say(f"to count or outline cells, take scores of at least: {scores} (F1 {point.f1:.3f}, cross-validated)")
+        taken = [of_image.select(_taken(of_image, point.thresholds)) for of_image in found]
+        figures = instance_scores(taken, self.scorer.truths, len(names))
+        say(f"to count or outline cells, take scores of at least: {scores}")
+        say(
+            f"  which gives F1 {point.f1:.3f} (cross-validated), PQ {figures.pq:.3f}, AJI {figures.aji:.3f} and counts "
+            f"that are wrong by {figures.count_error:.1f} cells an image"
+        )
 
     def _config(self, candidate: Candidate, config: TrialConfig) -> TrialConfig:
         """Let a member predict with the chosen settings."""
@@ -261,6 +270,11 @@ class _Bench:
         except OSError as error:  # somebody else's study, perhaps: what is stored only saves time
             warnings.warn(f"{path}: could not be stored ({error}).", Notice, stacklevel=2)
         return found
+
+
+def _taken(found: Detections, thresholds: Sequence[float]) -> np.ndarray:
+    """Return the indices of the detections that reach the threshold of their class."""
+    return np.flatnonzero(found.scores_N >= np.array(thresholds)[found.labels_N - 1])
 
 
 def _changes(before: TrialConfig, after: TrialConfig) -> list[str]:

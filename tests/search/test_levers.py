@@ -111,6 +111,7 @@ def test_all_levers_together_export_a_valid_file_and_store_what_they_predicted(r
         and "parameters: " in printed
     )
     assert "validated with pycocotools" in printed and "take scores of at least: class1 " in printed
+    assert "which gives F1 0." in printed and "cells an image" in printed
     stored = sorted((results / "study" / "validation").iterdir())
     assert [path.name[:5] for path in stored] == ["t0001"] * 3 + ["t0002"]  # loosely twice, in all views; the member
     times = [path.stat().st_mtime_ns for path in stored]

@@ -5,7 +5,7 @@ import pytest
 
 from cellseg.data.detections import Detections
 from cellseg.data.rle import encode_window
-from cellseg.instance_scores import instance_scores, matched_ious
+from cellseg.inference.instance_scores import instance_scores, matched_ious
 
 SIZE = (20, 40)
 
