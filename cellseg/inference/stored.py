@@ -1,7 +1,7 @@
 """Predictions on disk: boxes, scores, classes and soft masks of several images, in one compressed file.
 
-An ``.npz`` of plain arrays; nothing in it needs unpickling. A cell takes about as many bytes as its outline has pixels,
-since the inside and the outside of a mask compress well; run lengths follow from the masks.
+An ``.npz`` of plain arrays; nothing in it needs unpickling. A nucleus of 20 px takes 0.8 kB: the probabilities of its
+box. Run lengths follow from them.
 """
 
 from collections.abc import Sequence
