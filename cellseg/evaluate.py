@@ -26,6 +26,10 @@ IOU_THRESHOLDS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 """Name of a metric: which of COCO's ten IoU thresholds 0.50, 0.55, ..., 0.95 it averages over."""
 
 
+ImageMatches = tuple[dict | None, ...]
+"""The matches of one image, for each class; None where the image has neither truth nor detection of it."""
+
+
 def evaluate(
     predictions: Sequence[Detections], truths: Sequence[Detections], class_names: Sequence[str]
 ) -> dict[str, float]:
@@ -42,13 +46,21 @@ def evaluate(
         A class without a true cell has no AP: it is left out of the means, and its own figures are 0, as are the means
         where no image has a cell. Without detections everything is 0.
     """
+    return summarize(
+        [match_image(*pair, len(class_names)) for pair in zip(predictions, truths, strict=True)], class_names
+    )
+
+
+def match_image(prediction: Detections, truth: Detections, num_classes: int) -> ImageMatches:
+    """Compare one image with its truth: what :func:`summarize` needs, for each class."""
     thresholds_T = COCOeval(iouType="segm").params.iouThrs
-    matches = [
-        _match_image(prediction, truth, label, thresholds_T)
-        for label in range(1, len(class_names) + 1)
-        for prediction, truth in zip(predictions, truths, strict=True)
-    ]
-    precision = _accumulate(matches, len(truths), len(class_names))
+    return tuple(_match_class(prediction, truth, label, thresholds_T) for label in range(1, num_classes + 1))
+
+
+def summarize(images: Sequence[ImageMatches], class_names: Sequence[str]) -> dict[str, float]:
+    """Compute the figures of :func:`evaluate` for any choice of images that were compared before."""
+    matches = [of_image[k] for k in range(len(class_names)) for of_image in images]
+    precision = _accumulate(matches, len(images), len(class_names))
     metrics = {
         f"segm/{name}{suffix}": _mean(precision[suffix][thresholds])
         for suffix in DETECTION_LIMITS
@@ -87,7 +99,7 @@ def match(ious_DG: np.ndarray, thresholds_T: np.ndarray) -> np.ndarray:
     return matched_TD
 
 
-def _match_image(prediction: Detections, truth: Detections, label: int, thresholds_T: np.ndarray) -> dict | None:
+def _match_class(prediction: Detections, truth: Detections, label: int, thresholds_T: np.ndarray) -> dict | None:
     """Build the record of pycocotools' ``evaluateImg`` for one image and class, as far as ``accumulate`` reads it."""
     assert prediction.size == truth.size, f"sizes must agree, but got {prediction.size} and {truth.size}"
     found = prediction.select(np.flatnonzero(prediction.labels_N == label))

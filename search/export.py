@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -39,6 +40,21 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
     )
     parser.add_argument("--out", type=Path, default=Path(_ARCHIVED_NAME), metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--tta",
+        metavar="PARTS",
+        help="test-time augmentation: flips, rot90 and scales, comma-separated; flips,rot90 are the eight turns",
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="with --best: let the K best kept models predict together"
+    )
+    parser.add_argument(
+        "--calibrate", action="store_true", help="choose suppression and mask threshold on the validation images"
+    )
+    parser.add_argument(
+        "--auto", action="store_true", help="try all of these, and leave out what gains nothing in validation"
+    )
+    parser.add_argument("--max-params", type=int, metavar="N", help="refuse models of more parameters in total")
     parser.add_argument("--zip", action="store_true", help="also write FILE.zip for upload")
     parser.add_argument(
         "--masks",
@@ -58,7 +74,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from cellseg.data.testset import describe_absent, read_test_list
     from search.storage.best_file import BEST_FILE
     from search.storage.find import find_study
-    from search.storage.kept import choose_trial, kept_checkpoint
+    from search.storage.kept import best_kept, choose_trial, kept_checkpoint
     from search.storage.remote import reading_folder
 
     store = find_study(reading_folder(arguments.results), arguments.study)
@@ -67,29 +83,53 @@ def _command(arguments: argparse.Namespace) -> int:
             store.write_best_config()
     images = read_test_list(arguments.data or Path(store.study["data_root"]))
     row = choose_trial(store, arguments.trial)
+    if arguments.top_k is not None and not (arguments.best and arguments.top_k >= 1):
+        got = f"--top-k {arguments.top_k}" + ("" if arguments.best else f" with --trial {arguments.trial}")
+        raise UserError(f"--top-k: must be at least 1, with --best, but got {got}.")
 
     # Torch takes seconds to import: whatever can be checked without it was checked above.
-    from rich.progress import Progress
+    from rich.progress import Progress, track
 
     from cellseg.checkpoint import open_checkpoint
     from cellseg.device import pick_device
+    from cellseg.inference.ensemble import check_parameters, describe_parameters
     from cellseg.inference.results import write_masks, write_results
+    from cellseg.inference.views import with_tta
+    from search.levers import AUTO_TOP, AUTO_TTA, Candidate, Levers, assemble, parameters_of
 
-    checkpoint = open_checkpoint(kept_checkpoint(store, row.number))
+    auto = arguments.auto
+    levers = Levers(
+        calibrate=arguments.calibrate or auto,
+        tta=arguments.tta or (AUTO_TTA if auto else None),
+        top=arguments.top_k or (AUTO_TOP if auto and arguments.best else 1),
+        auto=auto,
+    )
+    numbers = [row.number, *(other.number for other in best_kept(store, levers.top) if other.number != row.number)]
+    candidates = [
+        Candidate(number, open_checkpoint(kept_checkpoint(store, number))) for number in numbers[: levers.top]
+    ]
+    if auto:  # what it tries is its own choice, so it tries no more than is allowed
+        while len(candidates) > 1 and sum(map(parameters_of, candidates)) > (arguments.max_params or math.inf):
+            candidates.pop()
+    check_parameters(list(map(parameters_of, candidates)), arguments.max_params)
+    checkpoint = candidates[0].checkpoint
     info = checkpoint.info
     running = " (still running)" if row.state == "RUNNING" else ""
     say(
         f"study {store.study['name']}, trial t{row.number:04d}{running}: validation {info.metric} {info.value:.4f} "
         f"in epoch {info.epoch}, weights {info.weights_blake2b[:12]}"
     )
+    with_tta(checkpoint.config, levers.tta)  # a name that it does not know ends the command here
     device = pick_device(arguments.device)
+    ensemble = assemble(store, candidates, levers, device, lambda items, text: track(items, text, transient=True))
+    say(f"parameters: {describe_parameters(ensemble.parameters)}")
     with Progress(transient=True) as progress:
         bar = progress.add_task("predicting", total=len(images))
         count = write_results(
             checkpoint,
             images,
             arguments.out,
-            device=device,
+            ensemble=ensemble,
             on_image=lambda done, _: progress.update(bar, completed=done),
         )
     if missing := describe_absent(images):

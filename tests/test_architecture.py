@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("search.storage",),
     ("search.ablation",),
     ("search.study",),
-    ("search.plan", "search.prepare", "search.views"),
+    ("search.levers", "search.plan", "search.prepare", "search.views"),
     ("search.cluster",),
     ("search.diagnosis",),
     ("search.commands", "search.export", "search.optuna_export", "search.report", "search.run"),

@@ -71,6 +71,7 @@ ACTIVE_WHEN: Mapping[str, Mapping[str, Condition]] = {
     "optim.plateau_patience": _PLATEAU,
     "optim.plateau_factor": _PLATEAU,
     "train.stop_after_decays": _PLATEAU,
+    "inference.mask_pasting": {"model.mask_alignment": OneOf({"torchvision"})},
     "inference.nms_threshold": {"inference.nms": OneOf({"hard"})},
     "inference.soft_nms_sigma": {"inference.nms": OneOf({"soft"})},
     "inference.tile_overlap": {"inference.tile": AnyBut(frozenset({None}))},

@@ -22,9 +22,20 @@ class InferenceConfig(Part):
     """soft: smaller values lower the scores of overlapping boxes more."""
     mask_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """A pixel belongs to a cell if the mask's probability there is at least this."""
+    mask_pasting: Literal["model", "exact"] = "model"
+    """``exact`` puts masks where the targets of ``model.mask_alignment: torchvision`` were read; it needs no training.
+    ``model``: as ``model.mask_alignment`` says."""
+    mask_quality: Annotated[float, Field(ge=0, le=4)] = 0.0
+    """A score is multiplied by this power of its mask's quality, the mean probability of the mask's pixels: a sure mask
+    ranks higher. 0: scores are those of the box head."""
+    min_area: Annotated[int, Field(ge=0)] = 0
+    """Cells with fewer pixels than this are dropped, in pixels of the image."""
     scales: str = "1"
     """Multi-scale testing: rising, comma-separated factors. The image is predicted at each of these scales and the
-    detections are merged by ``nms``."""
+    detections are fused: masks that overlap by more than half are one cell, whose score and mask are averages."""
+    turns: Literal["none", "flips", "rot90", "flips,rot90"] = "none"
+    """Test-time augmentation: the image is also predicted mirrored along both axes (``flips``), rotated by quarters
+    (``rot90``), or in all eight positions, and the detections are fused as those of several scales."""
 
     tile: Pixels | None = None
     """Side of a tile, in pixels of the network's input. A larger image is predicted in overlapping square tiles, and

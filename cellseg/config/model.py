@@ -98,6 +98,10 @@ class ModelConfig(Part):
     """Features of the box head's fully connected layers."""
     mask_head: Literal["plain", "pointrend"] = "plain"
     """``plain`` predicts 28 x 28 masks; ``pointrend`` refines them where they are uncertain (Kirillov et al. 2020)."""
+    mask_alignment: Literal["torchvision", "aligned"] = "torchvision"
+    """Where a mask lies in its box, in training and prediction. ``torchvision`` reads targets half a pixel beside the
+    cell and pastes into whole pixels, which costs a perfect 28 x 28 mask of a small cell 7 % of its IoU. ``aligned``
+    puts every bin where it is."""
     mask_head_layers: Annotated[int, Field(ge=1, le=8)] = 4
     """Convolutions of the mask head before its upsampling."""
     mask_head_width: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 256

@@ -9,6 +9,7 @@ import numpy as np
 from cellseg.data.planes import read_instances
 from cellseg.data.rle import encode_instances, to_json_rle
 from cellseg.data.sample import Sample
+from cellseg.data.softmask import SoftMask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,9 +26,12 @@ class Detections:
     """(N,) int64 classes, from 1."""
     rles: tuple[dict, ...]
     """N masks of the image's size, as :mod:`cellseg.data.rle` makes them (counts are bytes)."""
+    soft: tuple[SoftMask, ...] | None = None
+    """The probabilities that the N masks were cut from, where they were asked for."""
 
     def __post_init__(self) -> None:
         lengths = len(self.boxes_N4), len(self.scores_N), len(self.labels_N), len(self.rles)
+        assert self.soft is None or len(self.soft) == len(self.rles)
         assert len(set(lengths)) == 1, f"boxes, scores, labels and masks must be as many, but got {lengths}"
         assert self.boxes_N4.shape[1:] == (4,), f"boxes must be (N, 4), but got {self.boxes_N4.shape}"
 
@@ -50,7 +54,8 @@ class Detections:
         """Select the detections at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         rles = tuple(self.rles[index] for index in chosen)
-        return type(self)(self.size, self.boxes_N4[chosen], self.scores_N[chosen], self.labels_N[chosen], rles)
+        soft = None if self.soft is None else tuple(self.soft[index] for index in chosen)
+        return type(self)(self.size, self.boxes_N4[chosen], self.scores_N[chosen], self.labels_N[chosen], rles, soft)
 
     def above(self, min_score: float) -> Self:
         """Select the detections with a score of at least ``min_score``."""

@@ -63,11 +63,13 @@ def roi_mask_targets(
     matched_R: Tensor,
     resolution: int,
     points_R2: np.ndarray | None = None,
+    aligned: bool = False,
 ) -> Tensor:
     """Compute mask targets of RoIs: the share of each of M x M bins that the matched cell covers.
 
-    Equals ``roi_align`` of the cell's binary mask with ``aligned=False`` and adaptive sampling, which is torchvision's
-    ``project_masks_on_boxes``. Bilinear sampling on a regular grid is separable, so the target is
+    Equals ``roi_align`` of the cell's binary mask with adaptive sampling and ``aligned``; False is torchvision's
+    ``project_masks_on_boxes``, which takes pixel i to lie at i instead of i + 0.5. Bilinear sampling on a regular grid
+    is separable, so the target is
     ``rows_Mh @ mask_hw @ columns_Mw.T`` on the RoI's window of the mask; RoIs with the same number of sampling points
     per bin share a window size and are done together.
 
@@ -78,6 +80,7 @@ def roi_mask_targets(
         matched_R: (R,) int64, the cell of each RoI, in 0..N-1.
         resolution: M.
         points_R2: what :func:`sampling_points` gives, where the host knows it already. Otherwise it waits for a GPU.
+        aligned: read pixel i at i + 0.5, where it lies, as :func:`point_targets` does.
 
     Returns:
         (R, M, M) float32 in [0, 1] on the device of ``planes_PHW``.
@@ -90,13 +93,14 @@ def roi_mask_targets(
     points_on_device_R2 = sampling_points(rois_R4, resolution)
     if points_R2 is None:
         points_R2 = points_on_device_R2.cpu().numpy()
+    offset = 0.5 if aligned else 0.0
     groups_G2, counts_G = np.unique(points_R2, axis=0, return_counts=True)  # sorted by x, then by y, as here:
     members = (points_on_device_R2[:, 0] * MOST_POINTS + points_on_device_R2[:, 1]).argsort().split(counts_G.tolist())
     for (points_x, points_y), of_group in zip(groups_G2.tolist(), members, strict=True):
         window_pixels = (points_y * resolution + 2) * (points_x * resolution + 2)
         for chunk in of_group.split(max(PIXELS_AT_ONCE // window_pixels, 1)):
             targets_RMM[chunk] = _group_targets(
-                planes_PHW, plane_R[chunk], number_R[chunk], rois_R4[chunk], points_y, points_x, resolution
+                planes_PHW, plane_R[chunk], number_R[chunk], rois_R4[chunk] - offset, points_y, points_x, resolution
             )
     return targets_RMM
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cellseg.data.detections import Detections
     from cellseg.device import Room
     from cellseg.inference.tiles import TileDetections, Window
+    from cellseg.inference.views import View
 
 
 def load_model(
@@ -60,20 +61,21 @@ def predict_images(
     room: "Room | None" = None,
     scale: Scale | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
+    soft: bool = False,
 ) -> "list[Detections]":
     """The cells of each image, in its own pixels. The model is put into evaluation mode and back.
 
     With ``inference.tile`` the model sees a large image in tiles, merged by
-    :func:`cellseg.inference.tiles.merge_tiles`. With several ``inference.scales`` it sees the image at each of them;
-    what it finds is merged as it merges detections itself, by ``inference.nms`` and up to
-    ``model.detections_per_image`` (for each tile). A cell keeps the mask that was predicted with it.
+    :func:`cellseg.inference.tiles.merge_tiles`. With several ``inference.scales`` or ``inference.turns`` it sees the
+    image in each of these views; what it finds is fused by :func:`cellseg.inference.fusion.fuse`, up to
+    ``model.detections_per_image`` (for each tile).
 
     On a GPU, images and tiles of equal size go through the network together, as many as ``room`` allows, and the
     backbone uses the mixed precision of training; proposals, boxes, scores and masks are float32. No image is padded
     to the size of another, so each is predicted as if alone.
 
     Besides the network, memory holds the scaled images of one batch, their masks of 28 x 28 values each, and the
-    largest box.
+    largest box; with several views or ``soft``, also a byte for each pixel of each box.
 
     Args:
         model: its parameters' device does the work.
@@ -83,6 +85,7 @@ def predict_images(
         room: the memory limit found so far; updated. None: start with the default.
         scale: provides the images as the network sees them. None: scale them here.
         on_tiles: called with (tiles done, all tiles) of the images that go through the network together.
+        soft: return soft masks too.
 
     Raises:
         torch.OutOfMemoryError, ...: an image or tile does not fit into memory by itself.
@@ -90,7 +93,10 @@ def predict_images(
     from cellseg.config import parse_numbers
     from cellseg.data.resize import multiply_size, resize_image, scaled_size, to_color
     from cellseg.device import Room, autocast_dtype
-    from cellseg.inference.tiles import concatenate, tile_windows
+    from cellseg.inference.fusion import fuse
+    from cellseg.inference.postprocess import at_least
+    from cellseg.inference.tiles import tile_windows
+    from cellseg.inference.views import View, turns_of
 
     images = list(images)
     for image_HWC in images:  # other types would silently give wrong cells
@@ -111,22 +117,26 @@ def predict_images(
             size = scaled_size(*own_size, config.data)
             # Factors of a tiny image may come to the same size: a dict holds each once, in order.
             sizes = dict.fromkeys(multiply_size(size, factor) for factor in parse_numbers(inference.scales, "factors"))
-            windows = [tile_windows(*of_scale, inference.tile, inference.tile_overlap) for of_scale in sizes]
+            views = [View(turn, of_scale) for of_scale in sizes for turn in turns_of(inference.turns)]
+            windows = [tile_windows(*view.shown_size, inference.tile, inference.tile_overlap) for view in views]
+            per_tile = config.model.detections_per_image
+            assert isinstance(per_tile, int), "resolve_auto comes first"
+            limit = per_tile * max(map(len, windows))
+            exact = inference.mask_pasting == "exact" and config.model.mask_alignment == "torchvision"
+            pasting = "shifted" if exact else config.model.mask_alignment
+            needs_soft = soft or len(views) > 1
             for together in batched(indices, room.count(max(math.prod(of_scale) for of_scale in sizes))):
-                count = len(together) * sum(map(len, windows))
-                progress = _Progress(count, on_tiles) if on_tiles is not None else None
-                detector = _Detector(model, amp_dtype, room, inference, own_size, progress)
-                by_scale = [
-                    detector.find([scale(index, of_scale) for index in together], of_scale, windows_of_scale)
-                    for of_scale, windows_of_scale in zip(sizes, windows, strict=True)
+                progress = None
+                if on_tiles is not None:
+                    progress = _Progress(len(together) * sum(map(len, windows)), on_tiles)
+                detector = _Detector(model, amp_dtype, room, inference, own_size, needs_soft, pasting, progress)
+                by_view = [
+                    detector.find([scale(index, view.scaled_size) for index in together], view, windows_of_view)
+                    for view, windows_of_view in zip(views, windows, strict=True)
                 ]
-                for index, parts in zip(together, zip(*by_scale, strict=True), strict=True):
-                    if len(parts) == 1:
-                        found[index] = parts[0]
-                    else:
-                        per_tile = config.model.detections_per_image
-                        assert isinstance(per_tile, int), "resolve_auto comes first"
-                        found[index] = _suppress(concatenate(parts), inference, per_tile * max(map(len, windows)))
+                for index, votes in zip(together, zip(*by_view, strict=True), strict=True):
+                    fused = at_least(fuse(votes, inference, limit), inference.min_area)
+                    found[index] = fused if soft else replace(fused, soft=None)
     return [found[index] for index in range(len(images))]
 
 
@@ -152,45 +162,59 @@ class _Detector:
     inference: "InferenceConfig"
     size: tuple[int, int]
     """(height, width) of the original images; detections are in these pixels."""
+    soft: bool
+    """Whether detections have soft masks."""
+    pasting: str
+    """See :func:`cellseg.inference.paste.paste_probabilities`."""
     progress: _Progress | None = None
 
-    def find(
-        self, scaled: list[np.ndarray], scaled_size: tuple[int, int], windows: "list[Window]"
-    ) -> "list[Detections]":
-        """Find the cells in each of the ``scaled`` images, seen through ``windows``."""
+    def find(self, scaled: list[np.ndarray], view: "View", windows: "list[Window]") -> "list[Detections]":
+        """Find the cells in each of the ``scaled`` images, turned and seen through ``windows``."""
+        from cellseg.inference.fusion import suppressed
         from cellseg.inference.tiles import merge_tiles
 
         def tiles_of(views: "Sequence[tuple[np.ndarray, Window]]") -> "list[TileDetections]":
-            shown = [scaled_HWC[top:bottom, left:right] for scaled_HWC, (left, top, right, bottom) in views]
+            shown = [shown_HWC[top:bottom, left:right] for shown_HWC, (left, top, right, bottom) in views]
             found = detect(self.model, shown, self.amp_dtype)
-            tiles = [self._tile(raw, window, scaled_size) for raw, (_, window) in zip(found, views, strict=True)]
+            tiles = [self._tile(raw, window, view) for raw, (_, window) in zip(found, views, strict=True)]
             if self.progress is not None:
                 self.progress.add(len(tiles))
             return tiles
 
         left, top, right, bottom = windows[0]  # all are of one size
-        views = [(scaled_HWC, window) for scaled_HWC in scaled for window in windows]
+        views = [(view.turn.apply(scaled_HWC), window) for scaled_HWC in scaled for window in windows]
         tiles = self.room.map(tiles_of, views, (right - left) * (bottom - top))
         merged = [merge_tiles(tiles_of_image) for tiles_of_image in batched(tiles, len(windows))]
         # Within a tile hard suppression has left no such boxes. Soft has lowered scores there, and would do it again.
         if len(windows) > 1 and self.inference.nms == "hard":
-            merged = [_suppress(found, self.inference, len(found)) for found in merged]
-        return merged
+            merged = [suppressed(found, self.inference, len(found)) for found in merged]
+        return [view.turn.undo(found, self.inference.mask_threshold) for found in merged]
 
-    def _tile(self, found: dict[str, np.ndarray], window: "Window", scaled_size: tuple[int, int]) -> "TileDetections":
-        """Convert a tile's detections to pixels of the original image."""
+    def _tile(self, found: dict[str, np.ndarray], window: "Window", view: "View") -> "TileDetections":
+        """Convert a tile's detections to pixels of the original image, turned as the view is."""
         from cellseg.data.detections import Detections
-        from cellseg.inference.paste import paste_masks
+        from cellseg.data.softmask import SoftMask
+        from cellseg.inference.paste import paste_masks, paste_probabilities
+        from cellseg.inference.postprocess import mask_qualities, rescored
         from cellseg.inference.tiles import TileDetections
 
-        height, width = self.size
+        size = height, width = view.turn.size(self.size)
         left, top, _, _ = window
-        to_image_4 = np.array([width / scaled_size[1], height / scaled_size[0]] * 2, dtype=np.float32)
+        to_image_4 = np.array([width / view.shown_size[1], height / view.shown_size[0]] * 2, dtype=np.float32)
         boxes_N4 = found["boxes"] + np.array([left, top] * 2, dtype=np.float32)
         boxes_N4 *= to_image_4
-        # Run lengths are all that is kept of the masks: those of all tiles and scales would be much larger.
-        rles = paste_masks(found["masks"][:, 0], boxes_N4, height, width, self.inference.mask_threshold)
-        cells = Detections(self.size, boxes_N4, found["scores"], found["labels"], tuple(rles))
+        # What is kept of the masks are run lengths and bytes: the masks of all tiles and scales would be much larger.
+        shift = float(to_image_4[0] / 2), float(to_image_4[1] / 2)
+        masks_NMM, threshold, soft = found["masks"][:, 0], self.inference.mask_threshold, None
+        if self.soft:
+            pasted = paste_probabilities(masks_NMM, boxes_N4, self.pasting, shift)
+            soft = tuple(SoftMask.of(*window_of_mask, size) for window_of_mask in pasted)
+            rles = [mask.encode(threshold, size) for mask in soft]
+        else:
+            rles = paste_masks(masks_NMM, boxes_N4, height, width, threshold, self.pasting, shift)
+        cells = Detections(size, boxes_N4, found["scores"], found["labels"], tuple(rles), soft)
+        if self.inference.mask_quality:
+            cells = rescored(cells, mask_qualities(masks_NMM, threshold), self.inference.mask_quality)
         x1, y1, x2, y2 = np.rint(window * to_image_4).astype(int).tolist()
         return TileDetections((x1, y1, x2, y2), cells)
 
@@ -233,17 +257,6 @@ def _forward(
     proposals, _ = detector.rpn(batch, features)
     found, _ = detector.roi_heads(features, proposals, batch.image_sizes)
     return found
-
-
-def _suppress(found: "Detections", inference: "InferenceConfig", limit: int) -> "Detections":
-    """Keep the detections that ``inference.nms`` leaves, with the scores they have then, best first."""
-    import torch
-
-    from cellseg.model.nms import suppress
-
-    boxes_N4, scores_N, labels_N = map(torch.from_numpy, (found.boxes_N4, found.scores_N, found.labels_N))
-    kept_K, scores_K = suppress(boxes_N4, scores_N, labels_N, inference, limit)
-    return replace(found.select(kept_K.numpy()), scores_N=scores_K.numpy())
 
 
 @contextmanager

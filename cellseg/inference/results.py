@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
-from cellseg.inference.image import batched, load_model, predict_images
+from cellseg.inference.image import batched
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
 
     from cellseg.checkpoint import Checkpoint
-    from cellseg.config import DataConfig, TrialConfig
+    from cellseg.config import DataConfig
     from cellseg.data.detections import Detections
     from cellseg.data.testset import TestImage
     from cellseg.device import Room
+    from cellseg.inference.ensemble import Ensemble
 
 IMAGES_AT_ONCE = 16
 """Test images read ahead on a GPU, to predict those of equal size together."""
@@ -32,12 +32,16 @@ def write_results(
     *,
     device: "torch.device | str" = "cpu",
     on_image: Callable[[int, int], None] | None = None,
+    ensemble: "Ensemble | None" = None,
 ) -> int:
     """Predict test images and write COCO results (RLE masks) to ``out``; the number of detections.
 
     Classes are written as the category ids of the annotations that the model was trained on. Every listed image whose
     file is there is predicted; the caller decides about absent ones. The file is validated with pycocotools against the
     list before it takes its name.
+
+    Args:
+        ensemble: what predicts instead of the checkpoint's model; of the same classes.
 
     Raises:
         UserError: an unreadable image, a size that differs from the list's, or no image at all.
@@ -46,17 +50,18 @@ def write_results(
     if not present:
         raise UserError(f"{out}: needs test images, but none of the {len(images)} listed ones is there. Check --data.")
     from cellseg.device import Room
+    from cellseg.inference.ensemble import Ensemble, Member
 
-    model = load_model(checkpoint, device)
-    config, category_ids = checkpoint.config, checkpoint.info.category_ids
-    model_device = next(model.parameters()).device
+    ensemble = ensemble or Ensemble([Member.load(checkpoint, device)])
+    category_ids = checkpoint.info.category_ids
+    model_device = next(ensemble.members[0].model.parameters()).device
     room = Room.of(model_device)
     problems: list[str] = []
     results: list[dict[str, Any]] = []
     done = 0
     for together in batched(present, IMAGES_AT_ONCE if model_device.type == "cuda" else 1):
-        listed, images_HWC = _read(together, config.data, problems)
-        for image, found in zip(listed, _predict(model, images_HWC, config, room, out), strict=True):
+        listed, images_HWC = _read(together, checkpoint.config.data, problems)
+        for image, found in zip(listed, _predict(ensemble, images_HWC, room, out), strict=True):
             results.extend(found.to_coco_results(image.image_id, category_ids))
         for _ in together:
             done += 1
@@ -131,14 +136,12 @@ def _read(
     return listed, images_HWC
 
 
-def _predict(
-    model: "nn.Module", images_HWC: "list[np.ndarray]", config: "TrialConfig", room: "Room", out: Path
-) -> "list[Detections]":
+def _predict(ensemble: "Ensemble", images_HWC: "list[np.ndarray]", room: "Room", out: Path) -> "list[Detections]":
     from cellseg.device import exhausted_memory
     from cellseg.errors import first_line
 
     try:
-        return predict_images(model, images_HWC, config, room=room)
+        return ensemble.predict(images_HWC, room=room)
     except Exception as error:
         if exhausted_memory(error) is None:
             raise

@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cellseg.data.detections import Detections
 from cellseg.data.rle import encode_window
+from cellseg.data.softmask import SoftMask
 
 AGREEMENT = 0.5
 """Masks agree if they overlap by more than this IoU: more than one match is then impossible between disjoint masks."""
@@ -139,6 +140,9 @@ def concatenate(found: Sequence[Detections]) -> Detections:
         scores_N=np.concatenate([part.scores_N for part in found]),
         labels_N=np.concatenate([part.labels_N for part in found]),
         rles=tuple(rle for part in found for rle in part.rles),
+        soft=None
+        if any(part.soft is None for part in found)
+        else tuple(mask for part in found for mask in part.soft or ()),
     )
 
 
@@ -148,7 +152,8 @@ def _join(parts: Detections) -> Detections:
         return parts
     box_14 = np.concatenate([parts.boxes_N4[:, :2].min(axis=0), parts.boxes_N4[:, 2:].max(axis=0)])[None]
     rle = coco_mask.merge(list(parts.rles))
-    return Detections(parts.size, box_14, parts.scores_N.max(keepdims=True), parts.labels_N[:1], (rle,))
+    soft = None if parts.soft is None else (SoftMask.union(parts.soft),)
+    return Detections(parts.size, box_14, parts.scores_N.max(keepdims=True), parts.labels_N[:1], (rle,), soft)
 
 
 def _matches(tiles: Sequence[TileDetections], found: Detections, cut_N: np.ndarray) -> np.ndarray:

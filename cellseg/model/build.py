@@ -112,6 +112,7 @@ def _roi_heads(
     mask_widths = [config.mask_head_width] * config.mask_head_layers
     return CellRoIHeads(
         inference=inference,
+        mask_alignment=config.mask_alignment,
         box_roi_pool=PyramidRoIAlign(levels, output_size=7),
         box_head=box_head,
         box_predictor=FastRCNNPredictor(width, num_outputs),

@@ -62,13 +62,21 @@ class CellRoIHeads(RoIHeads):
     fg_bg_sampler: Sampler
     box_coder: Float32BoxCoder
 
-    def __init__(self, inference: InferenceConfig, point_head: PointHead | None, **parts: Any):
-        """``parts`` are torchvision's arguments; with a ``point_head`` masks are refined (PointRend)."""
+    def __init__(
+        self,
+        inference: InferenceConfig,
+        point_head: PointHead | None,
+        mask_alignment: str = "torchvision",
+        **parts: Any,
+    ):
+        """``parts`` are torchvision's arguments; with a ``point_head`` masks are refined (PointRend).
+        ``mask_alignment``: see :class:`cellseg.config.ModelConfig`."""
         super().__init__(score_thresh=inference.score_threshold, nms_thresh=inference.nms_threshold, **parts)
         self.fg_bg_sampler = Sampler.like(self.fg_bg_sampler)
         self.box_coder = Float32BoxCoder(self.box_coder.weights)
         self.inference = inference
         self.point_head = point_head
+        self.aligned_masks = mask_alignment == "aligned"
 
     def check_targets(self, targets: list[dict[str, Tensor]] | None) -> None:
         """Check that targets carry planes instead of masks."""
@@ -124,7 +132,14 @@ class CellRoIHeads(RoIHeads):
         truth_RMM = torch.cat(
             [
                 roi_mask_targets(
-                    t["planes"], t["plane"], t["number"], boxes_R4, index, self.mask_side, of_image.points_R2
+                    t["planes"],
+                    t["plane"],
+                    t["number"],
+                    boxes_R4,
+                    index,
+                    self.mask_side,
+                    of_image.points_R2,
+                    self.aligned_masks,
                 )
                 for t, boxes_R4, index, of_image in zip(targets, rois, matched, regions, strict=True)
             ]

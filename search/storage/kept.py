@@ -34,6 +34,11 @@ def choose_trial(store: StudyStore, number: int | None) -> TrialRow:
     return chosen
 
 
+def best_kept(store: StudyStore, count: int) -> list[TrialRow]:
+    """Return up to ``count`` trials whose checkpoint is there, best first."""
+    return [row for row in store.best_trials() if _has_kept(store, row.number)][:count]
+
+
 def kept_checkpoint(store: StudyStore, number: int) -> Path:
     """Return the folder of the best checkpoint of a trial.
 
