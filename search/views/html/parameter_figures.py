@@ -124,9 +124,7 @@ def _slice(source: Source, key: str, values: dict[int, float]) -> Figure:
         "marker": {
             "size": 6,
             "opacity": 0.7,
-            "color": numbers,
-            "colorscale": "Viridis",
-            "showscale": False,
+            "color": "#3B8FD0",
         },
         "showlegend": False,
     }

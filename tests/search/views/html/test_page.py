@@ -18,7 +18,7 @@ from search.space import load_space
 from search.storage.store import StudyStore
 from search.views.html.blocks import Figure, Pictures, Section, Table, Text
 from search.views.html.page import study_sections, write_page, write_report
-from search.views.html.source import Source, thin
+from search.views.html.source import MANY, Source, thin
 from search.views.standings import StudyTables
 
 ROOT = Path(__file__).parents[4]
@@ -148,7 +148,7 @@ def test_the_common_epoch_is_the_latest_that_many_trials_reached(made):
     assert source.rungs == (2, 6, 18)
     counts = {epoch: len(source.values_at(epoch)) for epoch in (*source.rungs, 54)}
     assert counts[2] > counts[6] > counts[18]
-    assert source.common_epoch == max(epoch for epoch, count in counts.items() if count >= 20)
+    assert source.common_epoch == max(epoch for epoch, count in counts.items() if count >= MANY)
 
 
 def test_thinning_keeps_both_ends():
