@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from drawn_cells import cells
 from fakes import make_space
 from made_study import make_tables
-from test_quality import cells
 
 from cellseg.errors import UserError
 from search.report import main

@@ -174,7 +174,7 @@ def test_a_browser_draws_every_figure_without_an_error_or_a_request(page, tmp_pa
     path.write_text(page.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
     done = subprocess.run(
         [
-            *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *(str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
             *("--no-first-run", "--enable-logging=stderr", "--virtual-time-budget=30000"),
             *(f"--window-size={width},20000", f"--user-data-dir={tmp_path / 'chrome'}", "--dump-dom", path.as_uri()),
         ],
@@ -194,7 +194,7 @@ def test_a_browser_draws_every_figure_without_an_error_or_a_request(page, tmp_pa
 def test_pictures_show_hits_misses_and_false_alarms(tmp_path):
     """With a trained model: see test_run.py. Here the drawing alone."""
     import numpy as np
-    from test_quality import cells
+    from drawn_cells import cells
 
     from search.views.html.predictions import Validation
     from search.views.html.quality import Quality
