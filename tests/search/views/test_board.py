@@ -238,3 +238,10 @@ def test_a_log_says_what_to_try_when_a_trial_fails(study):
     run(study, [0.1], "non-finite", "loss_mask in epoch 1")
     board.update()
     assert "(non-finite: loss_mask in epoch 1)  try: lower the upper end of optim.lr" in out.file.getvalue()
+
+
+def test_a_search_that_is_through_does_not_stop(tmp_path):
+    study = make_study(tmp_path, "one", trials=1, asha=False)
+    run(study, [0.1])
+    study.interrupt()  # as the driver does in the end
+    assert "Stopping" not in shown(Board(study, console()).render())
