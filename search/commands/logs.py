@@ -92,6 +92,8 @@ def _show_trial(arguments: argparse.Namespace) -> int:
     from search.storage.find import find_study
     from search.storage.remote import reading_folder
     from search.storage.trial_logs import last_attempt, last_traceback, log_path, read_lines
+    from search.study.failures import headline
+    from search.views.failures import REMEDIES
 
     store = find_study(reading_folder(arguments.results), arguments.study)
     row = next((row for row in store.trials() if row.number == arguments.trial), None)
@@ -106,7 +108,9 @@ def _show_trial(arguments: argparse.Namespace) -> int:
     attempt = last_attempt(lines)
     say(f"trial t{row.number:04d} of study {store.name}: {row.state.lower()} in epoch {row.epochs}")
     if row.reason:
-        say(f"reason: {row.ending}{': ' + row.detail.splitlines()[-1].strip() if row.detail else ''}")
+        say(f"reason: {row.ending}{': ' + headline(row.detail) if row.detail else ''}")
+        if row.state in {"FAILED", "INFEASIBLE"} and row.ending in REMEDIES:
+            say(f"try: {REMEDIES[row.ending]}")
     if attempt is not None:
         say(f"node {attempt.node}, process {attempt.pid}, started {attempt.started}")
     elif row.node:

@@ -160,7 +160,7 @@ class BoardView:
         if limits := study.limits.describe():
             parts.append(limits)
         yield from (Text(line, style="bold", no_wrap=True, overflow="ellipsis") for line in flow(parts, width))
-        if study.must_stop:
+        if study.must_stop and study.num_finished < study.experiment.trials:
             yield _cut("Stopping: trials are kept, the same command continues ...", width, "bold yellow")
         elif self.waits_for:
             yield from (Text(line, style="yellow") for line in textwrap.wrap(self.waits_for, width)[:3])

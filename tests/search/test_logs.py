@@ -59,23 +59,24 @@ def test_the_command_shows_where_a_trial_ran_and_the_end_of_its_log(study, capsy
     write_log(study, 0, [header(0, "cells", Attempt("then", "gpu-3", 4711)), "one", *TRACEBACK, "ended as bug"])
     lines = show(study, capsys, "--trial", "0", "--lines", "2")
     path = log_path(study.store.folder, 0)
-    assert lines[:6] == [
+    assert lines[:7] == [
         "trial t0000 of study cells: failed in epoch 1",
         "reason: bug: KeyError: 'x'",
+        "try: read the log; a bug of cellseg-search is worth a report",
         "node gpu-3, process 4711, started then",
         f"log: {path}, the last 2 of 7 lines",
         "  KeyError: 'x'",
         "  ended as bug",
     ]
-    assert lines[6:] == ["its last traceback:", *(f"  {line}" for line in TRACEBACK)]
+    assert lines[7:] == ["its last traceback:", *(f"  {line}" for line in TRACEBACK)]
     assert "its last traceback:" not in show(study, capsys, "--trial", "0"), "it is shown already"
 
 
 def test_without_a_log_the_tables_tell_what_they_know(study, capsys):
     lines = show(study, capsys, "--trial", "0")
-    assert lines[2] == "node gpu-3"
-    assert lines[3].startswith(f"log: nothing at {log_path(study.store.folder, 0)}; ")
-    assert lines[4:] == ["its traceback:", *(f"  {line}" for line in TRACEBACK)]
+    assert lines[3] == "node gpu-3"
+    assert lines[4].startswith(f"log: nothing at {log_path(study.store.folder, 0)}; ")
+    assert lines[5:] == ["its traceback:", *(f"  {line}" for line in TRACEBACK)]
     assert show(study, capsys, "--trial", "2")[0] == "trial t0002 of study cells: running in epoch 0"
 
 

@@ -257,6 +257,6 @@ def _images(comparison: Comparison) -> list[Section]:
         layout = {"xaxis": {"title": f"F1 of {names[0]}"}, "yaxis": {"title": f"F1 of {names[1]}"}}
         rows = [[name, f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}"] for name, a, b in pairs]
         note = "F1 of each image, at the score that maximises it over all images of a study."
-        blocks = [Figure([scatter, line], layout, note), Table(["image", *names, "difference"], rows)]
+        blocks: list[Block] = [Figure([scatter, line], layout, note), Table(["image", *names, "difference"], rows)]
         sections.append(Section(f"images-{place}", f"{names[1]} against {names[0]}, image by image", blocks))
     return sections

@@ -190,6 +190,10 @@ def origin_section(source: Source) -> Section:
         *([name, version] for name, version in study.get("versions", {}).items()),
     ]
     space = _yaml(study.get("space", {}))
-    blocks = [effort(rows, gpus_known), Table(["what", "value"], facts), Code(space, "The space", open=False)]
+    blocks: list[Block] = [
+        effort(rows, gpus_known),
+        Table(["what", "value"], facts),
+        Code(space, "The space", open=False),
+    ]
     text = "Energy is not measured. Multiply the GPU-hours by the power of the GPU and by what an hour costs you."
     return Section("origin", "Versions, hardware and cost", [*blocks, Text(text)])

@@ -79,9 +79,6 @@ def _validation(source: Source) -> tuple[Validation | None, str]:
     """What the best trial finds, or why that is not known."""
     if not source.ranked:
         return None, "no trial has a value yet."
-    best = source.ranked[0].number
-    if not (source.store.checkpoint_folder(best) / "best").is_dir():  # before torch is loaded, which takes seconds
-        return None, f"the checkpoint of trial t{best:04d} was not kept."
     try:
         return validate(source.store, source.ranked[0]), ""
     except UserError as error:

@@ -124,14 +124,14 @@ def _slice(source: Source, key: str, values: dict[int, float]) -> Figure:
         "marker": {
             "size": 6,
             "opacity": 0.7,
-            "color": numbers,
-            "colorscale": "Viridis",
-            "showscale": False,
+            "color": "#3B8FD0",
         },
         "showlegend": False,
     }
     axis: dict[str, Any] = {"title": short_names(list(source.experiment.domains))[key]}
-    axis["type"] = "log" if is_number and domain.log else "linear" if is_number else "category"
+    axis["type"] = "category"
+    if isinstance(domain, Range):
+        axis["type"] = "log" if domain.log else "linear"
     return Figure([trace], {"xaxis": axis, "yaxis": {"title": source.metric}, "height": 280}, small=True)
 
 

@@ -48,6 +48,8 @@ def validate(store: StudyStore, row: TrialRow) -> Validation:
     Raises:
         UserError: the checkpoint was not kept, or the data are not where they were.
     """
+    if not store.checkpoint_folder(row.number).is_dir():  # before torch is loaded, which takes seconds
+        raise UserError(f"{store.folder}: trial {row.number}: its checkpoint must have been kept, but got none.")
     from cellseg.checkpoint import open_checkpoint
     from cellseg.data.detections import Detections
     from cellseg.data.packed import open_packed

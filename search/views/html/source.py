@@ -11,7 +11,7 @@ from search.storage.tables import EpochRow, TrialRow
 from search.study.experiment import Experiment
 from search.views.standings import StudyTables
 
-MANY = 20
+MANY = 50
 """Trials that make the values at a rung comparable; of the rungs with as many, the latest is taken."""
 
 

@@ -17,6 +17,7 @@ from cellseg.owners import SupersededError
 from cellseg.training.epoch_report import EpochReport, TrainingError
 from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable, trial_name
 from search.cluster.trial_reports import former_reports
+from search.storage.progress import open_progress, read_progress
 
 CPU = torch.device("cpu")
 
@@ -38,6 +39,7 @@ def trainable(tmp_path, monkeypatch):
     def use(fit):
         def recorded(*arguments, device, on_step):
             trainable.calls.append((*arguments, device))
+            trainable.on_step = on_step
             return fit()
 
         monkeypatch.setattr(cellseg.training.fit, "fit", recorded)
@@ -67,6 +69,30 @@ def test_a_step_reports_an_epoch_as_json(trainable):
     assert (first[ENDING], second[ENDING]) == (None, "epochs")
     assert (json.loads(third[REPORT]), third[ENDING]) == (None, "epochs"), "there is nothing left to train"
     assert all(set(result) == {REPORT, ENDING, DETAIL} for result in (first, second, third))
+
+
+def test_a_trial_tells_where_it_is_in_its_epoch_until_it_ends(trainable, tmp_path):
+    study, seen = tmp_path / "study", []
+
+    def fit():
+        for report in epochs():
+            trainable.on_step(1, 2)
+            seen.append(read_progress(study, 7))
+            trainable.on_step(2, 2)
+            yield report
+
+    trainable = trainable(fit)
+    trainable.setup(config_of(7, study / "checkpoints" / "t0007"), data=empty_table())
+    study.mkdir()
+    with open_progress(study):
+        trainable.step()
+        assert read_progress(study, 7).phase == "validating"
+        trainable.step()
+        told = [(now.phase, now.epoch, now.done, now.device) for now in seen]
+        assert told == [("training", 1, 1, "cpu"), ("training", 2, 1, "cpu")]
+        assert seen[0].memory_bytes > 10**6
+        trainable.step()
+        assert read_progress(study, 7) is None
 
 
 def test_fit_gets_the_typed_config_the_data_and_the_folder_and_not_before_the_first_step(trainable, tmp_path):

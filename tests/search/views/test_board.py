@@ -208,3 +208,40 @@ def test_a_log_and_a_screen_say_what_trials_wait_for_and_what_else_a_person_shou
         "waiting for 2 GPUs: none is there",
     ]
     assert screen.file.getvalue().splitlines() == ["host-a [x] is avoided from now on"]
+
+
+def test_quiet_shows_notes_and_nothing_else(study):
+    for terminal in (False, True):
+        out = console(terminal)
+        board = Board(study, out, quiet=True)
+        with board.shown():
+            run(study, [0.1])
+            board.update()
+            board.note("one machine is avoided")
+            board.wait("waiting for 1 CPU")
+        assert out.file.getvalue().splitlines() == ["one machine is avoided", "waiting for 1 CPU"]
+
+
+def test_the_board_says_at_once_that_it_stops_and_how_many_slots_are_idle(study):
+    board = Board(study, console())
+    run(study, [0.1])
+    study.propose()
+    board.slots(3)
+    assert "2 of 3 slots idle" in shown(board.render())
+    study.interrupt()
+    assert "Stopping: trials are kept" in shown(board.render())
+
+
+def test_a_log_says_what_to_try_when_a_trial_fails(study):
+    out = console()
+    board = Board(study, out)
+    run(study, [0.1], "non-finite", "loss_mask in epoch 1")
+    board.update()
+    assert "(non-finite: loss_mask in epoch 1)  try: lower the upper end of optim.lr" in out.file.getvalue()
+
+
+def test_a_search_that_is_through_does_not_stop(tmp_path):
+    study = make_study(tmp_path, "one", trials=1, asha=False)
+    run(study, [0.1])
+    study.interrupt()  # as the driver does in the end
+    assert "Stopping" not in shown(Board(study, console()).render())

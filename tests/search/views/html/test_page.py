@@ -18,7 +18,7 @@ from search.space import load_space
 from search.storage.store import StudyStore
 from search.views.html.blocks import Figure, Pictures, Section, Table, Text
 from search.views.html.page import study_sections, write_page, write_report
-from search.views.html.source import Source, thin
+from search.views.html.source import MANY, Source, thin
 from search.views.standings import StudyTables
 
 ROOT = Path(__file__).parents[4]
@@ -148,7 +148,7 @@ def test_the_common_epoch_is_the_latest_that_many_trials_reached(made):
     assert source.rungs == (2, 6, 18)
     counts = {epoch: len(source.values_at(epoch)) for epoch in (*source.rungs, 54)}
     assert counts[2] > counts[6] > counts[18]
-    assert source.common_epoch == max(epoch for epoch, count in counts.items() if count >= 20)
+    assert source.common_epoch == max(epoch for epoch, count in counts.items() if count >= MANY)
 
 
 def test_thinning_keeps_both_ends():
@@ -174,7 +174,7 @@ def test_a_browser_draws_every_figure_without_an_error_or_a_request(page, tmp_pa
     path.write_text(page.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
     done = subprocess.run(
         [
-            *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *(str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
             *("--no-first-run", "--enable-logging=stderr", "--virtual-time-budget=30000"),
             *(f"--window-size={width},20000", f"--user-data-dir={tmp_path / 'chrome'}", "--dump-dom", path.as_uri()),
         ],
@@ -194,7 +194,7 @@ def test_a_browser_draws_every_figure_without_an_error_or_a_request(page, tmp_pa
 def test_pictures_show_hits_misses_and_false_alarms(tmp_path):
     """With a trained model: see test_run.py. Here the drawing alone."""
     import numpy as np
-    from test_quality import cells
+    from drawn_cells import cells
 
     from search.views.html.predictions import Validation
     from search.views.html.quality import Quality
