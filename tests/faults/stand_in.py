@@ -107,7 +107,7 @@ def run_command(arguments: list[str], faults: list[str]) -> int:
     search.cluster.preflight.IMPORTS = ["cellseg"]  # the rest takes seconds
     proposer.NUM_RANDOM = 10**9  # what the model would propose depends on the moment at which it is asked
     if "no Ray" in faults:
-        search.cluster.connect.ray_cluster = lambda address: nullcontext("")  # type: ignore[assignment]
+        search.cluster.connect.ray_cluster = lambda address: nullcontext("")  # type: ignore[assignment,return-value]
         search.cluster.driver.run_study = _take_turns  # type: ignore[assignment]
     if "no locks" in faults:
         fcntl.flock = _no_locks
@@ -126,7 +126,7 @@ def _take_turns(study: Any, *_: Any, on_event: Callable[[], None], on_leave: Cal
         while not study.must_stop:
             while len(trials) < study.experiment.max_slots and (proposal := study.propose()) is not None:
                 place = {"study": study.name, "number": proposal.number, "folder": str(proposal.folder)}
-                trials[proposal.number] = StandIn._fit(None, place | {"epochs": proposal.epochs})  # type: ignore[arg-type]
+                trials[proposal.number] = StandIn._fit(None, place | {"epochs": proposal.epochs})
             if not trials:
                 break
             number = min(trials, key=lambda trial: (study.store.trial(trial).epochs, trial))

@@ -91,7 +91,7 @@ def save(folder: Path, epoch: int, value: float, *, improved: bool = True) -> No
 
 def train(study: Study, number: int, values: list[float]) -> None:
     """Report these epochs of a trial, with checkpoints copied as its process does."""
-    copy = CheckpointCopy(Remote(study.store.uri), number, study.store.checkpoint_folder(number), ())
+    copy = CheckpointCopy(Remote(study.store.uri), number, study.store.checkpoint_folder(number))
     for epoch, value in enumerate(values, start=1):
         save(study.store.checkpoint_folder(number), epoch, value)
         copy.start()
@@ -147,7 +147,7 @@ def test_a_study_is_killed_continued_elsewhere_reported_and_exported(s3, monkeyp
     assert [(row.state, row.epochs) for row in again.rows] == [("COMPLETE", 2), ("COMPLETE", 2), ("INTERRUPTED", 1)]
     proposal = again.propose()
     assert (proposal.number, proposal.epochs) == (2, 1)
-    copy = CheckpointCopy(Remote(again.store.uri), 2, proposal.folder, ())
+    copy = CheckpointCopy(Remote(again.store.uri), 2, proposal.folder)
     copy.fetch()
     assert open_checkpoint(proposal.folder / "last").info.epoch == 1
     assert open_checkpoint(proposal.folder / "last").load_training() == {"step": 1}
@@ -198,7 +198,7 @@ def test_the_report_and_the_optuna_export_read_from_the_store(s3, tmp_path, caps
 
 def test_the_newest_state_arrives_and_states_in_between_may_be_left_out(s3, tmp_path, monkeypatch):
     folder, study = tmp_path / "t0003", Remote(s3)
-    copy = CheckpointCopy(study, 3, folder, ("reports.jsonl",))
+    copy = CheckpointCopy(study, 3, folder)
     arrived, go_on = [], threading.Event()
     put_bytes = Remote.put_bytes
 
@@ -210,7 +210,6 @@ def test_the_newest_state_arrives_and_states_in_between_may_be_left_out(s3, tmp_
     monkeypatch.setattr(Remote, "put_bytes", slow)
     for epoch in range(1, 6):
         save(folder, epoch, epoch / 10, improved=epoch != 5)
-        (folder / "reports.jsonl").write_text(str(epoch))
         copy.start()
     go_on.set()
     copy.finish()
@@ -223,20 +222,18 @@ def test_the_newest_state_arrives_and_states_in_between_may_be_left_out(s3, tmp_
         "last/checkpoint.json",
         "last/training-0005.pt",
         "last/weights-0005.pt",
-        "reports.jsonl",
     ]
     copy.close()
     assert not folder.exists()
-    other = CheckpointCopy(study, 3, tmp_path / "other", ())
+    other = CheckpointCopy(study, 3, tmp_path / "other")
     other.fetch()
     assert open_checkpoint(tmp_path / "other" / "last").load_weights()["w"][0] == 5
     assert open_checkpoint(tmp_path / "other" / "best").load_weights()["w"][0] == 4
-    assert (tmp_path / "other" / "reports.jsonl").read_text() == "5"
 
 
 def test_a_copy_that_breaks_off_leaves_the_former_checkpoint(s3, tmp_path, monkeypatch):
     folder, study = tmp_path / "t0003", Remote(s3)
-    copy = CheckpointCopy(study, 3, folder, ())
+    copy = CheckpointCopy(study, 3, folder)
     save(folder, 1, 0.1)
     copy.start()
     copy.finish()
@@ -273,7 +270,7 @@ def test_a_trials_process_works_on_its_own_disk_and_another_goes_on_from_the_sto
     proposal = study.propose()
     begun, stops_after = [], 2
 
-    def fit(config, data, folder, device):
+    def fit(config, data, folder, device, on_step):
         begun.append(open_checkpoint(folder / "last").info.epoch if has_checkpoint(folder / "last") else 0)
         assert folder.is_relative_to(os.environ[remote.CACHE])
         for epoch in range(begun[-1] + 1, stops_after + 1):
@@ -291,7 +288,7 @@ def test_a_trials_process_works_on_its_own_disk_and_another_goes_on_from_the_sto
     assert [json.loads(result[REPORT])["epoch"] for result in results] == [1, 2]
     process.cleanup()
     objects = {name.rpartition("/")[2] for name in Remote(study.store.uri).sizes("checkpoints/t0000")}
-    assert objects == {"checkpoint.json", "weights-0002.pt", "training-0002.pt", "reports.jsonl"}
+    assert objects == {"checkpoint.json", "weights-0002.pt", "training-0002.pt"}
     assert not any(Path(os.environ[remote.CACHE]).rglob("*.pt")), "its own disk is clean"
 
     monkeypatch.setenv(remote.CACHE, str(tmp_path / "another machine"))

@@ -1,5 +1,6 @@
 """Properties of the tables and of what a study makes of them, on random rows and random searches."""
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ TRIALS = st.builds(
     state=st.sampled_from(STATES),
     reason=TEXT,
     params=TEXT,
-    config=TEXT,
+    config=TEXT.map(lambda text: json.dumps({"data.root": text})),
     seed=COUNTS,
     metric=st.one_of(st.none(), NUMBERS),
     best_epoch=st.one_of(st.none(), COUNTS),
