@@ -170,7 +170,7 @@ def test_a_study_is_killed_continued_elsewhere_reported_and_exported(s3, monkeyp
     with pytest.raises(UserError, match=r"trial 1: its checkpoint must have been kept, but got those of \[0\] only"):
         choose_trial(store, 1)
     assert [study.name for study in list_studies(reading_folder(s3))] == ["study"]
-    assert [trial["number"] for trial in open_study("study", s3).trials] == [0, 1, 2]
+    assert [trial["number"] for trial in open_study("study", s3).trial_rows] == [0, 1, 2]
 
 
 def test_the_report_and_the_optuna_export_read_from_the_store(s3, tmp_path, capsys):
@@ -262,6 +262,7 @@ def test_a_copy_that_breaks_off_leaves_the_former_checkpoint(s3, tmp_path, monke
 
 def test_a_trials_process_works_on_its_own_disk_and_another_goes_on_from_the_store(s3, tmp_path, monkeypatch):
     import ray
+    import torch
 
     import cellseg.training.fit
     from search.cluster.trainable import DETAIL, ENDING, REPORT, CellTrainable
@@ -278,7 +279,7 @@ def test_a_trials_process_works_on_its_own_disk_and_another_goes_on_from_the_sto
             yield EpochReport(**make_report(epoch, epoch / 10, ending="epochs" if epoch == 3 else None))
 
     monkeypatch.setattr(ray._raylet, "setproctitle", lambda title: None)
-    monkeypatch.setattr(CellTrainable, "_take_resources", lambda self: None)
+    monkeypatch.setattr(CellTrainable, "_take_resources", lambda self: torch.device("cpu"))
     monkeypatch.setattr(cellseg.training.fit, "fit", fit)
     config = {"study": "study", "number": 0, "config": dict(proposal.config), "folder": str(proposal.folder)}
     config |= {"storage": study.store.uri, "epochs": 0}
