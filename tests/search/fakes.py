@@ -178,8 +178,8 @@ def node_number(node_id: str) -> int:
     return int(node_id[:10], 16)
 
 
-def _located(config: dict[str, Any], epoch_seconds: float = 0.5) -> Iterator[dict[str, Any]]:
-    """Epochs that tell the machine they ran on. A machine that the file ``bad`` beside the study names
+def _located(config: dict[str, Any], epoch_seconds: float = 1.5) -> Iterator[dict[str, Any]]:
+    """Epochs that tell the machine they ran on, longer than rows wait to be written. A machine that the file ``bad`` beside the study names
     kills the process; a trial whose number the file ``stops`` names is stopped there, once."""
     import ray
 

@@ -155,7 +155,7 @@ def test_a_study_waits_for_its_machine_uses_those_that_join_and_outlives_those_t
         record_property("seconds_from_join_to_first_epoch_of_a_running_study", time.time() - joined)
 
         def halfway() -> list[int]:
-            rows = [row.number for row in driver.rows() if row.state == "RUNNING" and 0 < row.epochs < 4]
+            rows = [row.number for row in driver.rows() if row.state == "RUNNING" and 0 < row.epochs < 3]
             return [trial for trial in rows if driver.nodes()[trial] == {number}]
 
         driver.wait(halfway, "a trial is half-way there")
