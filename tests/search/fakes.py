@@ -179,8 +179,8 @@ def node_number(node_id: str) -> int:
 
 
 def _located(config: dict[str, Any], epoch_seconds: float = 1.5) -> Iterator[dict[str, Any]]:
-    """Epochs that tell the machine they ran on, longer than rows wait to be written. A machine that the file ``bad`` beside the study names
-    kills the process; a trial whose number the file ``stops`` names is stopped there, once."""
+    """Epochs that tell the machine they ran on, longer than rows wait to be written. A machine that the file ``bad``
+    beside the study names kills the process; a trial whose number the file ``stops`` names is stopped there, once."""
     import ray
 
     node, notes = ray.get_runtime_context().get_node_id(), Path(config["folder"]).parents[2]
