@@ -206,10 +206,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if content.keys() != names:
         wrong = ", ".join(sorted(content.keys() ^ names))
         raise UserError(f"{folder / DESCRIPTION}: must have exactly the keys it was written with, but {wrong} differ.")
-    raise_all(_file_problems(folder / DESCRIPTION, content))
+    raise_all((*_type_problems(folder / DESCRIPTION, content), *_file_problems(folder / DESCRIPTION, content)))
     class_names = tuple(content["class_names"])
     category_ids = _plain_ids(class_names) if version == 1 else tuple(content["category_ids"])
     return Checkpoint(folder, CheckpointInfo(**content | {"class_names": class_names, "category_ids": category_ids}))
+
+
+def _type_problems(path: Path, content: Mapping[str, Any]) -> Iterator[Problem]:
+    """Report what is no mapping or list where the description has one."""
+    for key in ("config", "metrics", "versions"):
+        if not isinstance(content[key], dict):
+            yield Problem(str(path), f"{key} must be a mapping", repr(content[key])[:80], "Copy the checkpoint again.")
+    for key, kind, words in (("class_names", str, "names"), ("category_ids", int, "whole numbers")):
+        value = content.get(key, [])  # older descriptions have no category ids
+        if not isinstance(value, list) or any(type(each) is not kind for each in value):
+            yield Problem(str(path), f"{key} must be a list of {words}", repr(value)[:80], "Copy the checkpoint again.")
 
 
 def _file_problems(path: Path, content: Mapping[str, Any]) -> Iterator[Problem]:

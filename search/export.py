@@ -93,7 +93,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from cellseg.checkpoint import open_checkpoint
     from cellseg.device import pick_device
     from cellseg.inference.ensemble import check_parameters, describe_parameters
-    from cellseg.inference.results import write_masks, write_results
+    from cellseg.inference.results import present_images, write_masks, write_results
     from cellseg.inference.views import with_tta
     from search.levers import AUTO_TOP, AUTO_TTA, Candidate, Levers, assemble, parameters_of
 
@@ -120,6 +120,7 @@ def _command(arguments: argparse.Namespace) -> int:
         f"in epoch {info.epoch}, weights {info.weights_blake2b[:12]}"
     )
     with_tta(checkpoint.config, levers.tta)  # a name that it does not know ends the command here
+    present_images(images, arguments.out)  # before the models are loaded
     device = pick_device(arguments.device)
     ensemble = assemble(store, candidates, levers, device, lambda items, text: track(items, text, transient=True))
     say(f"parameters: {describe_parameters(ensemble.parameters)}")

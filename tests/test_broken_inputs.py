@@ -314,7 +314,7 @@ def test_a_study_of_other_data(place, capsys):
 BROKEN_STUDIES = {
     "a cut study.json": ("study.json", b'{"format":', r"study.json: must be valid JSON"),
     "a foreign study.json": ("study.json", b"{}", r"study.json: must be written by search.run"),
-    "a newer study.json": ("study.json", b'{"format": "cellseg-study", "format_version": 9}', r"of format 3 or older"),
+    "a newer study.json": ("study.json", b'{"format": "cellseg-study", "format_version": 9}', r"of format 4 or older"),
     "a damaged table": ("trials.parquet", b"PAR1....", r"trials.parquet: must be a readable Parquet file"),
     "damaged epochs": ("epochs/part-00000.parquet", b"", r"part-00000.parquet: must be a readable Parquet file"),
 }

@@ -46,9 +46,7 @@ def write_results(
     Raises:
         UserError: an unreadable image, a size that differs from the list's, or no image at all.
     """
-    present = [image for image in images if image.path is not None]
-    if not present:
-        raise UserError(f"{out}: needs test images, but none of the {len(images)} listed ones is there. Check --data.")
+    present = present_images(images, out)
     from cellseg.device import Room
     from cellseg.inference.ensemble import Ensemble, Member
 
@@ -107,6 +105,18 @@ def write_masks(results: Path, images: "Sequence[TestImage]", folder: Path, min_
         cells, labels_HW = number_cells(found)
         write_label_image(labels_HW, len(cells), folder / f"{name}.tif")
     return len(present)
+
+
+def present_images(images: "Sequence[TestImage]", out: Path) -> "list[TestImage]":
+    """Return the listed images whose file is there.
+
+    Raises:
+        UserError: there is none to write ``out`` from.
+    """
+    present = [image for image in images if image.path is not None]
+    if not present:
+        raise UserError(f"{out}: needs test images, but none of the {len(images)} listed ones is there. Check --data.")
+    return present
 
 
 def _read(

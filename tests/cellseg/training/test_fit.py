@@ -100,6 +100,8 @@ def test_a_run_killed_after_an_epoch_goes_on_as_if_nothing_had_happened(
     for folder in ("last", "best"):
         assert same(weights_in(tmp_path / "killed" / folder), weights_in(tmp_path / "whole" / folder))
     states = [open_checkpoint(tmp_path / name / "last").load_training() for name in ("killed", "whole")]
+    reports = [state.pop("reports") for state in states]  # they tell times
+    assert [report["epoch"] for report in reports[0]] == [report["epoch"] for report in reports[1]]
     assert str(states[0]) == str(states[1])
     assert states[0]["model"] is states[1]["model"] is None or same(states[0]["model"], states[1]["model"])
 

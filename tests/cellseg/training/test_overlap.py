@@ -64,6 +64,7 @@ def test_reports_and_checkpoints_are_the_same_with_overlap(
         weights = other.load_weights()
         assert all(torch.equal(value, weights[name]) for name, value in one.load_weights().items())
     states = [open_checkpoint(tmp_path / way / "last").load_training() for way in ("alone", "together")]
+    assert [len(state.pop("reports")) for state in states] == [3, 3], "they tell times"
     assert str(states[0]) == str(states[1])
 
 
