@@ -112,7 +112,7 @@ def test_the_job_runs_a_search_that_can_be_continued(rayjob):
     words = rayjob["entrypoint"].split()
     assert words[:2] == ["cellseg-search", "run"]
     options = _parser().parse_args(words[2:])
-    assert options.results.is_absolute()
+    assert Path(options.results).is_absolute()
     assert options.address == "auto"
     assert options.study is not None, "else it would be the name of the mounted file"
     assert "runtimeEnvYAML" not in rayjob, "a working directory would be a temporary copy"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from search.cluster.token import reread_environment, use_token
 from search.storage.store import StudyStore
 from search.storage.tables import UNFINISHED, EpochRow, TrialRow
 from tests.faults.stand_in import STUDY, TRIALS, journal_of
@@ -106,8 +107,6 @@ def machines() -> Iterator[Machines]:
     former = dict(os.environ)
     os.environ.update(RAY_SETTINGS, RAY_AUTH_TOKEN=os.urandom(16).hex())
     try:
-        from search.cluster.token import use_token
-
         use_token()
         cluster = Machines()
         try:
@@ -117,6 +116,7 @@ def machines() -> Iterator[Machines]:
     finally:
         os.environ.clear()
         os.environ.update(former)
+        reread_environment()
 
 
 class Command:

@@ -37,12 +37,32 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_authentication():
+    """A test that joins a cluster with a token leaves the process as it was."""
+    former = os.environ.get("RAY_AUTH_MODE")
+    yield
+    if os.environ.get("RAY_AUTH_MODE") != former:
+        from search.cluster.token import reread_environment
+
+        if former is None:
+            del os.environ["RAY_AUTH_MODE"]
+        else:
+            os.environ["RAY_AUTH_MODE"] = former
+        reread_environment()
+
+
 @pytest.fixture(scope="session")
 def small_ray(tmp_path_factory):
     """One small Ray for all tests that need one; starting it takes seconds."""
     import ray
 
+    from search.cluster.token import reread_environment
+
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # of the cluster of other tests
+            patch.delenv(name, raising=False)
+        reread_environment()
         for name, value in {
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

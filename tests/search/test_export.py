@@ -124,6 +124,7 @@ def test_any_results_file_is_checked_against_the_listed_images(generated, tmp_pa
     err = capsys.readouterr().err
     assert "category_id must be one of" in err and "but got 9" in err and "score must be between 0 and 1" in err
     shutil.rmtree(generated / "train")
+    (generated / "test_truth.json").unlink()
     assert export("--check", file, "--data", generated) == 2
     assert "any category id is taken" in capsys.readouterr().out
 

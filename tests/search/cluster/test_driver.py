@@ -247,7 +247,7 @@ class CountingStore:
     def __init__(self):
         self.flushes = 0
 
-    def flush(self) -> None:
+    def pause(self) -> None:
         self.flushes += 1
 
 
