@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from search.cluster.token import reread_environment, use_token
+from search.cluster.token import use_token
 from search.storage.store import StudyStore
 from search.storage.tables import UNFINISHED, EpochRow, TrialRow
 from tests.faults.stand_in import STUDY, TRIALS, journal_of
+from tests.ray_authentication import set_mode
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 240.0
@@ -116,7 +117,7 @@ def machines() -> Iterator[Machines]:
     finally:
         os.environ.clear()
         os.environ.update(former)
-        reread_environment()
+        set_mode(former.get("RAY_AUTH_MODE"))
 
 
 class Command:

@@ -43,13 +43,9 @@ def _own_authentication():
     former = os.environ.get("RAY_AUTH_MODE")
     yield
     if os.environ.get("RAY_AUTH_MODE") != former:
-        from search.cluster.token import reread_environment
+        from tests.ray_authentication import set_mode
 
-        if former is None:
-            del os.environ["RAY_AUTH_MODE"]
-        else:
-            os.environ["RAY_AUTH_MODE"] = former
-        reread_environment()
+        set_mode(former)
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +53,11 @@ def small_ray(tmp_path_factory):
     """One small Ray for all tests that need one; starting it takes seconds."""
     import ray
 
-    from search.cluster.token import reread_environment
+    from tests.ray_authentication import set_mode
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # of the cluster of other tests
-            patch.delenv(name, raising=False)
-        reread_environment()
+        patch.delenv("RAY_AUTH_TOKEN", raising=False)  # of the cluster of other tests
+        set_mode(None)
         for name, value in {
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray._raylet import Config  # type: ignore[attr-defined]
 from spacefiles import TINY_SPACE
 
 from cellseg.cli import spelled
@@ -25,6 +24,7 @@ from search.cluster.dashboard import find_dashboard
 from search.cluster.job_record import changed
 from search.cluster.jobs import job_id, python_of
 from search.cluster.token import use_token
+from tests.ray_authentication import set_mode
 
 TOKEN = "the right one"
 START = 1_700_000_000_000
@@ -169,7 +169,7 @@ def token_in_use(monkeypatch):
         patch.setenv("RAY_AUTH_MODE", "token")
         use_token()
         yield
-    Config.initialize("")
+    set_mode(None)
 
 
 def test_an_open_dashboard_is_never_shown_a_token(fake, token_in_use, capsys):
