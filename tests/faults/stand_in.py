@@ -102,7 +102,7 @@ def run_command(arguments: list[str], faults: list[str]) -> int:
     from search.sampling import proposer
 
     if "trains" not in faults:
-        search.cluster.driver.CellTrainable = StandIn  # type: ignore[misc]
+        search.cluster.driver.CellTrainable = StandIn
         search.views.gallery.write_overlays = lambda study, data: study.store.folder  # there is no model
     search.cluster.preflight.IMPORTS = ["cellseg"]  # the rest takes seconds
     proposer.NUM_RANDOM = 10**9  # what the model would propose depends on the moment at which it is asked
