@@ -2,12 +2,14 @@
 
 import os
 
-from search.cluster.token import MODE, reread_environment
+from ray._raylet import Config
+
+from search.cluster.token import MODE
 
 
 def set_mode(mode: str | None) -> None:
     """Set the mode; None: as in a process that was told nothing. Ray keeps a value whose variable is gone."""
     os.environ[MODE] = mode or "disabled"
-    reread_environment()
+    Config.initialize("")
     if mode is None:
         del os.environ[MODE]

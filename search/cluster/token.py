@@ -6,7 +6,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 MODE, VALUE, PLACE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """Environment variables of Ray. The value has precedence over the place."""
@@ -16,13 +16,7 @@ PRIVATE = 0o600
 def use_token() -> None:
     """Let this process, and the Ray that it starts or joins, ask each other for the token."""
     os.environ[MODE] = "token"
-    reread_environment()
-
-
-def reread_environment() -> None:
-    """Let Ray read its variables anew: it did when it was imported, and remembers the token that it found first."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")  # Ray read the environment when it was imported
 
 
 def token_file() -> Path:

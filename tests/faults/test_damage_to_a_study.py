@@ -15,7 +15,8 @@ from cellseg.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from search.storage.tables import UNFINISHED
 from tests.faults.harness import PYTHONPATH, Bench, require_clean, require_whole, tables, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+# Slow: a Ray with a token of its own should not share a process with that of other tests.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize(

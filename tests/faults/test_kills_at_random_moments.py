@@ -9,7 +9,8 @@ import pytest
 
 from tests.faults.harness import Onlooker, require_clean, require_whole, tables
 
-pytestmark = pytest.mark.timeout(900)
+# Slow: a Ray with a token of its own should not share a process with that of other tests.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def seeds(default: int, count: int = 20) -> list:

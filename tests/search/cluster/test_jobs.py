@@ -161,6 +161,12 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
 # The dashboard
 
 
+@pytest.fixture(autouse=True)
+def _no_token_for_other_tests(monkeypatch):
+    """What these commands join is made up; the Ray of other tests, in this process, has no token."""
+    monkeypatch.setattr(dashboard, "use_token", lambda: None)
+
+
 @pytest.fixture
 def token_in_use(monkeypatch):
     """This process has joined another cluster, to which it shows a token."""
@@ -172,6 +178,7 @@ def token_in_use(monkeypatch):
     set_mode(None)
 
 
+@pytest.mark.slow  # alone: Ray in this process shows a token from here on
 def test_an_open_dashboard_is_never_shown_a_token(fake, token_in_use, capsys):
     assert main(["jobs", "--address", fake.url]) == 0
     assert capsys.readouterr().out == "No study was submitted to this cluster.\n"
