@@ -2,7 +2,7 @@
 
 import os
 
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 from search.cluster.token import MODE
 
