@@ -148,11 +148,10 @@ def reference_epoch(data: "PackedDataset", trial: TrialConfig, side: int, device
 
     from cellseg.config import parse_anchor_range
     from cellseg.data.auto import resolve_auto
-    from cellseg.data.split import split
 
     trial, workers = resolve_auto(trial, data), trial.train.workers
     assert isinstance(workers, int), "both sides get the same"
-    parts = split(data.label_counts, trial.data, data.groups, data.validation)
+    parts = data.split(trial.data)
     model = torchvision_model(
         trial.model.backbone,
         parse_anchor_range(trial.model.anchors),

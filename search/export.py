@@ -12,6 +12,7 @@ from pathlib import Path
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
+from search.storage.results_option import add_results_option
 
 _ARCHIVED_NAME = "test-results.json"
 """The name that leaderboards expect at the archive's root."""
@@ -32,13 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set with the test images; default: the study's")
-    parser.add_argument(
-        "--results",
-        type=str,
-        default="results",
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     parser.add_argument("--out", type=Path, default=Path(_ARCHIVED_NAME), metavar="FILE", help="default: %(default)s")
     parser.add_argument(
         "--tta",

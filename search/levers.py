@@ -20,7 +20,6 @@ from cellseg.cli import say
 from cellseg.config import TrialConfig
 from cellseg.data.detections import Detections
 from cellseg.data.packed import PackedDataset, open_packed
-from cellseg.data.split import split
 from cellseg.errors import Notice, UserError
 from cellseg.inference.calibration import Scorer, calibrate, choose_weights, operating_point, repeated
 from cellseg.inference.ensemble import Ensemble, Member, fuse_members
@@ -246,7 +245,7 @@ class _Bench:
         say(f"{step:32} {self.scorer.metric} {value:.4f}{gained}{f'  {note}' if note else ''}")
 
     def _validation(self, candidate: Candidate) -> tuple[int, ...]:
-        return split(self.data.label_counts, candidate.checkpoint.config.data, self.data.groups).validation
+        return self.data.split(candidate.checkpoint.config.data).validation
 
     def predictions(self, candidate: Candidate, config: TrialConfig) -> list[Detections]:
         """Return what a candidate finds in the validation images with ``config``, with soft masks: stored, or

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import atomic_path
+from search.storage.results_option import add_results_option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.optuna_export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
-    parser.add_argument("--results", default="results", metavar="DIR", help="default: %(default)s")
+    add_results_option(parser)
     parser.add_argument("--out", type=Path, default=Path("optuna.log"), metavar="FILE", help="default: %(default)s")
     return parser
 

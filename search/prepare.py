@@ -15,7 +15,6 @@ from typing import Any
 from cellseg import __version__
 from cellseg.config import TrialConfig
 from cellseg.data.packed import PackedDataset, open_packed
-from cellseg.data.split import split
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
 from cellseg.files import sweep
@@ -67,7 +66,7 @@ def prepare_data(experiment: Experiment, data: Path | None, results: Path) -> St
     }
     config = TrialConfig.from_flat(reading).data
     packed = open_packed(config)
-    split(packed.label_counts, config, packed.groups, packed.validation)
+    packed.split(config)
     return StudyData(root, packed)
 
 

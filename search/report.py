@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, run_command, say, spell
 from cellseg.files import atomic_path
+from search.storage.results_option import add_results_option, results_words
 
 if TYPE_CHECKING:
     from search.storage.store import StudyStore
-
-RESULTS = "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,13 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="default: the most recent study; give it again to compare it with another",
     )
-    parser.add_argument(
-        "--results",
-        type=str,
-        default=RESULTS,
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes; default: the study's folder")
     parser.add_argument("--no-html", action="store_true", help="print the tables only")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
@@ -66,7 +59,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if not arguments.no_html:
         from search.views.html.page import write_report
 
-        option = "" if arguments.results == RESULTS else f" --results {shlex.quote(arguments.results)}"
+        option = results_words(arguments.results)
         command = f"python -m search.export --best --study {shlex.quote(store.name)}{option}"
         say(f"\nReport: {write_report(store, arguments.html, next_command=spell(command))}")
     return EXIT_OK

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
 from cellseg.errors import UserError, raise_all
+from search.storage.results_option import add_results_option, results_words
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from search.prepare import StudyData
     from search.study.experiment import Experiment
     from search.study.study import Study
-
-RESULTS = "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--address", metavar="ADDR", help="address of a Ray cluster, or auto; default: only this machine"
     )
-    parser.add_argument(
-        "--results",
-        type=str,
-        default=RESULTS,
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="check the file and print the plan; no data, no training"
     )
@@ -252,7 +245,7 @@ def _write_html(study: "Study", command: str = "") -> None:
 
 
 def _results_option(arguments: argparse.Namespace) -> str:
-    return "" if arguments.shown_results == RESULTS else f" --results {shlex.quote(arguments.shown_results)}"
+    return results_words(arguments.shown_results)
 
 
 if __name__ == "__main__":

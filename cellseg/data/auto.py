@@ -8,7 +8,6 @@ import numpy as np
 from cellseg.config import DataConfig, TrialConfig
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size, to_color
-from cellseg.data.split import split
 from cellseg.data.statistics import COCO_DETECTIONS, anchors_for
 
 PIXELS_PER_IMAGE = 1 << 16
@@ -42,9 +41,7 @@ def resolve_auto(config: TrialConfig, data: PackedDataset) -> TrialConfig:
     if model.detections_per_image == "auto":
         values["model__detections_per_image"] = detections_for(data)
     if model.normalization == "dataset":
-        values["model__normalization"] = normalization_for(
-            data, split(data.label_counts, config.data, data.groups, data.validation).training, config.data
-        )
+        values["model__normalization"] = normalization_for(data, data.split(config.data).training, config.data)
     return config.replace(**values) if values else config
 
 

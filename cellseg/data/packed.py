@@ -27,6 +27,7 @@ from cellseg.data.groups import read_groups
 from cellseg.data.planes import read_instances
 from cellseg.data.sample import Sample
 from cellseg.data.source import Dataset, in_threads, relative_name
+from cellseg.data.split import Split, split
 from cellseg.data.statistics import DataStatistics, count_labels
 from cellseg.errors import UserError, raise_all
 from cellseg.files import atomic_path
@@ -122,6 +123,14 @@ class PackedDataset:
     def label_counts(self) -> np.ndarray:
         """(I, K) int64: cells of class ``k + 1`` in each image."""
         return count_labels([self.labels(index) for index in range(len(self))], self.num_classes)
+
+    def split(self, data: DataConfig) -> Split:
+        """Return the images for training and validation, as :func:`cellseg.data.split.split` finds them.
+
+        Raises:
+            UserError: too few images, groups or given validation images for ``data``.
+        """
+        return split(self.label_counts, data, self.groups, self.validation)
 
     def statistics(self) -> DataStatistics:
         """Count over all images, without touching a pixel."""

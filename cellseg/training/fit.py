@@ -47,7 +47,6 @@ def fit(
         TrainingError: a training or validation loss, or the gradients of many steps in a row, that are not finite, or
             too little memory for one image.
     """
-    from cellseg.data.split import split
     from cellseg.device import exhausted_memory, free_memory
     from cellseg.training.memory import describe_hardest
 
@@ -65,9 +64,7 @@ def fit(
             elif micro_batch > 1:
                 micro_batch = (micro_batch + 1) // 2
             else:
-                hardest = describe_hardest(
-                    data, split(data.label_counts, config.data, data.groups, data.validation).training, config
-                )
+                hardest = describe_hardest(data, data.split(config.data).training, config)
                 where = "" if memory == "device" else " into the memory of this machine"
                 raise TrainingError(
                     "out-of-memory",

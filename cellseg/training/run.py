@@ -17,7 +17,6 @@ from cellseg.data.auto import resolve_auto
 from cellseg.data.loader import training_loader
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
-from cellseg.data.split import split
 from cellseg.device import pick_device
 from cellseg.errors import UserError
 from cellseg.model.build import build_model, count_parameters
@@ -91,7 +90,7 @@ class TrainingRun:
         self.data = data
         self.folder = folder
         self.device = device or pick_device()
-        self.split = split(data.label_counts, config.data, data.groups, data.validation)
+        self.split = data.split(config.data)
         self.loader, self.batches = training_loader(data, self.split.training, config, self.device)
         self.validation = Validation(data, self.split.validation, config, self.device)
         torch.manual_seed(config.train.seed)

@@ -82,11 +82,11 @@ def asks_for_token(address: str) -> bool:
         raise no_cluster(address, first_line(error)) from error
     if _knows(address, None):
         return False
-    token = read_token()
+    token, law = read_token(), f"the Ray cluster at '{address}' asks for its token"
     if token is None:
-        raise _wrong_token(address, "no token on this machine")
+        raise wrong_token(law, "no token on this machine")
     if not _knows(address, token):
-        raise _wrong_token(address, "another token")
+        raise wrong_token(law, "another token")
     return True
 
 
@@ -117,11 +117,12 @@ def _knows(address: str, token: str | None) -> bool:
     return True
 
 
-def _wrong_token(address: str, evidence: str) -> UserError:
+def wrong_token(law: str, evidence: str) -> UserError:
+    """Make the error of a cluster, or its dashboard, that does not take what this machine shows."""
     return UserError(
         Problem(
             "--address",
-            f"the Ray cluster at '{address}' asks for its token",
+            law,
             evidence,
             "Copy ~/.ray/auth_token of the cluster's head to the same path here, readable by you alone, or set "
             "RAY_AUTH_TOKEN_PATH.",

@@ -14,7 +14,7 @@ from ray._private import ray_constants
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from cellseg.errors import Problem, UserError, first_line
-from search.cluster.address import ANSWER_SECONDS, asks_for_token, find_cluster, split_address
+from search.cluster.address import ANSWER_SECONDS, asks_for_token, find_cluster, split_address, wrong_token
 from search.cluster.token import read_token, use_token
 
 PORT_OF_DASHBOARD = 8265
@@ -52,10 +52,10 @@ def find_dashboard(address: str) -> Dashboard:
         return Dashboard(url)
     token = read_token()
     if token is None:
-        raise _wrong_token(url, "no token on this machine")
+        raise wrong_token(f"the dashboard at {url} asks for its cluster's token", "no token on this machine")
     headers = {"Authorization": f"Bearer {token}"}
     if not _lets_in(url, headers):
-        raise _wrong_token(url, "another token")
+        raise wrong_token(f"the dashboard at {url} asks for its cluster's token", "another token")
     return Dashboard(url, headers)
 
 
@@ -176,15 +176,3 @@ def _is_here(host: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _wrong_token(url: str, evidence: str) -> UserError:
-    return UserError(
-        Problem(
-            "--address",
-            f"the dashboard at {url} asks for its cluster's token",
-            evidence,
-            "Copy ~/.ray/auth_token of the cluster's head to the same path here, readable by you alone, or set "
-            "RAY_AUTH_TOKEN_PATH.",
-        )
-    )

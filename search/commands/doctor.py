@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
+from search.storage.results_option import add_results_option
 
 if TYPE_CHECKING:
     from search.diagnosis.finding import Finding
@@ -26,12 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         "--address", metavar="ADDR", help="also check a Ray cluster and each of its machines: HOST:PORT, or auto"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="also check a data set, all its images")
-    parser.add_argument(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     return parser
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from cellseg.cli import EXIT_OK, run_command, say
 from search.storage.find_model import MODEL_HELP, find_model
 from search.storage.remote import reading_folder
+from search.storage.results_option import add_results_option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,12 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--trial", type=int, metavar="N", help="of a study: export trial N; default: the best")
-    parser.add_argument(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     return parser
 
 

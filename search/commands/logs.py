@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
+from search.storage.results_option import add_results_option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,13 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.commands.logs", description=__doc__)
     parser.add_argument("--trial", type=int, metavar="N", help="number of the trial")
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
-    parser.add_argument(
-        "--results",
-        type=str,
-        default="results",
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     parser.add_argument("--lines", type=int, default=40, metavar="N", help="last lines to show; default: %(default)s")
     parser.add_argument(
         "job", nargs="?", metavar="JOB_OR_STUDY", help="a submitted study, by its name or job, as `jobs` lists them"

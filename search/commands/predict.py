@@ -15,6 +15,7 @@ from cellseg.inference.outputs.options import (
 )
 from search.storage.find_model import MODEL_HELP, find_model
 from search.storage.remote import reading_folder
+from search.storage.results_option import add_results_option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,12 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.commands.predict", description=__doc__)
     add_output_options(parser, MODEL_HELP)
     parser.add_argument("--trial", type=int, metavar="N", help="of a study: predict with trial N; default: the best")
-    parser.add_argument(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     return parser
 
 

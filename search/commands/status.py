@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, run_command, say
+from search.storage.results_option import add_results_option
 
 WATCH_SECONDS = 2.0
 
@@ -21,12 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m search.commands.status", description=__doc__)
     parser.add_argument("--study", metavar="NAME", help="default: the most recent study")
-    parser.add_argument(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     parser.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C, or until no trial runs")
     return parser
 

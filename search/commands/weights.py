@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.errors import UserError
+from search.storage.results_option import add_results_option
 
 if TYPE_CHECKING:
     from search.study.weights import Place
-
-RESULTS = "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="fetch nothing: list the files and check their hashes; status 2 if not all"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for the search itself")
-    parser.add_argument(
-        "--results",
-        default=RESULTS,
-        metavar="DIR",
-        help="folder of all studies, or s3://BUCKET/PREFIX; default: results",
-    )
+    add_results_option(parser)
     return parser
 
 

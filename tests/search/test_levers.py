@@ -1,6 +1,7 @@
 """What an export adds to the best trial, with the gain of each step; no search has to run for it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from fakes import finish, make_report, make_study, told
 from cellseg.checkpoint import save_checkpoint
 from cellseg.config import TrialConfig
 from cellseg.data.detections import Detections
-from cellseg.data.packed import open_packed
+from cellseg.data.packed import PackedDataset, open_packed
 from cellseg.data.softmask import SoftMask
 from cellseg.data.synthetic import generate_dataset
 from cellseg.model.build import build_model
@@ -191,3 +192,13 @@ def test_without_the_training_images_settings_cannot_be_chosen_but_views_can_be_
     assert "must be there" in capsys.readouterr().err
     assert export(results, tmp_path / "out.json", "--tta", "flips", "--top-k", "2") == 0
     assert "no validation figures: data: must be there" in capsys.readouterr().out
+
+
+def test_gains_are_measured_on_the_validation_images_that_the_data_give(data_root):
+    config = TrialConfig.from_flat(SETTINGS | {"data.root": str(data_root)})
+    packed = open_packed(config.data)
+    given = [index in (3, 17) for index in range(len(packed))]
+    metadata = {**packed.table.schema.metadata, b"validation": json.dumps(given).encode()}
+    data = PackedDataset(packed.table.replace_schema_metadata(metadata))
+    candidate = SimpleNamespace(checkpoint=SimpleNamespace(config=config.replace(data__validation="given")))
+    assert module._Bench._validation(SimpleNamespace(data=data), candidate) == (3, 17)

@@ -17,6 +17,7 @@
   };
   const options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]};
   const draw = place => {
+    if (place.figure) return;
     const figure = JSON.parse(place.parentElement.querySelector("script").textContent);
     place.figure = figure;
     Plotly.newPlot(place, figure.data, themed(figure.layout), options);
@@ -27,7 +28,7 @@
   }, {rootMargin: "600px"});
   const plots = [...document.querySelectorAll(".plot")];
   plots.forEach(place => seen.observe(place));
-  window.addEventListener("beforeprint", () => plots.filter(place => !place.figure).forEach(draw));
+  window.addEventListener("beforeprint", () => plots.forEach(draw));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
     plots.filter(place => place.figure).forEach(place => Plotly.react(place, place.figure.data, themed(place.figure.layout), options)));
 

@@ -53,7 +53,6 @@ def validate(store: StudyStore, row: TrialRow) -> Validation:
     from cellseg.checkpoint import open_checkpoint
     from cellseg.data.detections import Detections
     from cellseg.data.packed import open_packed
-    from cellseg.data.split import split
 
     checkpoint = open_checkpoint(kept_checkpoint(store, row.number))
     config = checkpoint.config
@@ -62,7 +61,7 @@ def validate(store: StudyStore, row: TrialRow) -> Validation:
         raise UserError(
             f"{config.data.root}: must hold the data that the trial was trained with, but got others. Restore them."
         )
-    folds = split(data.label_counts, config.data, data.groups, data.validation)
+    folds = data.split(config.data)
     step = max(1.0, len(folds.validation) / MOST_IMAGES)
     chosen = tuple(folds.validation[int(place * step)] for place in range(min(MOST_IMAGES, len(folds.validation))))
     samples = [data[index] for index in chosen]

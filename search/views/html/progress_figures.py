@@ -1,5 +1,6 @@
 """Figures of how a search went: the best so far, learning curves, rungs, and what quality costs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from search.cost import COSTS, pareto_trials, trial_cost
@@ -30,17 +31,8 @@ def history_section(source: Source) -> Section:
     for state, (color, words) in FATES.items():
         points = [(index + 1, history[index][0]) for index in shown if history[index][0].state == state]
         if points:
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": words,
-                    "x": [x for x, _ in points],
-                    "y": [row.metric for _, row in points],
-                    "text": [f"t{row.number:04d}, {row.epochs} epochs" for _, row in points],
-                    "marker": {"color": color, "size": 6, "opacity": 0.75},
-                }
-            )
+            text = [f"t{row.number:04d}, {row.epochs} epochs" for _, row in points]
+            traces.append(_markers(points, words, text, {"color": color, "opacity": 0.75}))
     traces.append(
         {
             "type": "scatter",
@@ -162,19 +154,10 @@ def cost_section(source: Source) -> Section:
         traces: list[dict[str, Any]] = []
         for state in ("COMPLETE", "PRUNED", "RUNNING", "INTERRUPTED"):
             color, words = FATES[state]
-            points = thin([(row, price) for row, price in known if row.state == state], MOST_POINTS // 3)
+            points = thin([(price, row) for row, price in known if row.state == state], MOST_POINTS // 3)
             if points:
-                traces.append(
-                    {
-                        "type": "scatter",
-                        "mode": "markers",
-                        "name": words,
-                        "x": [price for _, price in points],
-                        "y": [row.metric for row, _ in points],
-                        "text": [f"t{row.number:04d}" for row, _ in points],
-                        "marker": {"color": color, "size": 6, "opacity": 0.6},
-                    }
-                )
+                text = [f"t{row.number:04d}" for _, row in points]
+                traces.append(_markers(points, words, text, {"color": color, "opacity": 0.6}))
         traces.append(
             {
                 "type": "scatter",
@@ -208,3 +191,18 @@ def effort(rows: list[TrialRow], gpus_known: bool) -> Facts:
 
 def _thinned(shown: int, count: int, what: str) -> str:
     return f"{shown} of {count} {what} are drawn." if shown < count else ""
+
+
+def _markers(
+    points: Sequence[tuple[float, TrialRow]], name: str, text: list[str], marker: dict[str, Any]
+) -> dict[str, Any]:
+    """A trace with a marker for each trial: what is measured along x, and its metric."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [x for x, _ in points],
+        "y": [row.metric for _, row in points],
+        "text": text,
+        "marker": marker | {"size": 6},
+    }
