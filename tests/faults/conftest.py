@@ -11,7 +11,8 @@ sys.path.append(str(Path(__file__).parents[1] / "search"))  # fakes and spacefil
 from searches import Workplace
 from spacefiles import TINY_SPACE
 
-from tests.faults.harness import Bench, Commands, Machines, machines, tables
+from tests.faults.harness import Bench, Commands, tables
+from tests.faults.machines import Machines, machines
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,7 +28,7 @@ def _own_cache(tmp_path_factory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def faults_cluster(_own_cache) -> Iterator[tuple[Machines, Commands]]:
     with machines() as cluster:
-        commands = Commands()  # imports while Ray starts
+        commands = Commands(cluster)  # imports while Ray starts
         cluster.add(num_cpus=4)
         yield cluster, commands
         commands.close()

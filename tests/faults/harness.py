@@ -1,38 +1,23 @@
-"""What the tests of faults share: a Ray that outlives its drivers, commands on it, and what must hold afterwards."""
+"""What the tests of faults share: commands on a Ray that outlives its drivers, and what must hold afterwards."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from search.cluster.token import use_token
 from search.storage.store import StudyStore
 from search.storage.tables import UNFINISHED, EpochRow, TrialRow
+from tests.faults.machines import PATIENCE, RAY_SETTINGS, REPOSITORY, Machines
 from tests.faults.stand_in import STUDY, TRIALS, journal_of
-from tests.ray_authentication import set_mode
-
-REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 240.0
-"""Seconds after which a thing that must happen has not: machines that run tests are slow."""
-PYTHONPATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "search"), str(REPOSITORY / "tests")])
-RAY_SETTINGS = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # else a busy machine lets trials wait for everything beside the tests
-    "RAY_AUTH_MODE": "token",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": PYTHONPATH,
-}
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -42,82 +27,6 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.02)
     return given
-
-
-class Machines:
-    """A Ray cluster with a head on which no trial runs, and machines that come and go. It asks for a token."""
-
-    def __init__(self) -> None:
-        from ray._private import services
-        from ray._private import utils as ray_utils
-        from ray.cluster_utils import Cluster
-
-        # A raylet dies if its dashboard's agent takes 15 s to start, as on a busy machine it does; without the
-        # dashboard's packages, which nothing here needs, it takes a fraction.
-        ray_utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
-        services.get_node = _patient(services.get_node)
-        self._cluster = Cluster()
-        self.add(num_cpus=0, include_dashboard=False, no_monitor=True)
-        self.address: str = self._cluster.address
-
-    def add(self, num_cpus: int, **more: Any) -> Any:
-        """A new machine."""
-        memory = 100 * 2**20
-        return self._cluster.add_node(
-            num_cpus=num_cpus, num_gpus=0, object_store_memory=memory, include_log_monitor=False, **more
-        )
-
-    def kill(self, machine: Any) -> None:
-        """Kill a machine's raylet with SIGKILL, and with it all processes of trials there."""
-        raylet = machine.all_processes["raylet"][0].process
-        raylet.send_signal(signal.SIGKILL)
-        raylet.wait()
-
-    def holds(self, machine: Any, pid: int) -> bool:
-        """Whether a process runs on a machine, as a child of its raylet."""
-        from search.cluster.signals import descendants
-
-        return pid in descendants(machine.all_processes["raylet"][0].process.pid)
-
-    def remove(self, machine: Any) -> None:
-        self._cluster.remove_node(machine)
-
-    def shutdown(self) -> None:
-        self._cluster.shutdown()
-
-
-def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
-    """Ray gives a machine half a minute to start, which a busy one may need more of."""
-
-    def wait_for_node(*arguments: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return get_node(*arguments)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    return wait_for_node
-
-
-@contextmanager
-def machines() -> Iterator[Machines]:
-    """A cluster for the time of the block. Its settings and its token are those of this process and its children."""
-    former = dict(os.environ)
-    os.environ.update(RAY_SETTINGS, RAY_AUTH_TOKEN=os.urandom(16).hex())
-    try:
-        use_token()
-        cluster = Machines()
-        try:
-            yield cluster
-        finally:
-            cluster.shutdown()
-    finally:
-        os.environ.clear()
-        os.environ.update(former)
-        set_mode(former.get("RAY_AUTH_MODE"))
 
 
 class Command:
@@ -145,11 +54,11 @@ class Command:
 class Commands:
     """The process of :mod:`tests.faults.stand_in`, and the commands that it started."""
 
-    def __init__(self) -> None:
+    def __init__(self, machines: Machines | None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.stand_in"],
             cwd=REPOSITORY,
-            env=os.environ | RAY_SETTINGS,
+            env=os.environ | (RAY_SETTINGS if machines is None else machines.environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

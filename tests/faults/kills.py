@@ -24,13 +24,12 @@ from tests.faults.harness import (
     Bench,
     Command,
     Commands,
-    Machines,
     Onlooker,
-    machines,
     require_whole,
     scratch_folders,
     wait_until,
 )
+from tests.faults.machines import Machines, machines
 
 SLOTS, TRIALS = 4, 30
 
@@ -186,7 +185,7 @@ def main() -> int:
         with nullcontext() if arguments.without_ray else machines() as cluster:
             if cluster is not None:
                 cluster.add(num_cpus=SLOTS)
-            commands = Commands()
+            commands = Commands(cluster)
             try:
                 tally = run_kills(
                     arguments.kills, arguments.seed, Path(folder), cluster, commands, minutes=arguments.minutes

@@ -13,10 +13,10 @@ from spacefiles import TINY_SPACE
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from search.storage.tables import UNFINISHED
-from tests.faults.harness import PYTHONPATH, Bench, require_clean, require_whole, tables, wait_until
+from tests.faults.harness import Bench, require_clean, require_whole, tables, wait_until
+from tests.faults.machines import PYTHONPATH
 
-# Slow: a Ray with a token of its own should not share a process with that of other tests.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.mark.parametrize(

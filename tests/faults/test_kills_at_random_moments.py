@@ -9,8 +9,7 @@ import pytest
 
 from tests.faults.harness import Onlooker, require_clean, require_whole, tables
 
-# Slow: a Ray with a token of its own should not share a process with that of other tests.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def seeds(default: int, count: int = 20) -> list:
@@ -75,8 +74,8 @@ def test_a_killed_machine_costs_no_more_than_the_epoch_that_ran(make_bench, expe
         driver = bench.start()
         bench.wait_for_epochs(moments.randint(1, 20), driver)
         time.sleep(moments.uniform(0, 0.1))
-        node = bench.journal()[-1][3]
-        bench.machines.kill(first if bench.machines.holds(first, node) else second)
+        pid = bench.journal()[-1][3]
+        (first if first.holds(pid) else second).send(signal.SIGKILL)
         assert driver.wait() == 0, driver.output
     finally:
         for machine in (first, second):

@@ -10,7 +10,7 @@ from tests.faults.kills import run_kills
 @pytest.mark.parametrize("kills", [6, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_kills_without_ray_lose_nothing_but_running_epochs(tmp_path, kills):
     """The same driver, store and checkpoints, with trials in the driver itself: many kills in little time."""
-    commands = Commands()
+    commands = Commands(None)
     try:
         tally = run_kills(kills, 0, tmp_path, None, commands)
     finally:
