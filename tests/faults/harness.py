@@ -8,8 +8,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from search.storage.store import StudyStore
 from search.storage.tables import UNFINISHED, EpochRow, TrialRow
 from tests.faults.machines import PATIENCE, RAY_SETTINGS, REPOSITORY, Machines
-from tests.faults.stand_in import STUDY, TRIALS, journal_of
+from tests.faults.stand_in import STUDY, TRIALS, hold_of, journal_of
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -128,6 +128,17 @@ class Bench:
     @property
     def place(self) -> Path:
         return self.results / self.study
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold trials within the epochs that they begin, for the time of the block."""
+        hold = hold_of(self.results, self.study)
+        self.results.mkdir(exist_ok=True)
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
 
     def start(self) -> Command:
         """Start the same command as every time."""

@@ -57,14 +57,6 @@ class Machine:
         """Whether a process runs there."""
         return pid in descendants(self.raylet)
 
-    def send(self, number: int) -> None:
-        """Send its raylet a signal, and wait until that has ended."""
-        os.kill(self.raylet, number)
-        deadline = time.monotonic() + PATIENCE
-        while _is_running(self.raylet):
-            assert time.monotonic() < deadline, "the raylet ends"
-            time.sleep(0.01)
-
 
 class Machines:
     """A cluster with a head on which no trial runs, and machines that come and go. It asks for a token."""
@@ -120,6 +112,10 @@ class Machines:
             os.killpg(machine.pid, signal.SIGKILL)
         machine.wait()
 
+    def send(self, machine: Machine, number: int) -> None:
+        """Send its raylet a signal, and wait until that has ended."""
+        self._ask(do="send", number=machine.number, signal=number)
+
     def remove(self, machine: Machine) -> None:
         """End a machine of :meth:`add`, if it has not ended."""
         self._ask(do="remove", number=machine.number)
@@ -152,14 +148,6 @@ def can_unshare() -> bool:
         return subprocess.run(command, capture_output=True).returncode == 0
     except FileNotFoundError:
         return False
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,8 +194,12 @@ def serve() -> None:
             elif wanted["do"] == "add":
                 node = cluster.add_node(num_cpus=wanted["num_cpus"], env_vars=wanted["environment"], **settings)
                 nodes[len(nodes)] = node
-                raylet = node.all_processes["raylet"][0].process.pid
-                answer = {"number": len(nodes) - 1, "raylet": raylet}
+                raylet = node.all_processes["raylet"][0].process
+                answer = {"number": len(nodes) - 1, "raylet": raylet.pid}
+            elif wanted["do"] == "send":
+                raylet = nodes[wanted["number"]].all_processes["raylet"][0].process
+                raylet.send_signal(wanted["signal"])
+                raylet.wait()  # its workers take it for alive until then
             elif (node := nodes[wanted["number"]]) in cluster.list_all_nodes():
                 cluster.remove_node(node)
             answers.write(json.dumps(answer) + "\n")

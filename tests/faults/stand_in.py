@@ -48,13 +48,18 @@ def journal_of(results: Path, study: str) -> Path:
     return results / f"{study}.journal"
 
 
+def hold_of(results: Path, study: str) -> Path:
+    """File that holds trials within the epochs that they began, as long as it is there."""
+    return results / f"{study}.hold"
+
+
 class StandIn(FakeTrainable):
     """Epochs of :data:`EPOCH_SECONDS` on curves that follow from the trial's number, with a checkpoint as training has
     it: replaced in one step, and there before the epoch is reported."""
 
     def _fit(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         number, folder = config["number"], Path(config["folder"])
-        journal = journal_of(folder.parents[2], config["study"])
+        journal, hold = journal_of(folder.parents[2], config["study"]), hold_of(folder.parents[2], config["study"])
         last = folder / "last" / "checkpoint.json"
         for place in (last.parent, folder / "best"):
             place.mkdir(parents=True, exist_ok=True)
@@ -70,6 +75,8 @@ class StandIn(FakeTrainable):
             epoch += 1
             _note(journal, "begin", number, epoch)
             time.sleep(EPOCH_SECONDS)
+            while hold.exists():
+                time.sleep(0.02)
             report = lifelike_report(number, epoch, EPOCHS)
             ending = report["ending"]
             new = last.with_suffix(".new")

@@ -75,7 +75,7 @@ def test_a_killed_machine_costs_no_more_than_the_epoch_that_ran(make_bench, expe
         bench.wait_for_epochs(moments.randint(1, 20), driver)
         time.sleep(moments.uniform(0, 0.1))
         pid = bench.journal()[-1][3]
-        (first if first.holds(pid) else second).send(signal.SIGKILL)
+        bench.machines.send(first if first.holds(pid) else second, signal.SIGKILL)
         assert driver.wait() == 0, driver.output
     finally:
         for machine in (first, second):
