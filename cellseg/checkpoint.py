@@ -83,7 +83,7 @@ class Checkpoint:
     @property
     def config(self) -> TrialConfig:
         """Config that the model was trained with."""
-        return TrialConfig.from_flat(self.info.config, where=str(self.folder / DESCRIPTION))
+        return TrialConfig.from_stored(self.info.config, where=str(self.folder / DESCRIPTION))
 
     def load_weights(self) -> dict[str, Tensor]:
         """Load the model's state dict onto the CPU and verify its hash."""

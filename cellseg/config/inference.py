@@ -22,9 +22,9 @@ class InferenceConfig(Part):
     """soft: smaller values lower the scores of overlapping boxes more."""
     mask_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """A pixel belongs to a cell if the mask's probability there is at least this."""
-    mask_pasting: Literal["model", "exact"] = "model"
-    """``exact`` puts masks where the targets of ``model.mask_alignment: torchvision`` were read; it needs no training.
-    ``model``: as ``model.mask_alignment`` says."""
+    mask_pasting: Literal["model", "exact"] = "exact"
+    """``exact`` puts masks where their targets in training were read. ``model``: as ``model.mask_alignment`` says, so
+    with ``torchvision`` half a pixel beside, in boxes of whole pixels."""
     mask_quality: Annotated[float, Field(ge=0, le=4)] = 0.0
     """A score is multiplied by this power of its mask's quality, the mean probability of the mask's pixels: a sure mask
     ranks higher. 0: scores are those of the box head."""

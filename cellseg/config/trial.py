@@ -43,6 +43,11 @@ class TrialConfig(Part):
         return config
 
     @classmethod
+    def from_stored(cls, flat: Mapping[str, Any], where: str) -> Self:
+        """Build the config of a trial that any version of this package stored, see :meth:`from_flat`."""
+        return cls.from_flat({**BEFORE, **flat}, where)
+
+    @classmethod
     def problems_of_flat(cls, flat: Mapping[str, Any]) -> list[Problem]:
         """List everything for which :meth:`from_flat` refuses ``flat``; empty if it is valid."""
         return cls._parse(flat)[1]
@@ -68,6 +73,9 @@ class TrialConfig(Part):
         """Copy with other values, validated. Keys are written with two underscores: ``replace(optim__lr=0.1)``."""
         return type(self).from_flat(self.to_flat() | {key.replace("__", "."): value for key, value in flat.items()})
 
+
+BEFORE: dict[str, Any] = {"inference.mask_pasting": "model"}
+"""What trials did that were stored before there was a field, where its default is another."""
 
 FIELDS: dict[str, Any] = {
     f"{part}.{name}": field

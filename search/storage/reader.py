@@ -156,7 +156,7 @@ class TrialReader:
     @cached_property
     def config(self) -> TrialConfig:
         """The whole config that it was trained with."""
-        return TrialConfig.from_flat(json.loads(self._row.config), f"{self._store.folder}: trial {self.number}")
+        return TrialConfig.from_stored(json.loads(self._row.config), f"{self._store.folder}: trial {self.number}")
 
     def model(self, device: str | None = None) -> "Predictor":
         """The model of the trial's best epoch, loaded anew with each call.

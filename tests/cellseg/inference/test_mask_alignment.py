@@ -81,7 +81,12 @@ def test_an_aligned_mask_lies_in_its_box_and_fades_to_a_half_at_its_edge():
 
 @pytest.mark.parametrize("head", ["plain", "pointrend"])
 def test_prediction_pastes_as_the_model_was_trained(tiny_config, head):
-    config = tiny_config(inference__score_threshold=0.0, inference__mask_threshold=0.3, model__mask_head=head)
+    config = tiny_config(
+        inference__score_threshold=0.0,
+        inference__mask_threshold=0.3,
+        inference__mask_pasting="model",
+        model__mask_head=head,
+    )
     torch.manual_seed(0)
     model = build_model(config.model, config.inference, 2).eval()
     image_HWC = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -97,3 +102,11 @@ def test_a_config_that_does_not_say_has_torchvisions_masks():
     flat = TrialConfig().to_flat()
     del flat["model.mask_alignment"]  # as in the checkpoints of earlier versions
     assert TrialConfig.from_flat(flat).model.mask_alignment == "torchvision"
+
+
+def test_trials_of_earlier_versions_predict_as_they_did():
+    flat = TrialConfig().to_flat()
+    assert flat["inference.mask_pasting"] == "exact"
+    assert TrialConfig.from_stored(flat, "trial").to_flat() == flat
+    del flat["inference.mask_pasting"]
+    assert TrialConfig.from_stored(flat, "trial").inference.mask_pasting == "model"

@@ -352,7 +352,7 @@ def test_a_rate_that_is_far_too_high_ends_the_run_as_non_finite(packed, tiny_con
 
 
 def test_two_images_can_be_learned_by_heart(packed, tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "split", lambda *_: Split((0, 4), (0, 4)))
+    monkeypatch.setattr(type(packed), "split", lambda *_: Split((0, 4), (0, 4)))
     config = tiny_config(
         train__epochs=60,
         train__batch_size=1,
