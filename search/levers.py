@@ -1,15 +1,10 @@
 """What an export adds to the best trial: calibration, test-time augmentation, an ensemble; each with its gain.
 
-Every gain is measured on the validation images, with predictions that are stored in the study's folder, so a second
-export does not predict them again:
-
-    validation/t0003-0a1b2c3d4e5f.npz     what the model of trial 3 finds with one set of settings
+Every gain is measured on the validation images, with predictions that are stored (:mod:`search.storage.validation`), so
+a second export does not predict them again.
 """
 
-import hashlib
-import json
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,15 +14,15 @@ from cellseg.checkpoint import Checkpoint
 from cellseg.cli import say
 from cellseg.config import TrialConfig
 from cellseg.data.detections import Detections
-from cellseg.data.packed import PackedDataset, open_packed
-from cellseg.errors import Notice, UserError
+from cellseg.data.packed import PackedDataset
+from cellseg.errors import UserError
 from cellseg.inference.calibration import Scorer, calibrate, choose_weights, operating_point, repeated
 from cellseg.inference.ensemble import Ensemble, Member, fuse_members
 from cellseg.inference.instance_scores import instance_scores
 from cellseg.inference.postprocess import loosened
-from cellseg.inference.stored import load_predictions, save_predictions
 from cellseg.inference.views import with_tta
 from search.storage.store import StudyStore
+from search.storage.validation import Track, open_training_data, validation_predictions
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +31,6 @@ AUTO_TTA = "flips,rot90"
 """Test-time augmentation that ``--auto`` tries."""
 AUTO_TOP = 5
 """Trials that ``--auto`` tries as an ensemble, if as many checkpoints were kept."""
-FOLDER = "validation"
-"""Folder of a study that holds stored predictions. They can be deleted at any time."""
-
-Track = Callable[[Sequence[int], str], Iterable[int]]
-"""Shows the progress of going through a sequence."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,9 @@ def assemble(
     if levers.is_none:
         return Ensemble([Member.load(candidates[0].checkpoint, device)])
     try:
-        data = _validation_data(candidates[0].checkpoint)
+        data = open_training_data(
+            candidates[0].checkpoint, "Export without --calibrate and --auto, or restore the data."
+        )
     except UserError as error:
         if levers.calibrate or levers.auto:
             raise
@@ -111,21 +103,6 @@ def _member_config(candidate: Candidate, first: TrialConfig, tta: str | None) ->
     config = candidate.checkpoint.config
     inference = first.inference.model_copy(update={"scales": config.inference.scales})
     return with_tta(config.replace(**{f"inference__{k}": v for k, v in inference.model_dump().items()}), tta)
-
-
-def _validation_data(checkpoint: Checkpoint) -> PackedDataset:
-    """Open the data that a model was trained on.
-
-    Raises:
-        UserError: they are not there, or not the same.
-    """
-    data = open_packed(checkpoint.config.data)
-    if data.fingerprint != checkpoint.info.data_fingerprint:
-        raise UserError(
-            f"{checkpoint.config.data.root}: must hold the data that the study was trained on, but got other images, "
-            "masks or reading settings. Export without --calibrate and --auto, or restore the data."
-        )
-    return data
 
 
 class _Bench:
@@ -248,27 +225,11 @@ class _Bench:
         return self.data.split(candidate.checkpoint.config.data).validation
 
     def predictions(self, candidate: Candidate, config: TrialConfig) -> list[Detections]:
-        """Return what a candidate finds in the validation images with ``config``, with soft masks: stored, or
-        predicted and stored."""
-        info = candidate.checkpoint.info
-        described = json.dumps([info.weights_blake2b, self.data.fingerprint, self.indices, config.to_flat()])
-        digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
-        path = self.store.folder / FOLDER / f"t{candidate.number:04d}-{digest}.npz"
-        if path.is_file():
-            try:
-                return load_predictions(path, config.inference.mask_threshold)
-            except UserError as error:
-                warnings.warn(str(error), Notice, stacklevel=2)
-        ensemble = Ensemble([Member.load(candidate.checkpoint, self.device, config)])
-        found = [
-            ensemble.predict([self.data[index].image_HWC], soft=True)[0]
-            for index in self.track(self.indices, f"validation of t{candidate.number:04d}")
-        ]
-        try:
-            save_predictions(path, found)
-        except OSError as error:  # somebody else's study, perhaps: what is stored only saves time
-            warnings.warn(f"{path}: could not be stored ({error}).", Notice, stacklevel=2)
-        return found
+        """Return what a candidate finds in the validation images with ``config``, with soft masks."""
+        checkpoint, number = candidate.checkpoint, candidate.number
+        return validation_predictions(
+            self.store, number, checkpoint, config, self.data, self.indices, self.device, self.track
+        )
 
 
 def _taken(found: Detections, thresholds: Sequence[float]) -> np.ndarray:

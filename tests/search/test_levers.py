@@ -17,6 +17,7 @@ from cellseg.data.synthetic import generate_dataset
 from cellseg.model.build import build_model
 from search import levers as module
 from search.export import main
+from search.storage import validation
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -33,6 +34,7 @@ SETTINGS = {
     "model.anchors": "4-64",
     "model.detections_per_image": 20,
     "inference.score_threshold": 0.0,
+    "inference.mask_pasting": "model",
 }
 
 
@@ -187,7 +189,7 @@ def test_without_the_training_images_settings_cannot_be_chosen_but_views_can_be_
     def absent(_):
         raise UserError("data: must be there, but got nothing.")
 
-    monkeypatch.setattr(module, "open_packed", absent)
+    monkeypatch.setattr(validation, "open_packed", absent)
     assert export(results, tmp_path / "out.json", "--calibrate") == 2
     assert "must be there" in capsys.readouterr().err
     assert export(results, tmp_path / "out.json", "--tta", "flips", "--top-k", "2") == 0
