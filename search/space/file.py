@@ -213,8 +213,8 @@ def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], tuple[StudyStart, ...
     if _is_study(raw):
         raw = [raw]
     if not isinstance(raw, list):
-        law = "must be a list of configs, or {study: NAME, top: 5}"
-        return [], (), [Problem("start_from", law, type(raw).__name__)]
+        remedy = "Write {study: NAME, top: 5} for those of an earlier study."
+        return [], (), [Problem("start_from", "must be a list of configs", type(raw).__name__, remedy)]
     starts: list[dict[str, Any]] = []
     studies: list[StudyStart] = []
     problems: list[Problem | str] = []

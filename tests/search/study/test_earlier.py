@@ -199,7 +199,7 @@ def test_a_study_without_ended_trials_or_common_keys_has_nothing_to_give(results
         ({"study": "old", "top": 0}, r"start_from\.0\.top|start_from\[0\].*top"),
         ({"study": 3}, r"start_from\[0\].*study: must be a valid string"),
         ([{"study": "old"}, {"study": "old"}], "earlier studies must differ"),
-        ("old", r"must be a list of configs, or \{study: NAME, top: 5\}"),
+        ("old", r"must be a list of configs, but got str. Write \{study: NAME, top: 5\}"),
     ],
 )
 def test_entries_that_are_wrong_are_the_users_error(entry, message):
