@@ -15,6 +15,7 @@ from benchmarks.lcbench import EPOCHS
 from benchmarks.simulation import Policy, Resume
 from search.sampling.protocol import Outcome
 from search.space import AshaSettings, Domain, Range, Space
+from search.space.settings import SamplerName
 from search.study.asha import Asha
 from search.study.choose import make_asha, make_sampler
 
@@ -24,16 +25,28 @@ Maker = Callable[[Domains, int], Policy]
 
 
 class Ours:
-    """The product's sampler and ASHA, told what :class:`search.study.study.Study` tells them.
+    """The product's sampler, or another one that it offers, and ASHA, told what :class:`search.study.study.Study` tells
+    them.
 
     Args:
+        sampler: as in a space file.
         ahead: so many proposals are kept prepared, and the driver finds the time to make one of them between two
             events; 0: each is made when it is asked for.
     """
 
-    def __init__(self, domains: Domains, seed: int, grace: int = 3, reduction: int = 3, ahead: int = 0):
+    def __init__(
+        self,
+        domains: Domains,
+        seed: int,
+        grace: int = 3,
+        reduction: int = 3,
+        ahead: int = 0,
+        sampler: SamplerName = "auto",
+    ):
         settings = AshaSettings(grace=grace, reduction=reduction)
-        space = Space(metric="accuracy", trials=1, epochs=EPOCHS, seed=seed, asha=settings, domains=domains)
+        space = Space(
+            metric="accuracy", trials=1, epochs=EPOCHS, seed=seed, asha=settings, domains=domains, sampler=sampler
+        )
         self._sampler = make_sampler(space)
         self._asha = make_asha(space)
         self._best: dict[int, float] = {}
@@ -230,8 +243,12 @@ POLICIES: dict[str, Maker] = {
     "optuna tpe+hyperband": partial(OptunaPruner, pruner="hyperband"),
 }
 """Those that are compared by default."""
-VARIANTS: dict[str, Maker] = {"ours+ahead": partial(Ours, ahead=8)}
-"""Those that take long to simulate."""
+NAMED: tuple[SamplerName, ...] = ("random", "tpe", "gp", "cmaes", "qmc")
+VARIANTS: dict[str, Maker] = {
+    "ours+ahead": partial(Ours, ahead=8),
+    **{f"sampler {name}": partial(Ours, sampler=name) for name in NAMED},
+}
+"""Those that take long to simulate, and Optuna's samplers as the product offers them."""
 SYNE_TUNE_POLICIES: dict[str, Maker] = {
     f"syne-tune {scheduler.lower()}(grace {grace})": partial(SyneTune, scheduler=scheduler, grace=grace)
     for scheduler in ("ASHA", "BOHB", "MOBSTER", "PASHA")

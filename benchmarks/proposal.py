@@ -8,6 +8,10 @@
   waits.
 - ``write``: writing the tables after one such event.
 
+    python -m benchmarks.proposal --sampler tpe --proposals 5
+
+Only ``proposal``, by one of Optuna's samplers, in processor time.
+
     python -m benchmarks.proposal --load 1000 --trials 10000
 
 - ``load``: the processor time of the driver per second of a search on so many GPUs, with epochs of 60 s and 10 epochs
@@ -25,7 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -35,6 +39,7 @@ from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import write_json
 from search.sampling.protocol import Outcome, Sampler
 from search.space import AshaSettings, Choices, Domain, Range, Space, load_space
+from search.space.settings import SamplerName
 from search.study.choose import make_asha, make_sampler
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ def domains() -> dict[str, Domain]:
     return numbers | scales | lists | switched
 
 
-def finished(trials: int, seed: int = 0) -> Sampler:
+def finished(trials: int, seed: int = 0, sampler_name: SamplerName = "auto") -> Sampler:
     """A sampler that knows so many ended trials, stopped as ASHA would: one in three goes on at each rung."""
     space = Space(
         metric="segm/AP50",
@@ -62,6 +67,7 @@ def finished(trials: int, seed: int = 0) -> Sampler:
         seed=seed,
         asha=AshaSettings(grace=2, reduction=3),
         domains=domains(),
+        sampler=sampler_name,
     )
     sampler = make_sampler(space)
     rng = np.random.default_rng(seed)
@@ -88,6 +94,19 @@ def seconds_per_proposal(trials: int, proposals: int) -> list[float]:
         with _timed(times):
             sampler.ask(number)
     return times
+
+
+def processor_seconds_per_proposal(trials: int, proposals: int, sampler_name: SamplerName) -> list[float]:
+    """Processor time of each proposal of one of the samplers beside eight running trials, made and ended in turn."""
+    sampler = finished(trials, sampler_name=sampler_name)
+    times = []
+    for number in range(trials, trials + 8 + proposals):
+        started = time.process_time()
+        sampler.ask(number)
+        times.append(time.process_time() - started)
+        if number >= trials + 8:
+            sampler.tell(number - 8, Outcome.PRUNED)
+    return times[8:]
 
 
 def finished_study(folder: Path, trials: int, further: int, seed: int = 0) -> "Study":
@@ -164,6 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=60.0, metavar="S", help="simulated time for --load; default: 60"
     )
+    parser.add_argument(
+        "--sampler", choices=get_args(SamplerName), help="measure only the proposals of this sampler, in processor time"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
@@ -174,6 +196,8 @@ def _command(arguments: argparse.Namespace) -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if arguments.load is not None:
         return _load(arguments)
+    if arguments.sampler is not None:
+        return _sampler(arguments)
     seconds: dict[str, dict[str, list[float]]] = {}
     for trials in map(int, arguments.trials.split(",")):
         count = arguments.proposals
@@ -188,6 +212,19 @@ def _command(arguments: argparse.Namespace) -> int:
             arguments.json,
             {"seconds": seconds["proposal"], "events": seconds, "versions": versions(PACKAGES), "hardware": hardware()},
         )
+    return EXIT_OK
+
+
+def _sampler(arguments: argparse.Namespace) -> int:
+    """Print the cost of a sampler's proposals after each number of trials."""
+    seconds = {}
+    for trials in map(int, arguments.trials.split(",")):
+        times = seconds[trials] = processor_seconds_per_proposal(trials, arguments.proposals, arguments.sampler)
+        median, most = format_seconds(statistics.median(times)), format_seconds(max(times))
+        say(f"{trials:6} finished trials: {arguments.sampler:8} median {median:>8}, most {most:>8}")
+    if arguments.json:
+        machine = {"versions": versions(PACKAGES), "hardware": hardware()}
+        write_json(arguments.json, {"sampler": arguments.sampler, "seconds": seconds} | machine)
     return EXIT_OK
 
 

@@ -121,7 +121,7 @@ def sample_params(space: Space, count: int = NUM_SAMPLES) -> list[Params]:
         UserError: every distinct problem of the configs they make, and of keys that have no effect in them.
     """
     rng = np.random.default_rng(_SEED)
-    starts = [space.sample(rng, start) for start in space.start_from]
+    starts = [space.sample(rng, start) for start in space.starts]
     samples = starts + random_draws(space, count - len(starts), _SEED)
     raise_all(relevance_problems(space, samples) + combination_problems(space, samples))
     return samples

@@ -24,6 +24,7 @@ from search.storage.remote import remote_study
 from search.storage.store import StudyStore
 from search.study.changes import changed_settings, changed_versions
 from search.study.choose import make_asha, make_sampler
+from search.study.earlier import with_starts
 from search.study.experiment import Experiment
 from search.study.study import Study
 
@@ -94,13 +95,16 @@ def open_study(
         UserError: it holds trials of another space or of other data, or cannot be written.
     """
     folder = results.resolve() / name
-    now = study_record(experiment, name, data)
     for place in (folder, folder / "epochs"):
         sweep(place)
     if (folder / "study.json").exists():
         store = StudyStore.open(folder)
         former = store.study
         _check_same(name, former, experiment, data.packed.fingerprint)
+        experiment, taken = with_starts(experiment, name, results, former.get("space"))
+        for line in taken:
+            on_note(line)
+        now = study_record(experiment, name, data)
         if changed := changed_versions(former, now["versions"]):
             on_note(f"study '{name}' goes on with other versions than before: {', '.join(changed)}")
             now["continued"] = [*former.get("continued", []), {"since": now["created"], "versions": now["versions"]}]
@@ -108,7 +112,8 @@ def open_study(
         changes = ("space", "command", "data_root", "continued")
         store.write_study(former | {key: now[key] for key in changes if key in now})
     else:
-        store = StudyStore.create(folder, now)
+        experiment, _ = with_starts(experiment, name, results)
+        store = StudyStore.create(folder, study_record(experiment, name, data))
     return Study(
         name,
         experiment,

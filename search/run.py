@@ -54,16 +54,23 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.storage.place import check_place
     from search.storage.remote import working_folder
     from search.storage.store import StudyStore
+    from search.study.choose import require_packages
+    from search.study.earlier import with_starts
 
     arguments.space = find_space(arguments.space)
     experiment = experiment_of(arguments)
+    require_packages(experiment)
     name = study_name(arguments)
     check_name(name)
     arguments.shown_results, arguments.results = arguments.results, working_folder(arguments.results)
+    is_new = not StudyStore.exists(arguments.results / name)
+    if is_new:  # one that is there has taken its own
+        experiment, taken = with_starts(experiment, name, arguments.results)
+        for line in taken:
+            say(line)
     if arguments.dry_run:
         return _dry_run(experiment, name, arguments.results)
     check_place(arguments.results)
-    is_new = not StudyStore.exists(arguments.results / name)
     if is_new:  # before anything is written; one that is there may be over, and need none
         _provide_weights(experiment, arguments)
     data = prepare_data(experiment, arguments.data, arguments.results)

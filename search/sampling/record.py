@@ -1,19 +1,20 @@
 """The record of a study's trials: an in-memory Optuna study, told what was proposed and how it ended.
 
-It decides nothing. :mod:`search.sampling.sampler` proposes.
+It decides nothing. :mod:`search.sampling.sampler` proposes, or a sampler of Optuna's (:mod:`search.sampling.named`).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.sampling.protocol import Outcome
-from search.space import Domain
+from search.space import Domain, Params
 from search.space.settings import Direction
 
 MEMORY = "memory"
@@ -45,6 +46,22 @@ class Record:
         trial = frozen_trial(self._domains, number, params, None)
         self._running[number] = self._storage.create_new_trial(self._study_id, trial)
         self._histories[number] = {}
+
+    def ask(self, number: int, sampler: BaseSampler, choose: Callable[[Trial], Params]) -> Params:
+        """Enter a trial that begins with the values that ``choose`` lets one of Optuna's samplers suggest."""
+        assert number not in self._running, number
+        self.study.sampler = sampler
+        trial = self.study.ask()
+        params = choose(trial)
+        trial.set_user_attr("trial", number)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        # Samplers note what they drew here, for keys too that turned out to be inactive, and would look at it while the
+        # trial runs. Our tables do not hold that: after a kill, they would propose something else.
+        for name in self._storage.get_trial(trial_id).system_attrs:
+            self._storage.set_trial_system_attr(trial_id, name, "")
+        self._running[number] = trial_id
+        self._histories[number] = {}
+        return params
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Enter the value of a running trial after an epoch, unless that epoch has one; whether it had none.

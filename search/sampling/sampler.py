@@ -1,8 +1,8 @@
 """The sampler of a search: start configs first, then proposals, each of them recorded.
 
 A value takes one way: :meth:`StudySampler.ask` -> a start config, a proposal made ahead or a new one -> params. The
-record (:mod:`search.sampling.record`) is told afterwards. A sampler of another kind, for example one of Optuna's own,
-implements :class:`search.sampling.protocol.Sampler` beside this one and is chosen in :mod:`search.study.choose`.
+record (:mod:`search.sampling.record`) is told afterwards. :mod:`search.sampling.named` has Optuna's own samplers; which
+one a study uses is chosen in :mod:`search.study.choose`.
 """
 
 import math
@@ -17,6 +17,7 @@ from search.sampling.encoding import Cube
 from search.sampling.proposer import Proposer
 from search.sampling.protocol import Outcome
 from search.sampling.record import Record, check_value, frozen_trial
+from search.sampling.starts import Starts
 from search.space import Domain, Params
 from search.space.settings import Direction
 
@@ -55,7 +56,7 @@ class StudySampler:
         self._proposer = Proposer(self._cube, direction=direction, levels=levels, seed=seed)
         self._ahead = Ahead(self._proposer, self._rng_of)
         self._record = Record(domains, direction)
-        self._starts = [dict(start) for start in start_from]
+        self._starts = Starts(start_from)
         self._next = 0  # the number after the largest seen
 
     @property
@@ -65,8 +66,8 @@ class StudySampler:
 
     def ask(self, number: int) -> Params:
         """Return the next untried start config, its open keys filled at random, or a proposal."""
-        if self._starts:
-            params = self._cube.sample(self._rng_of(number), self._starts.pop(0))
+        if (start := self._starts.take()) is not None:
+            params = self._cube.sample(self._rng_of(number), start)
             self._ahead.clear()  # what was made ahead does not know of this trial
         else:
             params = self._ahead.take(number)
@@ -119,9 +120,7 @@ class StudySampler:
             epochs: (epoch, objective) of its reports; values that are not finite are left out.
         """
         history = {epoch: seen for epoch, seen in epochs if math.isfinite(seen)}
-        tried = next((start for start in self._starts if start.items() <= params.items()), None)
-        if tried is not None:
-            self._starts.remove(tried)
+        self._starts.discard(params)
         if outcome is None:
             self._ahead.clear()
             self._begin(number, params)

@@ -23,6 +23,7 @@ from search.space.settings import (
     Resources,
     StallSettings,
     StudySettings,
+    StudyStart,
     direction_of,
     inner_names,
     missing_settings,
@@ -103,7 +104,7 @@ def parse_space(content: Any, where: str) -> Space:
     settings, found = _parse_settings(content)
     problems += found
     domains, fixed, broken, found_keys = _parse_keys(content.get("space", _MANDATORY["space"]))
-    starts, found_starts = _parse_starts(content.get("start_from", []))
+    starts, studies, found_starts = _parse_starts(content.get("start_from", []))
     problems += [*found_keys, *found_starts]
 
     problems += rules.ownership_problems(domains, fixed)
@@ -114,9 +115,11 @@ def parse_space(content: Any, where: str) -> Space:
         problems.append(rules.circle_problem(error))
     else:
         problems += rules.start_problems(starts, domains, broken)
+        if domains and not broken:
+            problems += rules.sampler_problems(dict(settings)["sampler"], domains)
         # The direction follows from the metric, with which it was compared.
         chosen = {name: value for name, value in settings if name != "direction"}
-        space = Space(**chosen, domains=domains, fixed=fixed, start_from=tuple(starts))
+        space = Space(**chosen, domains=domains, fixed=fixed, start_from=tuple(starts), start_studies=studies)
         draws = rules.random_draws(space)
         problems += rules.relevance_problems(space, draws, broken)
         if not problems:
@@ -205,17 +208,38 @@ def _parse_keys(raw: Any) -> tuple[dict[str, Domain], dict[str, Any], frozenset[
     return domains, fixed, frozenset(flat) - set(domains) - set(fixed), problems
 
 
-def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], list[Problem | str]]:
+def _parse_starts(raw: Any) -> tuple[list[dict[str, Any]], tuple[StudyStart, ...], list[Problem | str]]:
+    """Return start configs, earlier studies that have more of them, and every problem."""
+    if _is_study(raw):
+        raw = [raw]
     if not isinstance(raw, list):
-        return [], [Problem("start_from", "must be a list of configs", type(raw).__name__)]
+        remedy = "Write {study: NAME, top: 5} for those of an earlier study."
+        return [], (), [Problem("start_from", "must be a list of configs", type(raw).__name__, remedy)]
     starts: list[dict[str, Any]] = []
+    studies: list[StudyStart] = []
     problems: list[Problem | str] = []
     for index, entry in enumerate(raw):
+        where = f"start_from[{index}]"
         try:
-            starts.append(flatten(entry, f"start_from[{index}]"))
+            if not _is_study(entry):
+                starts.append(flatten(entry, where))
+                continue
+            studies.append(StudyStart.model_validate(dict(entry)))
+            if any((studies[-1].study, studies[-1].top) == (other.study, other.top) for other in studies[:-1]):
+                problems.append(Problem(where, "earlier studies must differ", "one twice", "Remove it."))
         except UserError as error:
             problems += error.problems
-    return starts, problems
+        except ValidationError as error:
+            known = [name for name in StudyStart.model_fields if name != "taken"]
+            unknown = [name for name in entry if name not in known]
+            problems += [unknown_name(str(name), known, "a setting").within(where) for name in unknown]
+            problems += problems_of(error.errors(include_url=False), where, skip={"extra_forbidden"})
+    return starts, tuple(studies), problems
+
+
+def _is_study(entry: Any) -> bool:
+    """Whether an entry of ``start_from`` names an earlier study; no config field is called so."""
+    return isinstance(entry, Mapping) and "study" in entry
 
 
 def _misplaced(key: Any) -> Problem:
@@ -257,7 +281,7 @@ def _fix(content: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def _without(start: Any, keys: set[str], space: Mapping[str, Any]) -> Any:
     """Remove ``keys`` from a start config, and the values whose conditions only held beside them."""
-    if not isinstance(start, Mapping):
+    if not isinstance(start, Mapping) or _is_study(start):
         return start
     flat = flatten(start, "start_from")
     rest = {key: value for key, value in flat.items() if key not in keys}

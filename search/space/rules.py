@@ -16,7 +16,7 @@ import numpy as np
 from cellseg.config import ACTIVE_WHEN, TrialConfig
 from cellseg.errors import Problem
 from search.space.conditions import DEFAULTS, is_among
-from search.space.domain import Choices, Domain
+from search.space.domain import Choices, Domain, Range
 
 if TYPE_CHECKING:
     from search.space.space import Params, Space
@@ -160,6 +160,14 @@ def relevance_problems(space: "Space", draws: Iterable["Params"], broken: Collec
     return found
 
 
+def sampler_problems(sampler: str, domains: Mapping[str, Domain]) -> list[Problem]:
+    """Report a sampler that has nothing to work on in this space."""
+    if sampler != "cmaes" or any(isinstance(domain, Range) and not domain.when for domain in domains.values()):
+        return []
+    law = "cmaes must have ranges of numbers that every trial has"
+    return [Problem("sampler", law, "choices and conditions only", "Choose tpe or auto.")]
+
+
 def start_problems(
     starts: Sequence[Mapping[str, Any]], domains: Mapping[str, Domain], broken: Collection[str] = ()
 ) -> list[Problem]:
@@ -196,7 +204,7 @@ def combination_problems(space: "Space", draws: Sequence["Params"]) -> list[Prob
     part of the config that it is about.
     """
     rng = np.random.default_rng(0)
-    tries = [*(space.sample(rng, start) for start in space.start_from), *draws]
+    tries = [*(space.sample(rng, start) for start in space.starts), *draws]
     first: dict[tuple[str, str], tuple[Problem, dict[str, Any]]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for params in tries:

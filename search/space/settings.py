@@ -3,14 +3,17 @@
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cellseg.config import MINIMIZED, Count, Metric, Positive
 from cellseg.errors import Problem, RuleError
+from cellseg.names import nearest
 
 Direction = Literal["maximize", "minimize"]
+SamplerName = Literal["auto", "random", "tpe", "gp", "cmaes", "qmc"]
+"""What proposes configs: this project's own sampler, or one of Optuna's."""
 Cost = Literal["seconds", "parameters", "memory"]
 """A kind of cost, see :func:`search.cost.trial_cost`."""
 COST_UNITS: Mapping[Cost, str] = {"seconds": "s/epoch", "parameters": "M parameters", "memory": "GiB"}
@@ -216,6 +219,17 @@ class DataSource(_Settings):
         return self
 
 
+class StudyStart(_Settings):
+    """Start configs from an earlier study, see :mod:`search.study.earlier`."""
+
+    study: Annotated[str, Field(min_length=1)]
+    """Its name, or the path of its folder."""
+    top: Count = 5
+    """Number of its best configs to take."""
+    taken: list[dict[str, Any]] | None = None
+    """These configs, once they are chosen: values of some sampled keys. Study tables hold them, files do not."""
+
+
 class StudySettings(_Settings):
     """The settings of a space file, apart from the space itself."""
 
@@ -229,6 +243,7 @@ class StudySettings(_Settings):
     priority: Amount = 1.0
     stall: StallSettings = StallSettings()
     asha: AshaSettings | None = AshaSettings()
+    sampler: SamplerName = "auto"
     resources: Resources | None = None
     data: DataSource | None = None
     limits: Limits | None = None
@@ -242,6 +257,16 @@ class StudySettings(_Settings):
             better = "smaller" if right == "minimize" else "larger"
             law = f"must be '{right}' for {metric} ({better} is better)"
             raise RuleError(Problem("", law, f"{value!r}"))
+        return value
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _known_sampler(cls, value: Any) -> Any:
+        names = get_args(SamplerName)
+        if value not in names:
+            near = nearest(str(value), names)
+            remedy = f"Did you mean {near}?" if near else ""
+            raise RuleError(Problem("", f"must be one of {', '.join(names)}", f"{value!r}", remedy))
         return value
 
     @model_validator(mode="after")

@@ -20,7 +20,9 @@ from search.space.settings import (
     Limits,
     ObjectiveSettings,
     Resources,
+    SamplerName,
     StallSettings,
+    StudyStart,
     direction_of,
 )
 
@@ -54,6 +56,8 @@ class Space:
     """When a trial that reports nothing is started again elsewhere."""
     asha: AshaSettings | None = field(default_factory=AshaSettings)
     """When to stop trials early. None: never."""
+    sampler: SamplerName = "auto"
+    """What proposes configs: this project's own sampler, or one of Optuna's by its name."""
     resources: Resources | None = None
     """The CPUs and GPUs that one trial occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
@@ -68,6 +72,13 @@ class Space:
     """The keys that have one value in all trials."""
     start_from: tuple[Params, ...] = ()
     """Configs to try first, in this order: values of some sampled keys."""
+    start_studies: tuple[StudyStart, ...] = ()
+    """Earlier studies whose best configs come next."""
+
+    @property
+    def starts(self) -> tuple[Params, ...]:
+        """All start configs in their order, those that were taken from earlier studies among them."""
+        return (*self.start_from, *(config for start in self.start_studies for config in start.taken or ()))
 
     @property
     def direction(self) -> Direction:
@@ -78,11 +89,14 @@ class Space:
     def fingerprint(self) -> str:
         """16 hex digits that two spaces share exactly if their trials may stand in one study.
 
-        It covers what a trial's result depends on: metric, direction, epochs, seed, asha, objective, sampled and
-        fixed keys. It leaves out trials, keep, max_slots, priority, stall, resources, limits, data (whose content
-        has a fingerprint of its own) and start_from.
+        It covers what a trial's result depends on, and how trials were chosen: metric, direction, epochs, seed, asha,
+        sampler, objective, sampled and fixed keys. It leaves out trials, keep, max_slots, priority, stall, resources,
+        limits, data (whose content has a fingerprint of its own) and start_from.
         """
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        content = self.identity
+        if self.sampler == "auto":  # as before there were others: studies of that time can be continued
+            del content["sampler"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -90,7 +104,7 @@ class Space:
         content = self.to_json()
         for name in ("trials", "keep", "max_slots", "priority", "stall", "resources", "limits", "data", "start_from"):
             content.pop(name, None)
-        return content
+        return content | {"sampler": self.sampler}
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -156,6 +170,8 @@ class Space:
             if self.asha and rungs
             else "ASHA: off, every trial is trained to the end",
         ]
+        if self.sampler != "auto":
+            lines.append(f"sampler: {self.sampler}, one of Optuna's")
         if self.objective:
             lines.append(f"objective: {self.metric} per {self.objective}")
         if self.limits:
@@ -171,6 +187,9 @@ class Space:
         if self.fixed:
             lines.append("fixed: " + ", ".join(f"{key}={value}" for key, value in self.fixed.items()))
         lines += ["first: " + ", ".join(f"{key}={value}" for key, value in start.items()) for start in self.start_from]
+        for earlier in self.start_studies:
+            count = "the best" if earlier.taken is None else len(earlier.taken)
+            lines.append(f"first: {count} configs of study {earlier.study}")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -188,12 +207,15 @@ class Space:
         if self.stall != StallSettings():
             content["stall"] = self.stall.model_dump()
         content["asha"] = self.asha.model_dump() if self.asha else False
+        if self.sampler != "auto":
+            content["sampler"] = self.sampler
         for name in ("resources", "data", "limits", "objective"):
             if part := getattr(self, name):
                 content[name] = part.model_dump(exclude_none=True)
         content["space"] = {key: domain.to_json() for key, domain in self.domains.items()} | dict(self.fixed)
-        if self.start_from:
-            content["start_from"] = [dict(start) for start in self.start_from]
+        if self.start_from or self.start_studies:
+            studies = [start.model_dump(exclude_none=True) for start in self.start_studies]
+            content["start_from"] = [*(dict(start) for start in self.start_from), *studies]
         return content
 
 
