@@ -15,6 +15,7 @@ from benchmarks.lcbench import EPOCHS
 from benchmarks.simulation import Policy, Resume
 from search.sampling.protocol import Outcome
 from search.space import AshaSettings, Domain, Range, Space
+from search.space.settings import auto_asha
 from search.study.asha import Asha
 from search.study.choose import make_asha, make_sampler
 
@@ -27,6 +28,7 @@ class Ours:
     """The product's sampler and ASHA, told what :class:`search.study.study.Study` tells them.
 
     Args:
+        grace: None: rungs as by ``asha: auto``.
         ahead: so many proposals are kept prepared, and the driver finds the time to make one of them between two
             events; 0: each is made when it is asked for.
         epochs: full length of a trial; also of the other policies.
@@ -37,13 +39,13 @@ class Ours:
         self,
         domains: Domains,
         seed: int,
-        grace: int = 3,
+        grace: int | None = 3,
         reduction: int = 3,
         ahead: int = 0,
         epochs: int = EPOCHS,
         fixed: Mapping[str, Any] = MappingProxyType({}),
     ):
-        settings = AshaSettings(grace=min(grace, epochs), reduction=reduction)
+        settings = auto_asha(epochs) if grace is None else AshaSettings(grace=min(grace, epochs), reduction=reduction)
         space = Space(
             metric="accuracy", trials=1, epochs=epochs, seed=seed, asha=settings, domains=domains, fixed=fixed
         )

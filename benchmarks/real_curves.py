@@ -36,7 +36,7 @@ MOMENTS = (30, 60, 120)
 """Epochs after which the best value is reported."""
 GRACES = (1, 2, 3, 4)
 REAL_POLICIES: dict[str, Maker] = {
-    OURS: partial(Ours, grace=1),
+    OURS: partial(Ours, grace=None),
     "random": RandomSearch,
     **{f"random+asha(grace {grace})": partial(RandomSearch, grace=grace) for grace in GRACES},
     **{name: make for name, make in POLICIES.items() if name.startswith(("ray ", "optuna "))},
