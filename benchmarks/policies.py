@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from benchmarks.lcbench import EPOCHS
 from benchmarks.simulation import Policy, Resume
 from search.sampling.protocol import Outcome
 from search.space import AshaSettings, Domain, Range, Space
-from search.space.settings import SamplerName
+from search.space.settings import SamplerName, auto_asha
 from search.study.asha import Asha
 from search.study.choose import make_asha, make_sampler
 
@@ -30,23 +30,36 @@ class Ours:
 
     Args:
         sampler: as in a space file.
+        grace: None: rungs as by ``asha: auto``.
         ahead: so many proposals are kept prepared, and the driver finds the time to make one of them between two
             events; 0: each is made when it is asked for.
+        epochs: full length of a trial; also of the other policies.
+        fixed: keys that have one value in all trials; conditions may look at them.
     """
 
     def __init__(
         self,
         domains: Domains,
         seed: int,
-        grace: int = 3,
+        grace: int | None = 3,
         reduction: int = 3,
         ahead: int = 0,
         sampler: SamplerName = "auto",
+        epochs: int = EPOCHS,
+        fixed: Mapping[str, Any] = MappingProxyType({}),
     ):
-        settings = AshaSettings(grace=grace, reduction=reduction)
+        settings = auto_asha(epochs) if grace is None else AshaSettings(grace=min(grace, epochs), reduction=reduction)
         space = Space(
-            metric="accuracy", trials=1, epochs=EPOCHS, seed=seed, asha=settings, domains=domains, sampler=sampler
+            metric="accuracy",
+            trials=1,
+            epochs=epochs,
+            seed=seed,
+            asha=settings,
+            domains=domains,
+            fixed=fixed,
+            sampler=sampler,
         )
+        self._epochs = epochs
         self._sampler = make_sampler(space)
         self._asha = make_asha(space)
         self._best: dict[int, float] = {}
@@ -55,13 +68,18 @@ class Ours:
     def ask(self, number: int) -> Mapping[str, Any]:
         return self._sampler.ask(number)
 
+    def adopt(self, number: int, params: Mapping[str, Any]) -> None:
+        """Learn that the trial just asked for has these params instead, from a pool of known ones."""
+        self._sampler.tell(number, Outcome.FAILED)  # which teaches nothing
+        self._sampler.replay(number, params, None)
+
     def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
         if self._ahead:
             self._sampler.prepare(self._ahead)  # in the pause before this report
         best = self._best[number] = max(value, self._best.get(number, value))
         self._sampler.report(number, epoch, best)
         goes_on = self._asha.report(number, epoch, best, loss).goes_on
-        if epoch == EPOCHS:
+        if epoch == self._epochs:
             self._sampler.tell(number, Outcome.COMPLETE, best)
         elif not goes_on:
             self._sampler.tell(number, Outcome.PRUNED)
@@ -71,22 +89,30 @@ class Ours:
 class RandomSearch:
     """Uniform draws, trained to the end, or stopped by ASHA."""
 
-    def __init__(self, domains: Domains, seed: int, grace: int | None = None, reduction: int = 3):
-        self._space = Space(metric="accuracy", trials=1, epochs=EPOCHS, domains=domains)
+    def __init__(
+        self,
+        domains: Domains,
+        seed: int,
+        grace: int | None = None,
+        reduction: int = 3,
+        epochs: int = EPOCHS,
+        fixed: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        self._space = Space(metric="accuracy", trials=1, epochs=epochs, domains=domains, fixed=fixed)
         self._rng = np.random.default_rng(seed)
-        self._asha = Asha(grace or EPOCHS, reduction, EPOCHS)
+        self._asha = Asha(grace or epochs, reduction, epochs)
 
     def ask(self, number: int) -> Mapping[str, Any]:
         return self._space.sample(self._rng)
 
     def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
-        return self._asha.report(number, epoch, value).goes_on
+        return self._asha.report(number, epoch, value, loss).goes_on
 
 
 class RayOptuna:
     """Ray Tune's OptunaSearch and AsyncHyperBandScheduler, their own objects, called as Tune calls them."""
 
-    def __init__(self, domains: Domains, seed: int, grace: int, reduction: int = 3):
+    def __init__(self, domains: Domains, seed: int, grace: int, reduction: int = 3, epochs: int = EPOCHS):
         import optuna
         from ray.tune.schedulers import AsyncHyperBandScheduler
         from ray.tune.search.optuna import OptunaSearch
@@ -104,10 +130,11 @@ class RayOptuna:
             time_attr="training_iteration",
             metric="value",
             mode="max",
-            max_t=EPOCHS,
+            max_t=epochs,
             grace_period=grace,
             reduction_factor=reduction,
         )
+        self._epochs = epochs
         self._trials: dict[int, SimpleNamespace] = {}
 
     def ask(self, number: int) -> Mapping[str, Any]:
@@ -120,7 +147,7 @@ class RayOptuna:
         trial = self._trials[number]
         result = {"value": value, "training_iteration": epoch, "trial_id": trial.trial_id}
         # As the controller does: a result that ends the trial goes to on_trial_complete alone.
-        if epoch < EPOCHS and self._scheduler.on_trial_result(None, trial, result) == self._scheduler.CONTINUE:
+        if epoch < self._epochs and self._scheduler.on_trial_result(None, trial, result) == self._scheduler.CONTINUE:
             self._search.on_trial_result(trial.trial_id, result)
             return True
         self._scheduler.on_trial_complete(None, trial, result)
@@ -132,14 +159,14 @@ class RayOptuna:
 class OptunaPruner:
     """Optuna's default sampler with one of its pruners, through ask and tell."""
 
-    def __init__(self, domains: Domains, seed: int, pruner: str):
+    def __init__(self, domains: Domains, seed: int, pruner: str, epochs: int = EPOCHS):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         pruners = {
             "median": optuna.pruners.MedianPruner(),
             "sha": optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-            "hyperband": optuna.pruners.HyperbandPruner(min_resource=1, max_resource=EPOCHS, reduction_factor=3),
+            "hyperband": optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3),
         }
         sampler = optuna.samplers.TPESampler(seed=seed)
         with warnings.catch_warnings():
@@ -148,6 +175,7 @@ class OptunaPruner:
             self._study = optuna.create_study(
                 direction="maximize", sampler=sampler, pruner=pruners[pruner], study_name=f"seed {seed}"
             )
+        self._epochs = epochs
         self._distributions = {name: domain.distribution() for name, domain in domains.items()}
         self._trials: dict[int, Any] = {}
 
@@ -155,12 +183,20 @@ class OptunaPruner:
         trial = self._trials[number] = self._study.ask(self._distributions)
         return trial.params
 
+    def adopt(self, number: int, params: Mapping[str, Any]) -> None:
+        """Learn that the trial just asked for has these params instead, from a pool of known ones."""
+        from optuna.trial import TrialState
+
+        self._study.tell(self._trials[number], state=TrialState.FAIL)  # which teaches nothing
+        self._study.enqueue_trial(dict(params))
+        self._trials[number] = self._study.ask({key: self._distributions[key] for key in params})
+
     def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
         from optuna.trial import TrialState
 
         trial = self._trials[number]
         trial.report(value, epoch)
-        if epoch == EPOCHS:
+        if epoch == self._epochs:
             self._study.tell(trial, value)
         elif trial.should_prune():
             self._study.tell(trial, state=TrialState.PRUNED)
@@ -178,7 +214,9 @@ class SyneTune:
         scheduler: name of a class in ``syne_tune.optimizer.legacy_baselines``.
     """
 
-    def __init__(self, domains: Domains, seed: int, scheduler: str, grace: int, reduction: int = 3):
+    def __init__(
+        self, domains: Domains, seed: int, scheduler: str, grace: int, reduction: int = 3, epochs: int = EPOCHS
+    ):
         from syne_tune.optimizer import legacy_baselines
 
         logging.getLogger("syne_tune").setLevel(logging.ERROR)
@@ -187,7 +225,7 @@ class SyneTune:
             metric="value",
             mode="max",
             resource_attr="epoch",
-            max_t=EPOCHS,
+            max_t=epochs,
             grace_period=grace,
             reduction_factor=reduction,
             random_seed=seed,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.lcbench import EPOCHS, Curve
+from benchmarks.lcbench import Curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Policy(Protocol):
 
     def report(self, number: int, epoch: int, value: float, loss: float) -> bool:
         """A trial's metric (larger is better) and validation loss after an epoch; whether it goes on. After the last
-        epoch, :data:`EPOCHS`, the answer is ignored."""
+        epoch of its curve the answer is ignored."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,20 @@ class Run:
 
 def simulate(
     policy: Policy,
-    curve_of: Callable[[Mapping[str, Any]], Curve],
+    curve_of: Callable[[Mapping[str, Any]], Curve | None],
     workers: int,
     budget: int,
     goal: float = np.inf,
+    at_least: int = 0,
 ) -> Run:
     """Run ``policy`` on ``workers`` until a trial has shown ``goal``, or they have trained ``budget`` epochs together.
 
     Each worker trains an epoch for as long as the curve says, reports it, and goes on or takes the next trial at once.
     Proposals, checkpoints and resuming cost no time.
+
+    Args:
+        curve_of: the curve of a new trial's params. None: there is nothing left to train, and the worker stays idle.
+        at_least: epochs to be trained also if the goal is reached before.
     """
     best, seconds = np.empty(budget), np.empty(budget)
     incumbent = -np.inf
@@ -70,14 +75,16 @@ def simulate(
         answer = policy.ask(number)
         if isinstance(answer, Resume):
             number = answer.number
+        elif (curve := curve_of(answer)) is None:
+            return
         else:
-            curves[number], trained[number] = curve_of(answer), 0
+            curves[number], trained[number] = curve, 0
         train(number, now)
 
     for _ in range(workers):
         begin(0.0)
     done = 0
-    while done < budget and incumbent < goal:
+    while events and done < budget and (incumbent < goal or done < at_least):
         now, _, number = heapq.heappop(events)
         curve, epoch = curves[number], trained[number] + 1
         trained[number] = epoch
@@ -85,7 +92,7 @@ def simulate(
         incumbent = max(incumbent, value)
         best[done], seconds[done] = incumbent, now
         done += 1
-        if policy.report(number, epoch, value, float(curve.cross_entropy[epoch - 1])) and epoch < EPOCHS:
+        if policy.report(number, epoch, value, float(curve.cross_entropy[epoch - 1])) and epoch < len(curve.accuracy):
             train(number, now)
         else:
             begin(now)

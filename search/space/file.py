@@ -23,6 +23,7 @@ from search.space.settings import (
     Resources,
     StallSettings,
     StudySettings,
+    auto_asha,
     StudyStart,
     direction_of,
     inner_names,
@@ -136,9 +137,8 @@ def _parse_settings(content: Mapping[str, Any]) -> tuple[StudySettings, list[Pro
     problems += missing_settings(content, examples)
     settings = {name: example for name, example in examples.items() if name != "space"}
     raw = settings | {name: value for name, value in content.items() if name in StudySettings.model_fields}
-    if "asha" in raw:
-        raw["asha"], found = _asha_switch(raw["asha"])
-        problems += found
+    raw["asha"], found = _asha_switch(raw.get("asha", "auto"), raw["epochs"])
+    problems += found
     for name in ("resources", "data", "limits", "objective"):
         if name in raw and raw[name] is None:
             problems.append(Problem(name, "must be a mapping", "nothing", "Fill it in or leave it out."))
@@ -170,14 +170,19 @@ def _examples(content: Mapping[str, Any]) -> dict[str, Any]:
     return examples
 
 
-def _asha_switch(raw: Any) -> tuple[Any, list[Problem]]:
-    """Translate ``off`` and ``on`` (booleans to YAML) into the settings they mean."""
+def _asha_switch(raw: Any, epochs: Any) -> tuple[Any, list[Problem]]:
+    """Translate ``auto``, and ``off`` and ``on`` (booleans to YAML), into the settings they mean.
+
+    Args:
+        epochs: full length of a trial, not checked yet.
+    """
     if raw is False or raw == "off":
         return None, []
-    if raw is True or raw == "on":
-        return {}, []
-    if raw is None:
-        return raw, [Problem("asha", "must be {grace, reduction} or off", "None")]
+    if raw is True or (isinstance(raw, str) and raw in {"on", "auto"}):
+        known = isinstance(epochs, int) and epochs >= 1
+        return (auto_asha(epochs).model_dump() if known else {}), []
+    if raw is None or isinstance(raw, str):
+        return {}, [Problem("asha", "must be auto, {grace, reduction} or off", f"{raw!r}")]
     return raw, []
 
 

@@ -97,6 +97,18 @@ class AshaSettings(_Settings):
         return rung_epochs(self.grace, self.reduction, epochs)
 
 
+def auto_asha(epochs: int) -> AshaSettings:
+    """Return what ``asha: auto`` stands for; docs/rungs.md has the figures that it follows from.
+
+    Values after the first epoch tell little of the last one, so the first rung lies later. It moves slowly with the
+    full length: epoch 2 of 12, 3 of 50, 4 of 100.
+
+    Args:
+        epochs: full length of a trial, at least 1.
+    """
+    return AshaSettings(grace=max(1, round(epochs**0.3)), reduction=3)
+
+
 class Resources(_Settings):
     """Resources that one trial occupies, and the machines that it may run on."""
 
