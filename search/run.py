@@ -54,11 +54,13 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.storage.place import check_place
     from search.storage.remote import working_folder
     from search.storage.store import StudyStore
+    from search.views.trackers.tracking import missing_trackers
 
     arguments.space = find_space(arguments.space)
     experiment = experiment_of(arguments)
     name = study_name(arguments)
     check_name(name)
+    raise_all(missing_trackers(experiment.track))
     arguments.shown_results, arguments.results = arguments.results, working_folder(arguments.results)
     if arguments.dry_run:
         return _dry_run(experiment, name, arguments.results)
@@ -137,6 +139,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
     from search.cluster.node_watch import checked_nodes
+    from search.cluster.tracking import tracked
     from search.storage.progress import open_progress
     from search.views.board import Board
 
@@ -155,6 +158,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
         with (
             checked_nodes(study.store, resources, say, is_own=is_own) as checks,
             open_progress(study.store.folder),
+            tracked(study, say, board.note) as tracking,
             board.shown(),
         ):
             return run_study(
@@ -163,6 +167,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
                 resources,
                 shared=not is_own,
                 checks=checks,
+                callbacks=[tracking],
                 on_event=board.update,
                 on_note=board.note,
                 on_wait=board.wait,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
-from search.space.settings import AshaSettings, Direction, StallSettings
+from search.space.settings import DEFAULT_TRACKERS, AshaSettings, Direction, StallSettings, Tracker
 
 ROW, REPEAT = "row", "repeat"
 """The params of a run: the row's name, and which of its repeats it is, from 0."""
@@ -59,6 +59,8 @@ class Ablation(BaseModel):
     """Its part of a cluster that several studies share, in proportion to theirs."""
     stall: StallSettings = StallSettings()
     """When a run that reports nothing is started again elsewhere."""
+    track: Annotated[tuple[Tracker, ...], Strict(False)] = DEFAULT_TRACKERS
+    """Tools that get a copy of the runs."""
     resources: Resources | None = None
     """The CPUs and GPUs that one run occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
