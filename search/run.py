@@ -149,7 +149,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     context = copy_context()  # another thread says it: it knows the command's name from here
     with ray_cluster(arguments.address) as dashboard:
         if dashboard:  # a cluster may have none
-            say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
+            say(_describe_dashboard(dashboard, arguments.address))
         for line in study.experiment.describe():
             say(line)
         board = Board(study, console, quiet=arguments.quiet)
@@ -174,6 +174,21 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
                 on_slots=board.slots,
                 on_leave=lambda: context.run(_say_stopped, arguments),
             )
+
+
+def _describe_dashboard(dashboard: str, address: str | None) -> str:
+    """Say where Ray's dashboard is, how to get there from another machine, and what it may ask for.
+
+    Args:
+        dashboard: ``HOST:PORT`` as its cluster knows it.
+        address: of the cluster, None for one of this machine's own.
+    """
+    from search.views.addresses import describe_address
+
+    host, _, port = dashboard.rpartition(":")
+    head = "" if address in (None, "auto") else address.rpartition("://")[2].partition(":")[0]
+    where = describe_address(host, int(port), head)
+    return f"Ray dashboard: {where}; it may ask for a token, which `ray get-auth-token` prints"
 
 
 def _say_stopped(arguments: argparse.Namespace) -> None:

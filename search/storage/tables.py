@@ -92,7 +92,9 @@ class EpochRow:
     def of_report(cls, trial: int, report: Mapping[str, Any]) -> "EpochRow":
         """Make the row of an epoch that a trial reported: a :class:`~cellseg.training.epoch_report.EpochReport` as a
         dict."""
-        return cls(trial=trial, **{column.name: report[column.name] for column in fields(cls) if column.name != "trial"})
+        return cls(
+            trial=trial, **{column.name: report[column.name] for column in fields(cls) if column.name != "trial"}
+        )
 
 
 _TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int64()

@@ -14,7 +14,7 @@ from search.storage.tables import EpochRow, TrialRow
 from search.views.trackers.tracker import flat_params, run_name, scalars
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    pass
 
 FOLDER = "mlflow"
 SERVER = "MLFLOW_TRACKING_URI"

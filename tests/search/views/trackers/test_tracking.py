@@ -149,9 +149,7 @@ def test_a_tracker_that_fails_is_one_warning_and_the_search_goes_on(tmp_path, wh
         setattr(book, where, fail)
     study = make_study(tmp_path, "cells", asha=False)
     notes = []
-    trackers = Tracking(
-        study.store, ["tensorboard"], notes.append, make=lambda *_: fail() if where == "make" else book
-    )
+    trackers = Tracking(study.store, ["tensorboard"], notes.append, make=lambda *_: fail() if where == "make" else book)
     feed = TrackerFeed(study, trackers)
     study.propose()
     for epoch in (1, 2):
