@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
-from cellseg.errors import UserError, raise_all
+from cellseg.errors import Problem, UserError, raise_all
 from search.storage.results_option import add_results_option, results_words
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
@@ -41,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check the file and print the plan; no data, no training"
     )
     parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="with --dry-run: also train an epoch of up to three configs here, and say what the study costs in hours",
+    )
+    parser.add_argument(
         "--quiet", action="store_true", help="show no board and no line for each epoch, only notes and the result"
     )
     return parser
@@ -61,9 +66,12 @@ def _command(arguments: argparse.Namespace) -> int:
     name = study_name(arguments)
     check_name(name)
     raise_all(missing_trackers(experiment.track))
+    if arguments.measure and not arguments.dry_run:
+        remedy = "Add --dry-run, or leave it out: a search measures by itself."
+        raise UserError(Problem("--measure", "belongs to --dry-run", "a search", remedy))
     arguments.shown_results, arguments.results = arguments.results, working_folder(arguments.results)
     if arguments.dry_run:
-        return _dry_run(experiment, name, arguments.results)
+        return _dry_run(experiment, name, arguments)
     check_place(arguments.results)
     is_new = not StudyStore.exists(arguments.results / name)
     if is_new:  # before anything is written; one that is there may be over, and need none
@@ -73,7 +81,7 @@ def _command(arguments: argparse.Namespace) -> int:
         return _carry_out(experiment, name, data, arguments, is_new=is_new)
 
 
-def _dry_run(experiment: "Experiment", name: str, results: Path) -> int:
+def _dry_run(experiment: "Experiment", name: str, arguments: argparse.Namespace) -> int:
     from search.plan import describe_plan
     from search.study.possible import starts_from_weights, untrained_stages
 
@@ -84,7 +92,12 @@ def _dry_run(experiment: "Experiment", name: str, results: Path) -> int:
     if starts_from_weights(experiment):
         from search.study.weights import describe_weights
 
-        for line in describe_weights(experiment, results):
+        for line in describe_weights(experiment, arguments.results):
+            say(line)
+    if arguments.measure:
+        from search.diagnosis.epoch_cost import describe_measured_cost
+
+        for line in describe_measured_cost(experiment, arguments.data):
             say(line)
     return EXIT_OK
 

@@ -137,6 +137,11 @@ class Ablation(BaseModel):
         return max(self._epochs_by_row)
 
     @property
+    def total_epochs(self) -> int:
+        """Epochs of all runs together."""
+        return self.repeats * sum(self._epochs_by_row)
+
+    @property
     def _epochs_by_row(self) -> list[int]:
         default = FIELDS["train.epochs"].default
         return [self.settings(name).get("train.epochs", default) for name in self.trained_rows]
@@ -192,11 +197,10 @@ class Ablation(BaseModel):
     def describe(self) -> list[str]:
         """Describe the ablation in lines for people: what all rows share, and what sets each apart."""
         names = self.trained_rows
-        total = self.repeats * sum(self._epochs_by_row)
         width = max(map(len, self.rows))
         lines = [
             f"{self.direction} {self.metric}: {len(names)} rows x {self.repeats} repeats, {self.trials} trials, "
-            f"{total:,} epochs in all, seed {self.seed}",
+            f"{self.total_epochs:,} epochs in all, seed {self.seed}",
             "ASHA: off, every trial is trained to the end",
             *([f"limits: {self.limits.describe(self.metric)}"] if self.limits else []),
             self.title,
