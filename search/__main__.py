@@ -22,6 +22,7 @@ COMMANDS = {
     "stop": ("search.commands.stop", "stop a submitted study; nothing is lost"),
     "status": ("search.commands.status", "show how a search is doing, also on another machine"),
     "report": ("search.report", "show the results of a study, also while it runs"),
+    "dashboard": ("search.commands.dashboard", "show a study in optuna-dashboard"),
     "logs": ("search.commands.logs", "show what a trial printed, or follow a submitted study"),
     "export": ("search.export", "write the best trial's predictions for the test images"),
     "predict": (

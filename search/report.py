@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, run_command, say, spell
+from cellseg.errors import Problem, UserError
 from cellseg.files import atomic_path
 from search.storage.results_option import add_results_option, results_words
 
@@ -36,6 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     add_results_option(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes; default: the study's folder")
     parser.add_argument("--no-html", action="store_true", help="print the tables only")
+    for kind in ("pdf", "png"):
+        parser.add_argument(
+            f"--{kind}", type=Path, metavar="DIR", help=f"also draw the main figures for papers, a {kind.upper()} each"
+        )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the report as Markdown")
     return parser
 
@@ -48,6 +53,9 @@ def _command(arguments: argparse.Namespace) -> int:
 
     results = reading_folder(arguments.results)
     names = list(dict.fromkeys(arguments.study or [])) or [None]
+    drawn = [(kind, folder) for kind in ("pdf", "png") if (folder := getattr(arguments, kind)) is not None]
+    if drawn:
+        _check_figures(names)
     if len(names) > 1:
         return _compare([find_study(results, name) for name in names], arguments.html, with_page=not arguments.no_html)
     store, console = find_study(results, names[0]), make_console()
@@ -62,7 +70,23 @@ def _command(arguments: argparse.Namespace) -> int:
         option = results_words(arguments.results)
         command = f"python -m search.export --best --study {shlex.quote(store.name)}{option}"
         say(f"\nReport: {write_report(store, arguments.html, next_command=spell(command))}")
+    if drawn:
+        from search.views.paper import write_figures
+
+        for kind, folder in drawn:
+            for path in write_figures(store, folder, kind):
+                say(f"Figure: {path}")
     return EXIT_OK
+
+
+def _check_figures(names: Sequence[str | None]) -> None:
+    """Refuse, before anything is read, figures that cannot be drawn."""
+    from search.views.paper import require_matplotlib
+
+    if len(names) > 1:
+        remedy = "Draw those of each study, or leave the option out: the page has those of the comparison."
+        raise UserError(Problem("--pdf, --png", "draw the figures of one study", f"{len(names)} studies", remedy))
+    require_matplotlib()
 
 
 def _compare(stores: "list[StudyStore]", path: Path | None, *, with_page: bool) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
-from cellseg.errors import UserError, raise_all
+from cellseg.errors import Problem, UserError, raise_all
 from search.storage.results_option import add_results_option, results_words
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
@@ -41,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check the file and print the plan; no data, no training"
     )
     parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="with --dry-run: also train an epoch of up to three configs here, and say what the study costs in hours",
+    )
+    parser.add_argument(
         "--quiet", action="store_true", help="show no board and no line for each epoch, only notes and the result"
     )
     return parser
@@ -56,12 +61,17 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.storage.store import StudyStore
     from search.study.choose import require_packages
     from search.study.earlier import with_starts
+    from search.views.trackers.tracking import missing_trackers
 
     arguments.space = find_space(arguments.space)
     experiment = experiment_of(arguments)
     require_packages(experiment)
     name = study_name(arguments)
     check_name(name)
+    raise_all(missing_trackers(experiment.track))
+    if arguments.measure and not arguments.dry_run:
+        remedy = "Add --dry-run, or leave it out: a search measures by itself."
+        raise UserError(Problem("--measure", "belongs to --dry-run", "a search", remedy))
     arguments.shown_results, arguments.results = arguments.results, working_folder(arguments.results)
     is_new = not StudyStore.exists(arguments.results / name)
     if is_new:  # one that is there has taken its own
@@ -69,7 +79,7 @@ def _command(arguments: argparse.Namespace) -> int:
         for line in taken:
             say(line)
     if arguments.dry_run:
-        return _dry_run(experiment, name, arguments.results)
+        return _dry_run(experiment, name, arguments)
     check_place(arguments.results)
     if is_new:  # before anything is written; one that is there may be over, and need none
         _provide_weights(experiment, arguments)
@@ -78,7 +88,7 @@ def _command(arguments: argparse.Namespace) -> int:
         return _carry_out(experiment, name, data, arguments, is_new=is_new)
 
 
-def _dry_run(experiment: "Experiment", name: str, results: Path) -> int:
+def _dry_run(experiment: "Experiment", name: str, arguments: argparse.Namespace) -> int:
     from search.plan import describe_plan
     from search.study.possible import starts_from_weights, untrained_stages
 
@@ -89,7 +99,12 @@ def _dry_run(experiment: "Experiment", name: str, results: Path) -> int:
     if starts_from_weights(experiment):
         from search.study.weights import describe_weights
 
-        for line in describe_weights(experiment, results):
+        for line in describe_weights(experiment, arguments.results):
+            say(line)
+    if arguments.measure:
+        from search.diagnosis.epoch_cost import describe_measured_cost
+
+        for line in describe_measured_cost(experiment, arguments.data):
             say(line)
     return EXIT_OK
 
@@ -144,6 +159,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     from search.cluster.connect import ray_cluster
     from search.cluster.driver import run_study
     from search.cluster.node_watch import checked_nodes
+    from search.cluster.tracking import tracked
     from search.storage.progress import open_progress
     from search.views.board import Board
 
@@ -153,7 +169,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
     context = copy_context()  # another thread says it: it knows the command's name from here
     with ray_cluster(arguments.address) as dashboard:
         if dashboard:  # a cluster may have none
-            say(f"Ray dashboard: http://{dashboard} (it may ask for a token: `ray get-auth-token` prints it)")
+            say(_describe_dashboard(dashboard, arguments.address))
         for line in study.experiment.describe():
             say(line)
         board = Board(study, console, quiet=arguments.quiet)
@@ -162,6 +178,7 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
         with (
             checked_nodes(study.store, resources, say, is_own=is_own) as checks,
             open_progress(study.store.folder),
+            tracked(study, say, board.note) as tracking,
             board.shown(),
         ):
             return run_study(
@@ -170,12 +187,28 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
                 resources,
                 shared=not is_own,
                 checks=checks,
+                callbacks=[tracking],
                 on_event=board.update,
                 on_note=board.note,
                 on_wait=board.wait,
                 on_slots=board.slots,
                 on_leave=lambda: context.run(_say_stopped, arguments),
             )
+
+
+def _describe_dashboard(dashboard: str, address: str | None) -> str:
+    """Say where Ray's dashboard is, how to get there from another machine, and what it may ask for.
+
+    Args:
+        dashboard: ``HOST:PORT`` as its cluster knows it.
+        address: of the cluster, None for one of this machine's own.
+    """
+    from search.views.addresses import describe_address
+
+    host, _, port = dashboard.rpartition(":")
+    head = "" if address in (None, "auto") else address.rpartition("://")[2].partition(":")[0]
+    where = describe_address(host, int(port), head)
+    return f"Ray dashboard: {where}; it may ask for a token, which `ray get-auth-token` prints"
 
 
 def _say_stopped(arguments: argparse.Namespace) -> None:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 """Raise it when the columns change, or when the same files would be read into other pixels or cells."""
 
+CACHE = "CELLSEG_CACHE"
+"""Environment variable: the folder of packed files."""
+
 SCRATCH_SECONDS = 24 * 3600.0
 """Nobody packs a sample for so long."""
 _OWNER = "owner"
@@ -231,7 +234,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 def default_cache() -> Path:
     """Return ``$CELLSEG_CACHE``, or ``~/.cache/cellseg``."""
-    folder = os.environ.get("CELLSEG_CACHE")
+    folder = os.environ.get(CACHE)
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "cellseg"
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
-from search.space.settings import AshaSettings, Direction, StallSettings
+from search.space.settings import DEFAULT_TRACKERS, AshaSettings, Direction, StallSettings, Tracker
 
 ROW, REPEAT = "row", "repeat"
 """The params of a run: the row's name, and which of its repeats it is, from 0."""
@@ -59,6 +59,8 @@ class Ablation(BaseModel):
     """Its part of a cluster that several studies share, in proportion to theirs."""
     stall: StallSettings = StallSettings()
     """When a run that reports nothing is started again elsewhere."""
+    track: Annotated[tuple[Tracker, ...], Strict(False)] = DEFAULT_TRACKERS
+    """Tools that get a copy of the runs."""
     resources: Resources | None = None
     """The CPUs and GPUs that one run occupies. None: a GPU where there is one, else a CPU."""
     data: DataSource | None = None
@@ -135,6 +137,11 @@ class Ablation(BaseModel):
         return max(self._epochs_by_row)
 
     @property
+    def total_epochs(self) -> int:
+        """Epochs of all runs together."""
+        return self.repeats * sum(self._epochs_by_row)
+
+    @property
     def _epochs_by_row(self) -> list[int]:
         default = FIELDS["train.epochs"].default
         return [self.settings(name).get("train.epochs", default) for name in self.trained_rows]
@@ -190,11 +197,10 @@ class Ablation(BaseModel):
     def describe(self) -> list[str]:
         """Describe the ablation in lines for people: what all rows share, and what sets each apart."""
         names = self.trained_rows
-        total = self.repeats * sum(self._epochs_by_row)
         width = max(map(len, self.rows))
         lines = [
             f"{self.direction} {self.metric}: {len(names)} rows x {self.repeats} repeats, {self.trials} trials, "
-            f"{total:,} epochs in all, seed {self.seed}",
+            f"{self.total_epochs:,} epochs in all, seed {self.seed}",
             "ASHA: off, every trial is trained to the end",
             *([f"limits: {self.limits.describe(self.metric)}"] if self.limits else []),
             self.title,

@@ -16,6 +16,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from cellseg.errors import Problem, UserError, first_line
 from search.cluster.address import ANSWER_SECONDS, asks_for_token, find_cluster, split_address, wrong_token
 from search.cluster.token import read_token, use_token
+from search.views.addresses import tunnel
 
 PORT_OF_DASHBOARD = 8265
 TOKEN_WANTED = b"authentication token"
@@ -129,7 +130,7 @@ def _wrong_form(address: str) -> UserError:
 
 
 def _tunnel(head: str) -> str:
-    return f"ssh -N -L {PORT_OF_DASHBOARD}:127.0.0.1:{PORT_OF_DASHBOARD} {head}"
+    return tunnel(PORT_OF_DASHBOARD, head)
 
 
 def _lets_in(url: str, headers: dict[str, str]) -> bool:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from cellseg.config import MINIMIZED, Count, Metric, Positive
 from cellseg.errors import Problem, RuleError
@@ -16,6 +16,10 @@ SamplerName = Literal["auto", "random", "tpe", "gp", "cmaes", "qmc"]
 """What proposes configs: this project's own sampler, or one of Optuna's."""
 Cost = Literal["seconds", "parameters", "memory"]
 """A kind of cost, see :func:`search.cost.trial_cost`."""
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+"""A tool that gets a copy of the trials, see :mod:`search.views.trackers`."""
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+DEFAULT_TRACKERS: tuple[Tracker, ...] = ("tensorboard",)
 COST_UNITS: Mapping[Cost, str] = {"seconds": "s/epoch", "parameters": "M parameters", "memory": "GiB"}
 """Unit of each kind of cost."""
 LEAST_GPU_SHARE = 0.01
@@ -254,6 +258,7 @@ class StudySettings(_Settings):
     max_slots: Count | None = None
     priority: Amount = 1.0
     stall: StallSettings = StallSettings()
+    track: Annotated[tuple[Tracker, ...], Strict(False)] = DEFAULT_TRACKERS
     asha: AshaSettings | None = AshaSettings()
     sampler: SamplerName = "auto"
     resources: Resources | None = None

@@ -14,6 +14,7 @@ from cellseg.config import TrialConfig
 from search.space.conditions import DEFAULTS, holds
 from search.space.domain import Domain
 from search.space.settings import (
+    DEFAULT_TRACKERS,
     AshaSettings,
     DataSource,
     Direction,
@@ -23,6 +24,7 @@ from search.space.settings import (
     SamplerName,
     StallSettings,
     StudyStart,
+    Tracker,
     direction_of,
 )
 
@@ -54,6 +56,8 @@ class Space:
     """Its part of a cluster that several studies share, in proportion to theirs."""
     stall: StallSettings = field(default_factory=StallSettings)
     """When a trial that reports nothing is started again elsewhere."""
+    track: tuple[Tracker, ...] = DEFAULT_TRACKERS
+    """Tools that get a copy of the trials."""
     asha: AshaSettings | None = field(default_factory=AshaSettings)
     """When to stop trials early. None: never."""
     sampler: SamplerName = "auto"
@@ -90,8 +94,8 @@ class Space:
         """16 hex digits that two spaces share exactly if their trials may stand in one study.
 
         It covers what a trial's result depends on, and how trials were chosen: metric, direction, epochs, seed, asha,
-        sampler, objective, sampled and fixed keys. It leaves out trials, keep, max_slots, priority, stall, resources,
-        limits, data (whose content has a fingerprint of its own) and start_from.
+        sampler, objective, sampled and fixed keys. It leaves out trials, keep, max_slots, priority, stall, track,
+        resources, limits, data (whose content has a fingerprint of its own) and start_from.
         """
         content = self.identity
         if self.sampler == "auto":  # as before there were others: studies of that time can be continued
@@ -102,8 +106,9 @@ class Space:
     def identity(self) -> dict[str, Any]:
         """What :attr:`fingerprint` covers, as JSON values."""
         content = self.to_json()
-        for name in ("trials", "keep", "max_slots", "priority", "stall", "resources", "limits", "data", "start_from"):
+        for name in ("trials", "keep", "max_slots", "priority", "stall", "track", "resources", "limits", "data"):
             content.pop(name, None)
+        content.pop("start_from", None)
         return content | {"sampler": self.sampler}
 
     @property
@@ -206,6 +211,8 @@ class Space:
             content["priority"] = self.priority
         if self.stall != StallSettings():
             content["stall"] = self.stall.model_dump()
+        if self.track != DEFAULT_TRACKERS:
+            content["track"] = list(self.track)
         content["asha"] = self.asha.model_dump() if self.asha else False
         if self.sampler != "auto":
             content["sampler"] = self.sampler

@@ -43,6 +43,7 @@ from search.storage.tables import (
     TrialRow,
     check_format,
     epoch_batch,
+    epoch_rows,
     finite,
     join_rows,
     read_table,
@@ -259,14 +260,16 @@ class StudyStore:
 
     def epochs(self, trial: int | None = None) -> list[EpochRow]:
         """The epochs of one trial, or of all, by trial and epoch. Each call reads files."""
-        maps = ("metrics", "losses")
-        rows = self.epoch_table(trial).to_pylist()
-        return [EpochRow(**row | {name: dict(row[name]) for name in maps}) for row in rows]
+        return epoch_rows(self.epoch_table(trial))
 
-    def epochs_by_trial(self) -> dict[int, list[EpochRow]]:
-        """All epochs, in order, of every trial that has any: one read instead of one for each trial."""
+    def epochs_by_trial(self, trials: Collection[int] | None = None) -> dict[int, list[EpochRow]]:
+        """All epochs, in order, of every trial that has any, or of those ``trials``: one read instead of one for each
+        trial."""
+        table = self.epoch_table()
+        if trials is not None:
+            table = table.filter(pc.is_in(table["trial"], pa.array(list(trials), pa.int64())))
         rows: dict[int, list[EpochRow]] = {}
-        for row in self.epochs():
+        for row in epoch_rows(table):
             rows.setdefault(row.trial, []).append(row)
         return rows
 

@@ -88,6 +88,14 @@ class EpochRow:
     peak_memory_bytes: int | None = None
     learning_rate: float | None = None
 
+    @classmethod
+    def of_report(cls, trial: int, report: Mapping[str, Any]) -> "EpochRow":
+        """Make the row of an epoch that a trial reported: a :class:`~cellseg.training.epoch_report.EpochReport` as a
+        dict."""
+        return cls(
+            trial=trial, **{column.name: report[column.name] for column in fields(cls) if column.name != "trial"}
+        )
+
 
 _TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int64()
 _NUMBERS = pa.map_(_TEXT, _NUMBER)
@@ -171,6 +179,12 @@ def epoch_batch(row: EpochRow) -> pa.RecordBatch:
     for name in ("metrics", "losses"):
         values[name] = {key: finite(value) for key, value in values[name].items()}
     return pa.RecordBatch.from_pylist([values], schema=EPOCH_SCHEMA)
+
+
+def epoch_rows(table: pa.Table) -> list[EpochRow]:
+    """The rows of an epoch table, in its order."""
+    maps = ("metrics", "losses")
+    return [EpochRow(**row | {name: dict(row[name]) for name in maps}) for row in table.to_pylist()]
 
 
 def join_rows(rows: list[pa.RecordBatch]) -> pa.Table:

@@ -17,6 +17,7 @@ from search.space.settings import (
     ObjectiveSettings,
     Resources,
     StallSettings,
+    Tracker,
 )
 
 
@@ -58,6 +59,10 @@ class Experiment(Protocol):
     @property
     def stall(self) -> StallSettings:
         """When a trial that reports nothing is started again elsewhere."""
+
+    @property
+    def track(self) -> tuple[Tracker, ...]:
+        """Tools that get a copy of the trials."""
 
     @property
     def resources(self) -> Resources | None:

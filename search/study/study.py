@@ -234,18 +234,7 @@ class Study:
         """Put the epoch into its table; return the trial's new row, which the caller puts."""
         row = self.store.trial(number)
         self._epoch_seconds.setdefault(number, []).append(report["seconds"])
-        self.store.add_epoch(
-            EpochRow(
-                trial=number,
-                epoch=report["epoch"],
-                metrics=report["metrics"],
-                losses=report["losses"],
-                seconds=report["seconds"],
-                images_per_second=report["images_per_second"],
-                peak_memory_bytes=report["peak_memory_bytes"],
-                learning_rate=report["learning_rate"],
-            )
-        )
+        self.store.add_epoch(EpochRow.of_report(number, report))
         return replace(
             row,
             metric=report["best_value"],

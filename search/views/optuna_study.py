@@ -1,6 +1,7 @@
 """A search as an Optuna study, for Optuna's own views of it."""
 
 import json
+import warnings
 from datetime import datetime
 
 import optuna
@@ -31,6 +32,9 @@ def optuna_study(store: StudyStore, storage: optuna.storages.BaseStorage | None 
             f"study '{store.name}': must be a search, but got an ablation. python -m search.report shows it."
         )
     study = optuna.create_study(study_name=store.name, direction=experiment.direction, storage=storage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of Optuna call it experimental
+        study.set_metric_names([experiment.metric])
     epochs = store.epochs_by_trial()
     for row in store.trials():
         is_open = row.state in {"RUNNING", "INTERRUPTED"}

@@ -49,7 +49,7 @@ def test_every_trial_says_how_it_ended(store):
     assert study.trials[2].constraints == {"memory": 1.0}
     assert study.trials[3].user_attrs == {"trial": 3, "reason": "non-finite: loss_mask in epoch 2"}
     assert [trial.params for trial in study.trials] == [json.loads(row.params) for row in store.trials()]
-    assert (study.study_name, study.best_trial.number) == ("cells", 0)
+    assert (study.study_name, study.best_trial.number, study.metric_names) == ("cells", 0, ["segm/AP50"])
     assert all(trial.duration is not None for trial in study.trials[:4])
 
 

@@ -55,7 +55,7 @@ def write_report(store: StudyStore, path: Path | None = None, *, next_command: s
 
 def study_sections(source: Source, next_command: str) -> list[Section]:
     """Make all sections of a study's report."""
-    validation, problem = _validation(source)
+    validation, problem = validation_of(source)
     quality = None
     if validation is not None:
         quality = Quality(validation.predictions, validation.truths, validation.class_names)
@@ -75,7 +75,7 @@ def study_sections(source: Source, next_command: str) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _validation(source: Source) -> tuple[Validation | None, str]:
+def validation_of(source: Source) -> tuple[Validation | None, str]:
     """What the best trial finds, or why that is not known."""
     if not source.ranked:
         return None, "no trial has a value yet."

@@ -27,10 +27,11 @@ MOST_CURVE_POINTS = 300
 
 def quality_sections(validation: Validation, quality: Quality) -> list[Section]:
     """Show accuracy in figures, then in pictures."""
-    return [_accuracy(validation, quality), _gallery(validation, quality)]
+    return [accuracy_section(validation, quality), _gallery(validation, quality)]
 
 
-def _accuracy(validation: Validation, quality: Quality) -> Section:
+def accuracy_section(validation: Validation, quality: Quality) -> Section:
+    """Show accuracy in figures: by class and size, by score, confusion and counts."""
     low, high = quality.size_limits()
     rows = [
         [name, int((quality.labels_G == label).sum()), f"{quality.ap50_of(label):.4f}", *_at_best(quality, label)]
