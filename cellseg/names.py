@@ -1,9 +1,37 @@
-"""Suggestions for misspelled names."""
+"""Suggestions for misspelled names and values."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cellseg.errors import Problem
+
+_ENDS = re.compile("[./]")
+_LEAST_PREFIX = 3
+_SWITCHES = {False: ("off", "no", "false", "none"), True: ("on", "yes", "true")}
+"""What YAML reads as booleans, or people write for one, beside the value."""
+
+
+def suggested_value(value: Any, valid: Sequence[str]) -> str:
+    """Ask for the nearest of the ``valid`` values in a sentence; empty if none is near.
+
+    Case does not count, and neither does what stands before the last slash or behind a beginning: ``AP50`` is near
+    ``segm/AP50``, ``loss`` near ``loss/validation``, ``Flip`` near ``flips``.
+    """
+    if isinstance(value, bool):
+        switches = [other for other in valid if other in _SWITCHES[value]]
+        return f"YAML reads {switches[0]} as {str(value).lower()}: write '{switches[0]}' in quotes." if switches else ""
+    if value is None:
+        value = "none"
+    if not isinstance(value, str):
+        return ""
+    wanted, lower = value.lower(), {other.lower(): other for other in reversed(valid)}
+    near = [other for other in valid if _ENDS.split(other.lower())[-1] == _ENDS.split(wanted)[-1]]
+    if len(wanted) >= _LEAST_PREFIX:
+        near += [other for other in valid if other.lower().startswith(wanted)]
+    near += [lower[other] for other in difflib.get_close_matches(wanted, lower, n=1, cutoff=0.6)]
+    return f"Did you mean '{near[0]}'?" if near else ""
 
 
 def unknown_name(name: str, valid: Iterable[str], what: str, otherwise: str | None = None) -> Problem:
