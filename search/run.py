@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
 from cellseg.errors import UserError, raise_all
+from cellseg.words import counted
 from search.storage.results_option import add_results_option, results_words
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
@@ -181,11 +182,12 @@ def _why_over(study: "Study") -> list[str]:
     lines, trials = [], study.experiment.trials
     if study.num_finished >= trials:
         lines.append(
-            f"study '{study.name}' has finished its {trials} trials; run more with {study.experiment.more_trials}"
+            f"study '{study.name}' has finished its {counted(trials, 'trial')}; "
+            f"run more with {study.experiment.more_trials}"
         )
     if limit := study.limits.reached:
         cut = sum(row.state == "INTERRUPTED" for row in study.rows)
-        unfinished = f" ({cut} trials are unfinished)" if cut else ""
+        unfinished = f" ({counted(cut, 'trial')} unfinished)" if cut else ""
         lines.append(f"study '{study.name}' ended by {limit}; continue with --set {limit.setting}=N{unfinished}")
     return lines
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.data.reading_options import add_reading_options, config_from
+from cellseg.words import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
 
 def _show_progress(done: int, total: int) -> None:
-    sys.stderr.write(f"\r{done} of {total} images" if done < total else "\r\033[K")
+    sys.stderr.write(f"\r{done} of {counted(total, 'image')}" if done < total else "\r\033[K")
     sys.stderr.flush()
 
 

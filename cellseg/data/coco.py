@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.data.reading_options import add_reading_options, config_from
+from cellseg.words import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,10 @@ def _command(arguments: argparse.Namespace) -> int:
 
     dataset = open_dataset(config_from(arguments))
     count = write_coco(dataset, arguments.out)
-    say(f"{arguments.out}: {len(dataset.sources)} images, {count} cells, {len(dataset.class_names)} classes")
+    say(
+        f"{arguments.out}: {counted(len(dataset.sources), 'image')}, {counted(count, 'cell')}, "
+        f"{counted(len(dataset.class_names), 'class', plural='classes')}"
+    )
     return EXIT_OK
 
 

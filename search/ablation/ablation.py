@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
+from cellseg.words import counted
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
 from search.space.settings import AshaSettings, Direction, StallSettings
 
@@ -193,8 +194,8 @@ class Ablation(BaseModel):
         total = self.repeats * sum(self._epochs_by_row)
         width = max(map(len, self.rows))
         lines = [
-            f"{self.direction} {self.metric}: {len(names)} rows x {self.repeats} repeats, {self.trials} trials, "
-            f"{total:,} epochs in all, seed {self.seed}",
+            f"{self.direction} {self.metric}: {counted(len(names), 'row')} x {counted(self.repeats, 'repeat')}, "
+            f"{counted(self.trials, 'trial')}, {counted(total, 'epoch')} in all, seed {self.seed}",
             "ASHA: off, every trial is trained to the end",
             *([f"limits: {self.limits.describe(self.metric)}"] if self.limits else []),
             self.title,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from cellseg.config import MINIMIZED, Count, Metric, Positive
 from cellseg.errors import Problem, RuleError
+from cellseg.words import counted
 
 Direction = Literal["maximize", "minimize"]
 Cost = Literal["seconds", "parameters", "memory"]
@@ -166,11 +167,11 @@ class Limits(_Settings):
         if self.hours is not None:
             parts.append(f"{self.hours:g} h of wall-clock")
         if self.gpu_hours is not None:
-            parts.append(f"{self.gpu_hours:g} GPU-hours")
+            parts.append(counted(self.gpu_hours, "GPU-hour"))
         if self.target is not None:
             parts.append(f"{metric} of {comparison} {self.target:g}")
         if self.plateau_trials is not None:
-            parts.append(f"{self.plateau_trials} trials in a row without a new best")
+            parts.append(f"{counted(self.plateau_trials, 'trial')} in a row without a new best")
         return ", ".join(parts) or "none"
 
 

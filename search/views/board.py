@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cellseg.cli import spell
+from cellseg.words import counted
 from search.storage.tables import TrialRow
 from search.storage.trial_logs import log_path
 from search.study.failures import headline
@@ -150,7 +151,7 @@ class BoardView:
         study = self._study
         counts = state_counts(rows) or "starting"
         parts = [
-            f"{study.name}: {study.num_finished} of {study.experiment.trials} trials",
+            f"{study.name}: {study.num_finished} of {counted(study.experiment.trials, 'trial')}",
             f"({counts})",
             clock(self._seconds()),
         ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.data.synthetic import generate_dataset
+from cellseg.words import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _generate(arguments: argparse.Namespace) -> int:
     folder, train, test = arguments.folder, arguments.train, arguments.test
     generate_dataset(folder, train=train, test=test, seed=arguments.seed, size=arguments.size)
-    say(f"{folder}: {train} training and {test} test images; the test images' truth is in {folder / 'test_truth.json'}")
+    say(
+        f"{folder}: {train} training and {counted(test, 'test image')}; "
+        f"the test images' truth is in {folder / 'test_truth.json'}"
+    )
     return EXIT_OK
 
 
