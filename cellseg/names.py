@@ -1,4 +1,4 @@
-"""Suggestions for misspelled names and values."""
+"""Words in messages: the nearest of valid names and values, numbers with their nouns."""
 
 import difflib
 import re
@@ -47,3 +47,13 @@ def unknown_name(name: str, valid: Iterable[str], what: str, otherwise: str | No
     near = (same_tail or difflib.get_close_matches(name, valid, n=1, cutoff=0.5))[:1]
     hint = f"Did you mean '{near[0]}'?" if near else otherwise or f"Valid names are {', '.join(valid)}."
     return Problem(name, f"must be {what}", "an unknown name", hint)
+
+
+def counted(count: float, noun: str, *, plural: str = "") -> str:
+    """Write a number with its noun: ``1 trial``, ``2 trials``, ``1,200 images``, ``0.5 GPUs``.
+
+    Args:
+        plural: where it is not ``noun`` with an s.
+    """
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun if count == 1 else plural or f'{noun}s'}"

@@ -15,7 +15,7 @@ from scipy import ndimage
 from cellseg.data.detections import Detections
 from cellseg.data.rle import decode_window
 from cellseg.files import atomic_path
-from cellseg.words import counted
+from cellseg.names import counted
 
 PALETTE = (
     (230, 159, 0),

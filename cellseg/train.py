@@ -9,7 +9,7 @@ from typing import Any
 from cellseg.cli import EXIT_OK, run_command, say, spell
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
-from cellseg.words import counted
+from cellseg.names import counted
 
 BEST_CONFIG = "best.yaml"
 """Config of a study's best trial, in the study's folder."""

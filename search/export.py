@@ -12,7 +12,7 @@ from pathlib import Path
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
-from cellseg.words import counted
+from cellseg.names import counted
 from search.storage.results_option import add_results_option
 
 _ARCHIVED_NAME = "test-results.json"

@@ -11,7 +11,7 @@ import numpy as np
 
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.errors import UserError, raise_all
-from cellseg.words import counted
+from cellseg.names import counted
 from search.ablation import Ablation
 from search.space import AshaSettings, Choices, Params, Range, Space
 from search.space.rules import combination_problems, random_draws, relevance_problems

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
 from cellseg.errors import UserError, raise_all
-from cellseg.words import counted
+from cellseg.names import counted
 from search.storage.results_option import add_results_option, results_words
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 

@@ -24,7 +24,7 @@ from cellseg.data.segmentation import decode_segmentation
 from cellseg.data.source import Dataset, TestImage, relative_name
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_json
-from cellseg.words import counted
+from cellseg.names import counted
 
 IMAGE_FOLDERS = ("images", "train", "")
 """Folders below the root where an image's ``file_name`` is looked up, in this order; the JSON's own folder is last."""

@@ -26,7 +26,7 @@ from cellseg.data.testset import (
     read_test_list,
 )
 from cellseg.errors import UserError
-from cellseg.words import counted
+from cellseg.names import counted
 
 SHOWN = 5
 """Number of names that a message lists of many."""

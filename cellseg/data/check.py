@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.data.reading_options import add_reading_options, config_from
-from cellseg.words import counted
+from cellseg.names import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.data.reading_options import add_reading_options, config_from
-from cellseg.words import counted
+from cellseg.names import counted
 
 EPILOG = """
 The folder DEST gets images/ and annotations.json (COCO, masks as run lengths), and test images where SOURCE has a split

@@ -7,7 +7,7 @@ import numpy as np
 
 from cellseg.config import DataConfig
 from cellseg.errors import UserError
-from cellseg.words import counted
+from cellseg.names import counted
 
 
 @dataclass(frozen=True, slots=True)

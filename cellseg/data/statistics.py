@@ -10,7 +10,7 @@ import numpy as np
 from cellseg.config import DataConfig
 from cellseg.data.coverage import COVERAGE_IOUS, anchor_coverage, neighbours_of
 from cellseg.data.resize import scaled_size
-from cellseg.words import counted
+from cellseg.names import counted
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 COCO_DETECTIONS = 100

@@ -14,7 +14,7 @@ from cellseg.data.rle import decode_window
 from cellseg.data.testset import TestImage
 from cellseg.errors import UserError
 from cellseg.files import read_json
-from cellseg.words import counted
+from cellseg.names import counted
 
 MOST_PROBLEMS = 20
 """Problems that are shown; the others are counted."""

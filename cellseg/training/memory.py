@@ -15,8 +15,8 @@ from cellseg.data.grouping import batch_pixels
 from cellseg.data.loader import TrainingImages, epoch_batches
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
+from cellseg.names import counted
 from cellseg.training.stepper import Stepper
-from cellseg.words import counted
 
 PLANNED_VISITS = 20_000
 """Image visits that a rehearsal plans ahead, at least one epoch: a few seconds."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
-from cellseg.words import counted
+from cellseg.names import counted
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
 from search.space.settings import AshaSettings, Direction, StallSettings
 

@@ -6,7 +6,7 @@ from typing import Any
 from ray import tune
 from ray.exceptions import RayError
 
-from cellseg.words import counted
+from cellseg.names import counted
 from search.cluster.job_record import own_job, tell_job
 from search.cluster.tune_parts import Disposable
 from search.study.study import Study

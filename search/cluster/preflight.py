@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cellseg.errors import Problem, raise_all
-from cellseg.words import counted
+from cellseg.names import counted
 from search.cluster import node_facts
 from search.cluster.shared_folder import SharedFolder, unshared
 from search.cluster.slots import Node, TrialResources, complete, fitting, node_name

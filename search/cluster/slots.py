@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from cellseg.errors import UserError
-from cellseg.words import counted
+from cellseg.names import counted
 
 RAY_UNITS = 10_000
 """Ray counts CPUs and GPUs in ten-thousandths."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
-from cellseg.words import counted
+from cellseg.names import counted
 from search.storage.results_option import add_results_option
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.errors import UserError
-from cellseg.words import counted
+from cellseg.names import counted
 from search.storage.results_option import add_results_option
 
 if TYPE_CHECKING:

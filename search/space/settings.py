@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from cellseg.config import MINIMIZED, Count, Metric, Positive
 from cellseg.errors import Problem, RuleError
-from cellseg.words import counted
+from cellseg.names import counted
 
 Direction = Literal["maximize", "minimize"]
 Cost = Literal["seconds", "parameters", "memory"]

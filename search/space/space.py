@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cellseg.config import TrialConfig
-from cellseg.words import counted
+from cellseg.names import counted
 from search.space.conditions import DEFAULTS, holds
 from search.space.domain import Domain
 from search.space.settings import (

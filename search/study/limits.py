@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellseg.config import gain
-from cellseg.words import counted
+from cellseg.names import counted
 from search.space.settings import Limits
 
 if TYPE_CHECKING:

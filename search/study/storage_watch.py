@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cellseg.files import StorageError, is_storage_error, storage_error
-from cellseg.words import counted
+from cellseg.names import counted
 
 if TYPE_CHECKING:
     from search.storage.store import StudyStore

@@ -21,7 +21,7 @@ from cellseg.model.pretrained import (
     find_published,
     published_weights,
 )
-from cellseg.words import counted
+from cellseg.names import counted
 from search.storage.find import weights_folder
 from search.study.experiment import Experiment
 from search.study.possible import BACKBONE, DETECTOR, WEIGHTS, WITHOUT_FILE, possible_values

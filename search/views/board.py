@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cellseg.cli import spell
-from cellseg.words import counted
+from cellseg.names import counted
 from search.storage.tables import TrialRow
 from search.storage.trial_logs import log_path
 from search.study.failures import headline

@@ -6,7 +6,7 @@ Only the study's tables are read: it may be running, and neither Ray nor torch i
 from rich.table import Table
 from rich.text import Text
 
-from cellseg.words import counted
+from cellseg.names import counted
 from search.ablation import Ablation
 from search.ablation.results import measure
 from search.storage.store import StudyStore

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cellseg.config import gain
-from cellseg.words import counted
+from cellseg.names import counted
 from search.space import Space
 from search.storage.progress import FOLDER
 from search.storage.tables import TrialRow

@@ -1,10 +1,10 @@
-"""Misspelled values: the nearest valid one is named, and none where none is near."""
+"""Words in messages: the nearest of valid values, and none where none is near; numbers with their nouns."""
 
 import pytest
 
 from cellseg.config import FIELDS, TrialConfig
 from cellseg.errors import UserError
-from cellseg.names import suggested_value
+from cellseg.names import counted, suggested_value
 from search.space import parse_space
 
 
@@ -73,3 +73,15 @@ def test_every_default_is_suggested_for_itself_in_capitals():
         if f"Did you mean '{default}'?" not in str(raised.value) and len(default) > 2:
             missed.append(key)
     assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 trials"), (1, "1 trial"), (2, "2 trials"), (1200, "1,200 trials"), (1.0, "1 trial")]
+)
+def test_one_is_singular_and_all_else_plural(count, text):
+    assert counted(count, "trial") == text
+
+
+def test_parts_and_irregular_plurals():
+    assert counted(0.5, "GPU") == "0.5 GPUs"
+    assert counted(2, "class", plural="classes") == "2 classes"

@@ -15,7 +15,7 @@ from cellseg.data.importing.options import ImportOptions
 from cellseg.data.importing.others import unread_annotations, unread_images
 from cellseg.data.source import Dataset
 from cellseg.errors import UserError
-from cellseg.words import counted
+from cellseg.names import counted
 
 IMPORT = "python -m cellseg.data.import_labels"
 """The command, as messages name it."""

@@ -21,7 +21,7 @@ from cellseg.data.sample import MAX_INSTANCES, Sample
 from cellseg.data.source import Dataset, TestImage
 from cellseg.errors import Notice, UserError, raise_all
 from cellseg.files import read_json
-from cellseg.words import counted
+from cellseg.names import counted
 
 SHOWN = 5
 """Names that a message lists at most."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cellseg.data.files_below import FilesBelow, mentions
-from cellseg.words import counted
+from cellseg.names import counted
 
 _HEAD_BYTES = 4096
 _MICROSCOPES = (".czi", ".lif", ".nd2", ".oib", ".oif", ".vsi", ".lsm", ".ims", ".dv", ".stk")

@@ -14,7 +14,7 @@ from cellseg.data.importing.options import ImportOptions
 from cellseg.data.importing.shapes import Outlines, Window
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_yaml
-from cellseg.words import counted
+from cellseg.names import counted
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _LINE = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, say, spell
 from cellseg.errors import UserError
-from cellseg.names import unknown_name
-from cellseg.words import counted
+from cellseg.names import counted, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

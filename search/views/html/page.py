@@ -9,7 +9,7 @@ from typing import Any
 from cellseg import __version__
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
-from cellseg.words import counted
+from cellseg.names import counted
 from search.storage.store import StudyStore
 from search.views.html.blocks import Figure, Section
 from search.views.html.overview import (
