@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cellseg.cli import EXIT_OK, run_command, say, spell
+from cellseg.cli import EXIT_OK, named, run_command, say
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
 from cellseg.names import counted
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         metavar="CONFIG",
-        help=spell("YAML file of settings (python -m cellseg.config lists them), nested or dotted"),
+        help=named("YAML file of settings (python -m cellseg.config lists them), nested or dotted"),
     )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of the data set; default: the config's data.root"

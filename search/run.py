@@ -173,8 +173,9 @@ def _train(study: "Study", data: "StudyData", arguments: argparse.Namespace, con
 
 
 def _say_stopped(arguments: argparse.Namespace) -> None:
-    again = os.environ.get(SUBMITTED_AS) or "python -m search.run " + shlex.join(arguments.argv)
-    say(f"Stopped. {again} continues where it was.")
+    submitted = os.environ.get(SUBMITTED_AS)  # in a shell of another machine
+    again = submitted or "python -m search.run " + shlex.join(arguments.argv)
+    say(f"Stopped. {again} continues where it was.", here=submitted is None)
 
 
 def _why_over(study: "Study") -> list[str]:

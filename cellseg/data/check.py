@@ -14,11 +14,15 @@ from cellseg.names import counted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cellseg.data.check", description="List the problems of a data set and its counts."
     )
     add_reading_options(parser)
-    return run_command(parser, _command, argv)
+    return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:

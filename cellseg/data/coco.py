@@ -12,12 +12,16 @@ from cellseg.names import counted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cellseg.data.coco", description="Write the annotations of a data set as one COCO JSON."
     )
     add_reading_options(parser)
     parser.add_argument("out", metavar="OUT.json", type=Path, help="the file to write")
-    return run_command(parser, _command, argv)
+    return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:

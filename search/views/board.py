@@ -181,7 +181,7 @@ class BoardView:
                 f"{len(group.trials)} failed as {group.ending} (last {last}){': ' + group.text if group.text else ''}"
             )
             lines.append(_cut(text, width, style))
-            logs = f"cellseg-search logs --trial {group.trials[-1]}"
+            logs = spell(f"cellseg-search logs --trial {group.trials[-1]}")
             lines.append(_cut(f"  try: {group.remedy}; {logs}" if group.remedy else f"  {logs}", width, "dim"))
         if others := groups[most:]:
             count = sum(len(group.trials) for group in others)

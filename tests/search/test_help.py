@@ -33,6 +33,7 @@ COMMANDS = (
     "search.report",
     "search.commands.logs",
     "search.commands.status",
+    "search.commands.completion",
     "search.optuna_export",
     "cellseg.config",
     "cellseg.train",

@@ -12,6 +12,10 @@ from cellseg.names import counted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate a data set; returns the exit status."""
+    return run_command(_parser(), _generate, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cellseg.data.synthetic",
         description="Generate microscope images of four kinds of cells, in the layout of the real data.",
@@ -23,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size", metavar="PX", type=int, default=128, help="approximate side of an image (default: 128)"
     )
-    return run_command(parser, _generate, argv)
+    return parser
 
 
 def _generate(arguments: argparse.Namespace) -> int:
