@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import traceback
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from cellseg.errors import Notice, UserError
@@ -35,7 +37,7 @@ def run_command(
     The command finds the words that were typed behind its name in ``arguments.argv``.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.prog, parser.description = spell(parser.prog), spell(parser.description or "").replace("``", "")
+    parser.prog, parser.description = named(parser.prog), named(parser.description or "").replace("``", "")
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(words, argparse.Namespace(argv=words))
     try:
@@ -118,9 +120,13 @@ def _plain_notices() -> Iterator[None]:
         warnings.showwarning = former
 
 
-def say(text: str = "") -> None:
-    """Print a line of a command's result at once, also through a pipe."""
-    print(spell(text), flush=True)
+def say(text: str = "", *, here: bool = True) -> None:
+    """Print a line of a command's result at once, also through a pipe.
+
+    Args:
+        here: whether its commands are for this shell. If not, they stay as they are.
+    """
+    print(spell(text) if here else text, flush=True)
 
 
 @contextmanager
@@ -137,7 +143,39 @@ def spelled(spellings: Mapping[str, str]) -> Iterator[None]:
         _SPELLINGS.reset(token)
 
 
-def spell(text: str) -> str:
-    """``text`` with every ``python -m MODULE`` as the user types it (:func:`spelled`); elsewhere as it is."""
+def named(text: str) -> str:
+    """``text`` with every ``python -m MODULE`` under the name that :func:`spelled` gave it; elsewhere as it is."""
     spellings = _SPELLINGS.get({})
     return re.sub(r"python -m (\w+(?:\.\w+)*)", lambda match: spellings.get(match[1], match[0]), text)
+
+
+def spell(text: str) -> str:
+    """``text`` with every command as it works in the shell that started this process.
+
+    Commands have their names (:func:`named`), and programs of this environment that the shell would not find, or find
+    elsewhere, their paths: ``.venv/bin/python -m search.run`` where nobody activated ``.venv``.
+    """
+    return _PROGRAMS.sub(lambda match: own_program(match[0]), named(text))
+
+
+_PROGRAMS = re.compile(
+    r"(?<![\w./-])"
+    r"(?:python(?= -m (?:cellseg|search)\b)|cellseg-search(?= [a-z])|ray(?= get-auth-token)|optuna-dashboard(?= ))"
+)
+"""Names of programs where they begin a command for this machine."""
+
+
+def own_program(name: str) -> str:
+    """Return a program of this process's environment as a shell here finds it: by its name, or else by its path.
+
+    Below the working folder the path is relative. A program that is not installed keeps its name.
+    """
+    folder = Path(sys.executable).parent
+    found = shutil.which(name)
+    if found is not None and Path(found).parent.absolute() == folder:
+        return name
+    path = Path(sys.executable) if name == "python" else folder / name
+    if not path.exists():
+        return name
+    inside = path.is_relative_to(Path.cwd())
+    return shlex.quote(str(path.relative_to(Path.cwd()) if inside else path))

@@ -15,6 +15,7 @@ from scipy import ndimage
 from cellseg.data.detections import Detections
 from cellseg.data.rle import decode_window
 from cellseg.files import atomic_path
+from cellseg.names import counted
 
 PALETTE = (
     (230, 159, 0),
@@ -110,7 +111,7 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"
+    return counted(count, "cell")
 
 
 def _draw_cells(image_HWC: np.ndarray, cells: Detections) -> np.ndarray:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cellseg.cli import EXIT_OK, run_command, say, spell
+from cellseg.cli import EXIT_OK, named, run_command, say
 from cellseg.config import TrialConfig
 from cellseg.errors import UserError
+from cellseg.names import counted
 
 BEST_CONFIG = "best.yaml"
 """Config of a study's best trial, in the study's folder."""
@@ -21,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         metavar="CONFIG",
-        help=spell("YAML file of settings (python -m cellseg.config lists them), nested or dotted"),
+        help=named("YAML file of settings (python -m cellseg.config lists them), nested or dotted"),
     )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of the data set; default: the config's data.root"
@@ -70,7 +71,10 @@ def _command(arguments: argparse.Namespace) -> int:
 
     device = pick_device(arguments.device)
     data = open_packed(config.data)
-    say(f"{len(data)} images of {len(data.class_names)} classes, {device}, checkpoints in {out}")
+    say(
+        f"{counted(len(data), 'image')} of {counted(len(data.class_names), 'class', plural='classes')}, "
+        f"{device}, checkpoints in {out}"
+    )
     if config.model.weights == "none" and config.model.frozen_stages:
         say(f"note: the first {config.model.frozen_stages} stages stay random numbers: model.weights=none")
     report = None
@@ -81,7 +85,7 @@ def _command(arguments: argparse.Namespace) -> int:
                 config, data, out, device=device, on_step=lambda n, of: progress.update(bar, completed=n, total=of)
             ):
                 progress.reset(bar, description=f"epoch {report.epoch + 1}")
-                skipped = f", {report.skipped_steps} steps skipped" if report.skipped_steps else ""
+                skipped = f", {counted(report.skipped_steps, 'step')} skipped" if report.skipped_steps else ""
                 progress.console.print(
                     f"epoch {report.epoch:3d}  loss {report.losses['loss']:.4f}  "
                     + ("" if report.value is None else f"{config.train.metric} {report.value:.4f}  ")
@@ -94,7 +98,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if report is None:
         say(f"{out} is already trained to the end")
     elif report.best_value is None:
-        say(f"trained on all {len(data)} images, epoch {report.epoch}, {out / BEST}")
+        say(f"trained on {counted(len(data), 'image')}, all there are, epoch {report.epoch}, {out / BEST}")
     else:
         say(f"best: {config.train.metric} {report.best_value:.4f} in epoch {report.best_epoch}, {out / BEST}")
     return EXIT_OK

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from cellseg.cli import EXIT_OK, run_command, say, spelled
+from cellseg.cli import EXIT_OK, own_program, run_command, say, spelled
 from cellseg.errors import UserError
 from cellseg.names import unknown_name
 
@@ -34,8 +34,17 @@ COMMANDS = {
     "synthetic": ("cellseg.data.synthetic", "generate a data set of synthetic cells"),
     "coco": ("cellseg.data.coco", "write the annotations of a data set as COCO"),
     "optuna-export": ("search.optuna_export", "write a study for Optuna's dashboard and plots"),
+    "completion": ("search.commands.completion", "print the script that completes commands in bash or zsh"),
 }
 """Name -> (module or package that ``python -m`` runs, help in one line), in the order in which a user meets them."""
+STAGES = {
+    "doctor": "Before the search",
+    "run": "Search",
+    "status": "Look at it",
+    "export": "Use the best model",
+    "train": "Beside the search",
+}
+"""First command of each stage of the road -> heading of the stage."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,20 +72,33 @@ def _main_of(name: str) -> Callable[[Sequence[str]], int]:
 def _parser() -> argparse.ArgumentParser:
     from cellseg import __version__
 
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    program, width = own_program(PROGRAM), max(map(len, COMMANDS))
+    lines: list[str] = []
+    for name, (_, summary) in COMMANDS.items():
+        if name in STAGES:
+            lines += ["", STAGES[name]]
+        lines.append(f"  {name:{width}}  {summary}")
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Find the best Mask R-CNN for your cells.",
+        description="\n".join(
+            [
+                "Find the best Mask R-CNN for your cells: check your images, search, look at the report, predict.",
+                "",
+                f"  {program} run quickstart          try it without any data",
+                f"  {program} check DATA              then with your own images:",
+                f"  {program} run nuclei_cpu --data DATA",
+                f"  {program} report",
+                f"  {program} predict nuclei_cpu IMAGES",
+            ]
+        ),
         epilog="\n".join(
             [
-                "commands, in the order in which you will need them:",
+                "All commands, in the order in which you will need them:",
                 *lines,
                 "",
-                f"Try it without any data:  {PROGRAM} run quickstart",
-                f"Options of a command:     {PROGRAM} COMMAND --help",
+                f"Options of a command: {program} COMMAND --help",
             ]
         ),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
+from cellseg.names import counted
 from search.storage.results_option import add_results_option
 
 _ARCHIVED_NAME = "test-results.json"
@@ -131,11 +132,17 @@ def _command(arguments: argparse.Namespace) -> int:
     if missing := describe_absent(images):
         say(missing)
     num_predicted = sum(image.path is not None for image in images)
-    say(f"{arguments.out}: {count} detections on {num_predicted} images, validated with pycocotools")
+    say(
+        f"{arguments.out}: {counted(count, 'detection')} on {counted(num_predicted, 'image')}, "
+        "validated with pycocotools"
+    )
     if arguments.masks:
         folder = arguments.out.with_suffix("")
         count = write_masks(arguments.out, images, folder, arguments.score)
-        say(f"{folder}: label images of {count} test images, cells with a score of at least {arguments.score:g}")
+        say(
+            f"{folder}: label images of {counted(count, 'test image')}, "
+            f"cells with a score of at least {arguments.score:g}"
+        )
     if arguments.zip:
         say(f"{_write_archive(arguments.out)}: {_ARCHIVED_NAME} at its root")
     return EXIT_OK

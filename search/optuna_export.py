@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.files import atomic_path
+from cellseg.names import counted
 from search.storage.results_option import add_results_option
 
 
@@ -41,7 +42,10 @@ def _command(arguments: argparse.Namespace) -> int:
     set_verbosity(WARNING)
     with atomic_path(arguments.out) as path:
         count = len(optuna_study(store, JournalStorage(JournalFileBackend(str(path)))).trials)
-    say(f"{arguments.out}: {count} trials of study '{store.name}'. Show them: optuna-dashboard {arguments.out}")
+    say(
+        f"{arguments.out}: {counted(count, 'trial')} of study '{store.name}'. "
+        f"Show them: optuna-dashboard {arguments.out}"
+    )
     return EXIT_OK
 
 

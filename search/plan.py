@@ -11,6 +11,7 @@ import numpy as np
 
 from cellseg.config import InferenceConfig, ModelConfig
 from cellseg.errors import UserError, raise_all
+from cellseg.names import counted
 from search.ablation import Ablation
 from search.space import AshaSettings, Choices, Params, Range, Space
 from search.space.rules import combination_problems, random_draws, relevance_problems
@@ -103,13 +104,14 @@ def describe_cost(space: Space) -> list[str]:
     """Describe the expected cost in lines for people."""
     cost = expected_cost(space)
     if len(cost.trials_at) == 1:
-        return [f"cost: {space.trials} trials, {cost.full_epochs:,} epochs"]
+        return [f"cost: {counted(space.trials, 'trial')}, {counted(cost.full_epochs, 'epoch')}"]
     share = 100 * cost.epochs / cost.full_epochs
     first, *others = cost.trials_at.items()
     reach = [f"{_rounded(first[1])} trials reach epoch {first[0]}"]
     reach += [f"{_rounded(trials)} reach epoch {epoch}" for epoch, trials in others]
     return [
-        f"cost: {space.trials} trials, about {cost.epochs:,.0f} epochs, {share:.0f} % of {cost.full_epochs:,}",
+        f"cost: {counted(space.trials, 'trial')}, about {counted(round(cost.epochs), 'epoch')}, "
+        f"{share:.0f} % of {cost.full_epochs:,}",
         f"rungs: about {', '.join(reach)}",
     ]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_INTERRUPTED, EXIT_OK, run_command, say, spell
 from cellseg.errors import Problem, UserError, raise_all
+from cellseg.names import counted
 from search.storage.results_option import add_results_option, results_words
 from search.study.options import SUBMITTED_AS, add_study_options, experiment_of, study_name
 
@@ -212,8 +213,9 @@ def _describe_dashboard(dashboard: str, address: str | None) -> str:
 
 
 def _say_stopped(arguments: argparse.Namespace) -> None:
-    again = os.environ.get(SUBMITTED_AS) or "python -m search.run " + shlex.join(arguments.argv)
-    say(f"Stopped. {again} continues where it was.")
+    submitted = os.environ.get(SUBMITTED_AS)  # in a shell of another machine
+    again = submitted or "python -m search.run " + shlex.join(arguments.argv)
+    say(f"Stopped. {again} continues where it was.", here=submitted is None)
 
 
 def _why_over(study: "Study") -> list[str]:
@@ -221,11 +223,12 @@ def _why_over(study: "Study") -> list[str]:
     lines, trials = [], study.experiment.trials
     if study.num_finished >= trials:
         lines.append(
-            f"study '{study.name}' has finished its {trials} trials; run more with {study.experiment.more_trials}"
+            f"study '{study.name}' has finished its {counted(trials, 'trial')}; "
+            f"run more with {study.experiment.more_trials}"
         )
     if limit := study.limits.reached:
         cut = sum(row.state == "INTERRUPTED" for row in study.rows)
-        unfinished = f" ({cut} trials are unfinished)" if cut else ""
+        unfinished = f" ({counted(cut, 'trial')} unfinished)" if cut else ""
         lines.append(f"study '{study.name}' ended by {limit}; continue with --set {limit.setting}=N{unfinished}")
     return lines
 

@@ -1,11 +1,16 @@
 """Fixtures that several test files share."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
+
+# As in an active environment: commands that are printed then name programs, not their paths.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cellseg.config.base import Count, Part, parse_numbers
 from cellseg.errors import Problem, RuleError
+from cellseg.names import suggested_value
 
 RESNETS = ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d")
 """Backbones made of residual blocks with a 3x3 convolution, which support attention and deformable convolutions.
@@ -124,7 +125,8 @@ class ModelConfig(Part):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in BACKBONES and not re.fullmatch(rf"{TIMM_PREFIX}\w[\w.]*", value):
-            raise RuleError(Problem("", f"must be timm:NAME or one of {', '.join(BACKBONES)}", f"'{value}'"))
+            law = f"must be timm:NAME or one of {', '.join(BACKBONES)}"
+            raise RuleError(Problem("", law, f"'{value}'", suggested_value(value, BACKBONES)))
         return value
 
     @field_validator("anchors")

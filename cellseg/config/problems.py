@@ -1,10 +1,12 @@
 """Pydantic's findings as problems in this project's words."""
 
+import re
 from collections.abc import Collection, Sequence
 
 from pydantic_core import ErrorDetails
 
 from cellseg.errors import Problem, RuleError
+from cellseg.names import suggested_value
 
 LAWS = {
     "bool_type": "must be a valid boolean",
@@ -37,7 +39,8 @@ def problems_of(findings: Sequence[ErrorDetails], prefix: str = "", skip: Collec
         skip: pydantic's types of the findings to leave out.
     """
     own: list[Problem] = []
-    laws: dict[tuple[str, str], list[str]] = {}  # a union like `int | "auto"` yields a finding for each member
+    # A union like `int | "auto"` yields a finding for each member.
+    laws: dict[tuple[str, str], list[ErrorDetails]] = {}
     for finding in findings:
         if finding["type"] in skip:
             continue
@@ -48,8 +51,19 @@ def problems_of(findings: Sequence[ErrorDetails], prefix: str = "", skip: Collec
         if isinstance(error, RuleError):  # rules over several fields name their key; those of one field leave it to us
             own += [problem if problem.where else problem.within(".".join(path)) for problem in error.problems]
         else:
-            laws.setdefault((".".join(path[:2]), repr(finding["input"])), []).append(_law(finding))
-    return [*(Problem(key, " or ".join(law), value) for (key, value), law in laws.items()), *own]
+            laws.setdefault((".".join(path[:2]), repr(finding["input"])), []).append(finding)
+    return [*(Problem(key, _laws(of_key), value, _hint(of_key)) for (key, value), of_key in laws.items()), *own]
+
+
+def _laws(findings: Sequence[ErrorDetails]) -> str:
+    return " or ".join(map(_law, findings))
+
+
+def _hint(findings: Sequence[ErrorDetails]) -> str:
+    """Suggest the nearest of the texts that a value may be; empty if it may be none, or none is near."""
+    expected = [finding["ctx"]["expected"] for finding in findings if finding["type"] == "literal_error"]
+    valid = [text for listed in expected for text in re.findall("'([^']*)'", listed)]
+    return suggested_value(findings[0]["input"], valid) if valid else ""
 
 
 def _law(finding: ErrorDetails) -> str:

@@ -24,6 +24,7 @@ from cellseg.data.segmentation import decode_segmentation
 from cellseg.data.source import Dataset, TestImage, relative_name
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_json
+from cellseg.names import counted
 
 IMAGE_FOLDERS = ("images", "train", "")
 """Folders below the root where an image's ``file_name`` is looked up, in this order; the JSON's own folder is last."""
@@ -250,5 +251,5 @@ def _split_notes(training: dict[Path, dict], test: Path | None, num_tests: int, 
             f"{root}: {' and '.join(named)} are joined and split anew; data.validation: given keeps them apart."
         )
     if test is not None:
-        notes.append(f"{test}: its {num_tests} images are test images; their annotations are not used.")
+        notes.append(f"{test}: holds {counted(num_tests, 'test image')}, whose annotations are not used.")
     return notes

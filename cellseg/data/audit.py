@@ -26,6 +26,7 @@ from cellseg.data.testset import (
     read_test_list,
 )
 from cellseg.errors import UserError
+from cellseg.names import counted
 
 SHOWN = 5
 """Number of names that a message lists of many."""
@@ -126,7 +127,7 @@ def _check_test(dataset: Dataset, choice: PlaneChoice) -> tuple[list[str], list[
     elif files:
         return (
             [],
-            [f"{root / TEST_LIST}: is not there to list the {len(files)} images in {TEST_FOLDER} for export."],
+            [f"{root / TEST_LIST}: is not there to list {counted(len(files), 'image')} in {TEST_FOLDER} for export."],
             {},
         )
     elif not entries:
@@ -136,7 +137,9 @@ def _check_test(dataset: Dataset, choice: PlaneChoice) -> tuple[list[str], list[
     if missing:
         which = "" if len(missing) == len(entries) else f": {_some(missing)}"
         where = root / TEST_FOLDER if has_test_list(root) else root
-        notes.append(f"{where}: missing {len(missing)} of {len(entries)} test images{which}; export needs them.")
+        notes.append(
+            f"{where}: missing {len(missing)} of {counted(len(entries), 'test image')}{which}; export needs them."
+        )
     listed = {entry.path for entry in entries}
     unlisted = [path.name for path in files if path not in listed] if has_test_list(root) else []
     if unlisted:

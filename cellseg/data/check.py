@@ -9,15 +9,20 @@ from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.data.reading_options import add_reading_options, config_from
+from cellseg.names import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
+    return run_command(_parser(), _command, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cellseg.data.check", description="List the problems of a data set and its counts."
     )
     add_reading_options(parser)
-    return run_command(parser, _command, argv)
+    return parser
 
 
 def _command(arguments: argparse.Namespace) -> int:
@@ -37,7 +42,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
 
 def _show_progress(done: int, total: int) -> None:
-    sys.stderr.write(f"\r{done} of {total} images" if done < total else "\r\033[K")
+    sys.stderr.write(f"\r{done} of {counted(total, 'image')}" if done < total else "\r\033[K")
     sys.stderr.flush()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.data.reading_options import add_reading_options, config_from
+from cellseg.names import counted
 
 EPILOG = """
 The folder DEST gets images/ and annotations.json (COCO, masks as run lengths), and test images where SOURCE has a split
@@ -49,17 +50,17 @@ def _command(arguments: argparse.Namespace) -> int:
         say(f"note: {note}")
     done = write_dataset(dataset, arguments.dest, _show_progress if sys.stderr.isatty() else None)
     empty = f", {done.empty_images} of them without cells" if done.empty_images else ""
-    say(f"{arguments.dest}: from {dataset.layout}, {done.images} images{empty}")
+    say(f"{arguments.dest}: from {dataset.layout}, {counted(done.images, 'image')}{empty}")
     for name, count in done.cells_of_class.items():
-        say(f"  {name}: {count} cells")
+        say(f"  {name}: {counted(count, 'cell')}")
     if done.test_images:
-        say(f"  {done.test_images} test images")
+        say(f"  {counted(done.test_images, 'test image')}")
     say(f"Next: python -m cellseg.data.check {arguments.dest}")
     return EXIT_OK
 
 
 def _show_progress(done: int, total: int) -> None:
-    sys.stderr.write(f"\r{done} of {total} images" if done < total else "\r\033[K")
+    sys.stderr.write(f"\r{done} of {counted(total, 'image')}" if done < total else "\r\033[K")
     sys.stderr.flush()
 
 

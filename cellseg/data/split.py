@@ -7,6 +7,7 @@ import numpy as np
 
 from cellseg.config import DataConfig
 from cellseg.errors import UserError
+from cellseg.names import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,13 @@ def split(
         return Split(tuple(range(len(label_counts_NC))), ())
     if groups is not None and len(set(groups)) < data.num_folds:
         raise UserError(
-            f"data.num_folds: each fold needs a group of images, but got {data.num_folds} folds, {len(set(groups))} "
-            "groups. Use fewer folds, or smaller groups in data.groups."
+            f"data.num_folds: each fold needs a group of images, but got {data.num_folds} folds, "
+            f"{counted(len(set(groups)), 'group')}. Use fewer folds, or smaller groups in data.groups."
         )
     if len(label_counts_NC) < data.num_folds:
         raise UserError(
-            f"data.num_folds: each fold needs an image, but got {data.num_folds} folds, {len(label_counts_NC)} images. "
-            "Use fewer folds or more images."
+            f"data.num_folds: each fold needs an image, but got {data.num_folds} folds, "
+            f"{counted(len(label_counts_NC), 'image')}. Use fewer folds or more images."
         )
     if groups is None:
         fold_N = assign_folds(label_counts_NC, data.num_folds, data.split_seed)

@@ -10,6 +10,7 @@ import numpy as np
 from cellseg.config import DataConfig
 from cellseg.data.coverage import COVERAGE_IOUS, anchor_coverage, neighbours_of
 from cellseg.data.resize import scaled_size
+from cellseg.names import counted
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 COCO_DETECTIONS = 100
@@ -120,8 +121,9 @@ class DataStatistics:
         lines = []
         if self.most_cells > COCO_DETECTIONS:
             lines.append(
-                f"suggestion: one image holds {self.most_cells} cells. Keep model.detections_per_image at 'auto' or "
-                f"well above that; the usual {COCO_DETECTIONS} would lose cells."
+                f"suggestion: one image holds {counted(self.most_cells, 'cell')}. "
+                f"Keep model.detections_per_image at 'auto' "
+                f"or well above that; the usual {COCO_DETECTIONS} would lose cells."
             )
         if self.anchors and self.box_sides:
             lines.append(

@@ -14,6 +14,7 @@ from cellseg.data.rle import decode_window
 from cellseg.data.testset import TestImage
 from cellseg.errors import UserError
 from cellseg.files import read_json
+from cellseg.names import counted
 
 MOST_PROBLEMS = 20
 """Problems that are shown; the others are counted."""
@@ -36,14 +37,14 @@ class ResultsSummary:
     def describe(self) -> list[str]:
         """Say it in lines."""
         least, median, most = self.per_image
-        lines = [f"{self.num_detections} detections, per image {least} to {most}, median {median:g}"]
+        lines = [f"{counted(self.num_detections, 'detection')}, per image {least} to {most}, median {median:g}"]
         if self.without:
             some = ", ".join(self.without[:5]) + (", ..." if len(self.without) > 5 else "")
-            lines.append(f"note: {len(self.without)} images have none: {some}")
+            lines.append(f"note: {counted(len(self.without), 'image')} without any: {some}")
         if self.beyond_limit:
             lines.append(
-                f"note: in {self.beyond_limit} cases an image has more than {COCO_LIMIT} detections of a class: COCO's "
-                "metrics count those of the highest scores"
+                f"note: in {counted(self.beyond_limit, 'case')} an image has more than {COCO_LIMIT} detections of a "
+                "class: COCO's metrics count those of the highest scores"
             )
         return lines
 
@@ -66,7 +67,7 @@ def check_results_file(
     problems = list(_problems(path, records, images, category_ids))
     if len(problems) > MOST_PROBLEMS:
         rest = len(problems) - MOST_PROBLEMS
-        problems = [*problems[:MOST_PROBLEMS], f"{path}: {rest} more problems of this kind were found."]
+        problems = [*problems[:MOST_PROBLEMS], f"{path}: more of this kind: {counted(rest, 'problem')}."]
     if problems:
         raise UserError(*problems)
     counts = Counter(record["image_id"] for record in records)

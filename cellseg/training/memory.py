@@ -15,6 +15,7 @@ from cellseg.data.grouping import batch_pixels
 from cellseg.data.loader import TrainingImages, epoch_batches
 from cellseg.data.packed import PackedDataset
 from cellseg.data.resize import scaled_size
+from cellseg.names import counted
 from cellseg.training.stepper import Stepper
 
 PLANNED_VISITS = 20_000
@@ -70,7 +71,7 @@ def describe_hardest(data: PackedDataset, indices: tuple[int, ...], config: Tria
     height, width = max(sizes, key=math.prod)
     if config.data.crop is not None:
         height = width = config.data.crop
-    return f"up to {height} x {width} px and {data.label_counts[[*indices]].sum(axis=1).max()} cells"
+    return f"up to {height} x {width} px and {counted(int(data.label_counts[[*indices]].sum(axis=1).max()), 'cell')}"
 
 
 def rehearse(stepper: Stepper, batch: list[Item]) -> None:

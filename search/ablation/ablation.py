@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from cellseg.config import FIELDS, Count, Metric, TrialConfig
+from cellseg.names import counted
 from search.space import Choices, DataSource, Domain, Limits, Params, Resources
 from search.space.settings import DEFAULT_TRACKERS, AshaSettings, Direction, StallSettings, Tracker
 
@@ -199,8 +200,8 @@ class Ablation(BaseModel):
         names = self.trained_rows
         width = max(map(len, self.rows))
         lines = [
-            f"{self.direction} {self.metric}: {len(names)} rows x {self.repeats} repeats, {self.trials} trials, "
-            f"{self.total_epochs:,} epochs in all, seed {self.seed}",
+            f"{self.direction} {self.metric}: {counted(len(names), 'row')} x {counted(self.repeats, 'repeat')}, "
+            f"{counted(self.trials, 'trial')}, {counted(self.total_epochs, 'epoch')} in all, seed {self.seed}",
             "ASHA: off, every trial is trained to the end",
             *([f"limits: {self.limits.describe(self.metric)}"] if self.limits else []),
             self.title,

@@ -6,6 +6,7 @@ from typing import Any
 from ray import tune
 from ray.exceptions import RayError
 
+from cellseg.names import counted
 from search.cluster.job_record import own_job, tell_job
 from search.cluster.tune_parts import Disposable
 from search.study.study import Study
@@ -16,7 +17,7 @@ TELL_SECONDS = 5.0
 def describe_progress(study: Study, waits_for: str = "") -> str:
     """Describe in a line how far a study is, and what it waits for, if it does."""
     experiment = study.experiment
-    text = f"{study.num_finished} of {experiment.trials} trials, {study.num_running} running"
+    text = f"{study.num_finished} of {counted(experiment.trials, 'trial')}, {study.num_running} running"
     if experiment.is_search and (ranked := study.leaderboard) and ranked[0].metric is not None:
         text += f", best {experiment.metric} {ranked[0].metric:.4f} (t{ranked[0].number:04d})"
     return f"{text}; {waits_for}" if waits_for else text

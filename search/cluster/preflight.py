@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cellseg.errors import Problem, raise_all
+from cellseg.names import counted
 from search.cluster import node_facts
 from search.cluster.shared_folder import SharedFolder, unshared
 from search.cluster.slots import Node, TrialResources, complete, fitting, node_name
@@ -148,7 +149,8 @@ class NodeChecks:
         if (skew := clock_error(question.asked, answer["started"], answer["ended"], now)) is not None:
             warnings.append(Problem("", "its clock must agree with the driver's", skew, "Use NTP."))
         has = question.resources
-        summary = f"{has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs, torch {there['versions']['torch']}"
+        amounts = f"{counted(has.get('CPU', 0), 'CPU')}, {counted(has.get('GPU', 0), 'GPU')}"
+        summary = f"{amounts}, torch {there['versions']['torch']}"
         return NodeReport(
             node_id,
             name,

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 
 from cellseg.errors import UserError
+from cellseg.names import counted
 
 RAY_UNITS = 10_000
 """Ray counts CPUs and GPUs in ten-thousandths."""
@@ -121,7 +122,7 @@ def describe_largest(nodes: Sequence[Node]) -> str:
     """Describe the largest machine there is."""
     of_all = [node["Resources"] for node in nodes]
     largest: Mapping[str, float] = max(of_all, key=lambda has: (has.get("GPU", 0), has.get("CPU", 0)), default={})
-    return f"the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs"
+    return f"the largest has {counted(largest.get('CPU', 0), 'CPU')} and {counted(largest.get('GPU', 0), 'GPU')}"
 
 
 def has_labels(node: Node, labels: Mapping[str, str]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError
+from cellseg.names import counted
 from search.storage.results_option import add_results_option
 
 
@@ -114,7 +115,7 @@ def _show_trial(arguments: argparse.Namespace) -> int:
         say(f"log: nothing at {path}; the trial has not begun, or its machine does not see that folder")
     else:
         shown = lines[-max(arguments.lines, 0) :] if arguments.lines > 0 else []
-        say(f"log: {path}, the last {len(shown)} of {len(lines)} lines")
+        say(f"log: {path}, the last {len(shown)} of {counted(len(lines), 'line')}")
         for line in shown:
             say(f"  {line}")
         trace = last_traceback(lines)

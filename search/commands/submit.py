@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from cellseg.cli import EXIT_OK, run_command, say, spell
+from cellseg.cli import EXIT_OK, named, run_command, say
 from cellseg.errors import Problem, raise_all
 from search.study.options import add_study_options, experiment_of, study_name, study_words
 
@@ -65,7 +65,7 @@ def _command(arguments: argparse.Namespace) -> int:
         space=arguments.space,
         results=str(PurePosixPath(arguments.results)),
         words=tuple(study_words(arguments)),
-        command=spell(command),
+        command=named(command),
         with_code=arguments.send_code,
     )
     job = Jobs(arguments.address).submit(order)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, EXIT_USER_ERROR, run_command, say
 from cellseg.errors import UserError
+from cellseg.names import counted
 from search.storage.results_option import add_results_option
 
 if TYPE_CHECKING:
@@ -64,17 +65,18 @@ def _command(arguments: argparse.Namespace) -> int:
         say(_line(place))
     lacking = [place for place in found if place.path is None or place.fault]
     if lacking and arguments.check:
-        say(f"{len(lacking)} of {len(found)} files are missing or damaged.")
+        say(f"{len(lacking)} of {counted(len(found), 'file')} missing or damaged.")
         return EXIT_USER_ERROR
     if lacking:
         raise UserError(
-            f"{arguments.space}: all its weights must be had, but got {len(lacking)} of {len(found)} files missing. "
+            f"{arguments.space}: all its weights must be had, but got "
+            f"{len(lacking)} of {counted(len(found), 'file')} missing. "
             "Run the same command on a machine with a network; files that came are kept."
         )
     if arguments.to is not None:
         say(
-            f"All {len(found)} files are in {arguments.to}. Copy its content to results/pretrained on the machine "
-            "without a network, or the folder anywhere and set TORCH_HOME to it."
+            f"{arguments.to} has all of them: {counted(len(found), 'file')}. Copy its content to results/pretrained "
+            "on the machine without a network, or the folder anywhere and set TORCH_HOME to it."
         )
     return EXIT_OK
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cellseg.config import TrialConfig
+from cellseg.names import counted
 from search.space.conditions import DEFAULTS, holds
 from search.space.domain import Domain
 from search.space.settings import (
@@ -170,7 +171,8 @@ class Space:
         width = max(map(len, self.domains), default=0)
         rungs = ", ".join(map(str, self.rungs))
         lines = [
-            f"{self.direction} {self.metric}: {self.trials} trials of {self.epochs} epochs, seed {self.seed}",
+            f"{self.direction} {self.metric}: {counted(self.trials, 'trial')} of {counted(self.epochs, 'epoch')}, "
+            f"seed {self.seed}",
             f"ASHA: about 1 trial in {self.asha.reduction} continues past each of the epochs {rungs}"
             if self.asha and rungs
             else "ASHA: off, every trial is trained to the end",
@@ -182,7 +184,7 @@ class Space:
         if self.limits:
             lines.append(f"limits: {self.limits.describe(self.metric)}")
         if self.max_slots is not None:
-            lines.append(f"at most {self.max_slots} trials side by side")
+            lines.append(f"at most {counted(self.max_slots, 'trial')} side by side")
         if self.priority != 1:
             lines.append(f"priority {self.priority:g} among the studies of a cluster")
         for key, domain in self.domains.items():

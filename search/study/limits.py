@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellseg.config import gain
+from cellseg.names import counted
 from search.space.settings import Limits
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def first_reached(limits: Limits, metric: str, usage: Usage) -> ReachedLimit | N
     if limits.target is not None and usage.best is not None and gain(metric, usage.best) >= gain(metric, limits.target):
         return ReachedLimit("limits.target", f"{metric} reached {usage.best:.4f}, target {limits.target:g}")
     if limits.plateau_trials is not None and usage.stale_trials >= limits.plateau_trials:
-        return ReachedLimit("limits.plateau_trials", f"{usage.stale_trials} trials in a row without a new best")
+        return ReachedLimit(
+            "limits.plateau_trials", f"{counted(usage.stale_trials, 'trial')} in a row without a new best"
+        )
     return None
 
 
@@ -207,5 +210,5 @@ def describe_usage(limits: Limits, usage: Usage) -> str:
     if limits.gpu_hours is not None:
         parts.append(f"{usage.gpu_hours:.2f} of {limits.gpu_hours:g} GPU-hours")
     if limits.plateau_trials is not None:
-        parts.append(f"{usage.stale_trials} of {limits.plateau_trials} trials without a new best")
+        parts.append(f"{usage.stale_trials} of {counted(limits.plateau_trials, 'trial')} without a new best")
     return ", ".join(parts)

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cellseg.files import StorageError, is_storage_error, storage_error
+from cellseg.names import counted
 
 if TYPE_CHECKING:
     from search.storage.store import StudyStore
@@ -63,7 +64,7 @@ class StorageWatch:
         if usage.free < needed:
             self._error = StorageError(
                 f"{self._store.folder}: must have {_mebibytes(needed)} free for tables and the checkpoints of "
-                f"{len(running)} running trials, but got {_mebibytes(usage.free)}. "
+                f"{counted(len(running), 'running trial')}, but got {_mebibytes(usage.free)}. "
                 "Free some space, then run the same command again."
             )
 

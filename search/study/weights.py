@@ -21,6 +21,7 @@ from cellseg.model.pretrained import (
     find_published,
     published_weights,
 )
+from cellseg.names import counted
 from search.storage.find import weights_folder
 from search.study.experiment import Experiment
 from search.study.possible import BACKBONE, DETECTOR, WEIGHTS, WITHOUT_FILE, possible_values
@@ -89,7 +90,7 @@ def describe_weights(experiment: Experiment, results: Path) -> list[str]:
         missing = sum(find_published(file, weights_folder(results)) is None for file in asked.files)
         listed = "`python -m search.commands.weights SPACE --check` lists them"
         state = f"{missing} to be fetched before the first trial; {listed}" if missing else "all on this machine"
-        lines.append(f"weights: {len(asked.files)} files of pretrained weights, {state}")
+        lines.append(f"weights: {counted(len(asked.files), 'file')} of pretrained weights, {state}")
     lines += [f"weights: {path}, which is not here" for path in asked.paths if not Path(path).expanduser().exists()]
     return lines
 

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cellseg.cli import spell
+from cellseg.names import counted
 from search.storage.tables import TrialRow
 from search.storage.trial_logs import log_path
 from search.study.failures import headline
@@ -150,7 +151,7 @@ class BoardView:
         study = self._study
         counts = state_counts(rows) or "starting"
         parts = [
-            f"{study.name}: {study.num_finished} of {study.experiment.trials} trials",
+            f"{study.name}: {study.num_finished} of {counted(study.experiment.trials, 'trial')}",
             f"({counts})",
             clock(self._seconds()),
         ]
@@ -180,7 +181,7 @@ class BoardView:
                 f"{len(group.trials)} failed as {group.ending} (last {last}){': ' + group.text if group.text else ''}"
             )
             lines.append(_cut(text, width, style))
-            logs = f"cellseg-search logs --trial {group.trials[-1]}"
+            logs = spell(f"cellseg-search logs --trial {group.trials[-1]}")
             lines.append(_cut(f"  try: {group.remedy}; {logs}" if group.remedy else f"  {logs}", width, "dim"))
         if others := groups[most:]:
             count = sum(len(group.trials) for group in others)

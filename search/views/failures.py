@@ -12,7 +12,7 @@ REMEDIES: Mapping[str, str] = {
     "non-finite": "lower the upper end of optim.lr, or set optim.clip_norm",
     "out-of-memory": "smaller train.batch_size or data.shorter_side, or more memory for a trial",
     "invalid": "give the key that the message names other values, or a condition",
-    "bug": "read the log; a bug of cellseg-search is worth a report",
+    "bug": "read the log; report what is a bug of cellseg-search",
     "lost": "look for a machine that kills processes, often for lack of memory: cellseg-search doctor",
     "storage": "free or mount the disk, then run the same command again",
 }

@@ -6,6 +6,7 @@ Only the study's tables are read: it may be running, and neither Ray nor torch i
 from rich.table import Table
 from rich.text import Text
 
+from cellseg.names import counted
 from search.ablation import Ablation
 from search.ablation.results import measure
 from search.storage.store import StudyStore
@@ -79,8 +80,8 @@ def search_report(standings: StudyTables, width: int | None = None) -> Report:
     return Report(
         title=f"study {store.name}",
         introduction=(
-            f"{experiment.direction} {experiment.metric}: {len(standings.rows)} trials of up to "
-            f"{experiment.epochs} epochs ({state_counts(standings.rows) or 'none yet'})",
+            f"{experiment.direction} {experiment.metric}: {counted(len(standings.rows), 'trial')} of up to "
+            f"{counted(experiment.epochs, 'epoch')} ({state_counts(standings.rows) or 'none yet'})",
             f"Data: {store.study['data_root']}. Started {store.study['created']}.",
             *([f"Ranked by {experiment.metric} per {experiment.objective}."] if experiment.objective else []),
             *(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cellseg.config import gain
+from cellseg.names import counted
 from search.space import Space
 from search.storage.progress import FOLDER
 from search.storage.tables import TrialRow
@@ -55,7 +56,7 @@ def describe_best(study: Standings, width: int) -> str:
     since = f", since epoch {best.best_epoch}, running"
     if best.ended is not None:
         later = sum(row.ended is not None and row.ended > best.ended for row, _ in history)
-        since = f", {age(best.ended)}" + (f", {later} trials without a better one" if later else "")
+        since = f", {age(best.ended)}" + (f", {counted(later, 'trial')} without a better one" if later else "")
     value = "" if best.metric is None else f"{best.metric:.4f}"
     return f"best {metric} {value} by t{best.number:04d}{since}{'  ' + line if line else ''}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cellseg.cli import run_command, say
+from cellseg.cli import run_command, say, spelled
 from cellseg.errors import UserError
 
 
@@ -136,3 +136,77 @@ def test_a_system_error_without_a_path_is_a_bug():
 
     with pytest.raises(OSError, match="no path"):
         run_command(argparse.ArgumentParser(), command, ["--debug"])
+
+
+def environment(tmp_path, monkeypatch, *programs: str):
+    """An environment ``.venv`` in the working folder, in which this process then seems to run; not on the path."""
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("python", *programs):
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return folder
+
+
+TEXT = "Run python -m search.run X or `cellseg-search logs --trial 3`. `ray get-auth-token` prints it."
+
+
+def test_printed_commands_work_where_nobody_activated_the_environment(tmp_path, monkeypatch, capsys):
+    folder = environment(tmp_path, monkeypatch, "cellseg-search", "ray")
+    say(TEXT)
+    there = "Run .venv/bin/python -m search.run X or `.venv/bin/cellseg-search logs --trial 3`. "
+    assert capsys.readouterr().out == there + "`.venv/bin/ray get-auth-token` prints it.\n"
+    with spelled({"search.run": "cellseg-search run"}):
+        say("python -m search.run X")
+    assert capsys.readouterr().out == ".venv/bin/cellseg-search run X\n"
+
+    def command(_):
+        raise UserError("x: no. Run cellseg-search doctor.")
+
+    assert run(command) == 2
+    assert capsys.readouterr().err == "error: x: no. Run .venv/bin/cellseg-search doctor.\n"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    say("python -m cellseg.config lists them")
+    assert capsys.readouterr().out == f"{folder}/python -m cellseg.config lists them\n"
+
+
+def test_printed_commands_have_their_names_in_an_active_environment(tmp_path, monkeypatch, capsys):
+    folder = environment(tmp_path, monkeypatch, "cellseg-search", "ray")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    say(TEXT)
+    assert capsys.readouterr().out == f"{TEXT}\n"
+
+
+def test_a_folder_with_a_space_is_quoted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my cells").mkdir()
+    environment(tmp_path / "my cells", monkeypatch)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    say("python -m search.run X")
+    assert capsys.readouterr().out == f"'{tmp_path}/my cells/.venv/bin/python' -m search.run X\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This is a bug of cellseg-search; its traceback is above.",
+        "cellseg-search 0.1.0",
+        "other/cellseg-search run",
+        "python -m pip install X",
+        "`ray start --head` on the other machine",
+    ],
+)
+def test_what_is_no_command_for_this_shell_stays(tmp_path, monkeypatch, capsys, text):
+    environment(tmp_path, monkeypatch, "cellseg-search", "ray")
+    say(text)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_a_command_for_another_machine_stays(tmp_path, monkeypatch, capsys):
+    environment(tmp_path, monkeypatch, "cellseg-search")
+    say("cellseg-search submit a.yaml", here=False)
+    assert capsys.readouterr().out == "cellseg-search submit a.yaml\n"

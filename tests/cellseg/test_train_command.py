@@ -126,7 +126,7 @@ def test_all_images_train_without_a_metric(command, tiny_config, tmp_path, capsy
     assert command(settings, "--all-images", "--set", "train.epochs=1") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "note: train.patience has no effect without validation" in out
-    assert "trained on all 8 images, epoch 1" in out and "segm" not in out
+    assert "trained on 8 images, all there are, epoch 1" in out and "segm" not in out
     assert open_checkpoint(tmp_path / "out/best").config.data.train_on == "unvalidated"
 
 

@@ -34,6 +34,7 @@ COMMANDS = (
     "search.commands.logs",
     "search.commands.status",
     "search.commands.dashboard",
+    "search.commands.completion",
     "search.optuna_export",
     "cellseg.config",
     "cellseg.train",

@@ -62,7 +62,7 @@ def test_the_command_shows_where_a_trial_ran_and_the_end_of_its_log(study, capsy
     assert lines[:7] == [
         "trial t0000 of study cells: failed in epoch 1",
         "reason: bug: KeyError: 'x'",
-        "try: read the log; a bug of cellseg-search is worth a report",
+        "try: read the log; report what is a bug of cellseg-search",
         "node gpu-3, process 4711, started then",
         f"log: {path}, the last 2 of 7 lines",
         "  KeyError: 'x'",

@@ -1,5 +1,7 @@
 """The console command: every command behind one door, under its own name."""
 
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -7,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from cellseg.cli import say, spell
-from search.__main__ import COMMANDS, PROGRAM, main
+from search.__main__ import COMMANDS, PROGRAM, STAGES, main
 
 HEAVY = {"torch", "ray", "optuna", "pyarrow", "albumentations", "cv2", "pydantic", "numpy"}
 
@@ -98,3 +100,52 @@ def test_only_whole_names_of_modules_are_spelled_anew():
         assert spell("python -m cellseg.data.check and python -m search.runner") == (
             "python -m cellseg.data.check and python -m search.runner"
         )
+
+
+def test_the_help_is_a_map_of_the_road(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert set(STAGES) <= set(COMMANDS)
+    places = [text.index(f"\n{heading}\n  {first} ") for first, heading in STAGES.items()]
+    assert places == sorted(places)
+    for line in ("run quickstart", "check DATA", "predict nuclei_cpu IMAGES"):
+        assert f"  {PROGRAM} {line}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def completions(script: str, *words: str) -> list[str]:
+    """What bash offers for the last word, with the printed script loaded."""
+    code = (
+        f"{script}\nCOMP_WORDS=({shlex.join(words)})\nCOMP_CWORD={len(words) - 1}\n"
+        "$(complete -p cellseg-search | sed 's/.*-F \\([^ ]*\\) .*/\\1/')\nprintf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = subprocess.run(["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_options_spaces_and_studies(capsys, monkeypatch, tmp_path):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    (tmp_path / "my.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert completions(script, PROGRAM, "exp") == ["export", "export-model"]
+    assert set(COMMANDS) <= set(completions(script, PROGRAM, ""))
+    assert completions(script, PROGRAM, "run", "--tri") == ["--trials"]
+    assert completions(script, PROGRAM, "run", "quick") == ["quickstart"]
+    assert completions(script, PROGRAM, "run", "my") == ["my.yaml"]
+    assert completions(script, PROGRAM, "logs", "--study", "m") == ["mine"]
+    assert completions(script, PROGRAM, "completion", "") == ["bash", "zsh"]
+
+
+def test_the_script_for_zsh_names_every_command_and_parses(capsys, tmp_path):
+    assert main(["completion", "zsh"]) == 0
+    script = capsys.readouterr().out
+    assert script.startswith(f"#compdef {PROGRAM}")
+    assert all(f"    {name}:'" in script for name in COMMANDS)
+    assert "quickstart" in script
+    if shutil.which("zsh") is not None:
+        (tmp_path / "script").write_text(script)
+        done = subprocess.run(["zsh", "-n", tmp_path / "script"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")

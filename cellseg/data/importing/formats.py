@@ -15,6 +15,7 @@ from cellseg.data.importing.options import ImportOptions
 from cellseg.data.importing.others import unread_annotations, unread_images
 from cellseg.data.source import Dataset
 from cellseg.errors import UserError
+from cellseg.names import counted
 
 IMPORT = "python -m cellseg.data.import_labels"
 """The command, as messages name it."""
@@ -122,7 +123,7 @@ def _set_tests_apart(listing: Listing, files: FilesBelow) -> None:
     listing.items = [item for item in listing.items if split.get(id(item)) != "test"]
     listing.tests += [item.image for item in tests if isinstance(item.image, Path)]
     listing.notes.append(
-        f"{files.root}: {len(tests)} images in the folder test are test images; their annotations are not used."
+        f"{files.root}: the folder test holds {counted(len(tests), 'test image')}, whose annotations are not used."
     )
 
 

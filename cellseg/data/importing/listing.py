@@ -21,6 +21,7 @@ from cellseg.data.sample import MAX_INSTANCES, Sample
 from cellseg.data.source import Dataset, TestImage
 from cellseg.errors import Notice, UserError, raise_all
 from cellseg.files import read_json
+from cellseg.names import counted
 
 SHOWN = 5
 """Names that a message lists at most."""
@@ -192,7 +193,7 @@ def note_unannotated(listing: Listing, files: FilesBelow, what: str, images: Ite
     used = {item.image for item in listing.items} | set(listing.tests)
     rest = [files.relative(path) for path in (files.images if images is None else images) if path not in used]
     if rest:
-        listing.notes.append(f"{files.root}: {len(rest)} images without {what} were left out: {some(rest)}.")
+        listing.notes.append(f"{files.root}: left out {counted(len(rest), 'image')} without {what}: {some(rest)}.")
 
 
 def _names(images: list[Path | EmbeddedImage], files: FilesBelow) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cellseg.data.files_below import FilesBelow, mentions
+from cellseg.names import counted
 
 _HEAD_BYTES = 4096
 _MICROSCOPES = (".czi", ".lif", ".nd2", ".oib", ".oif", ".vsi", ".lsm", ".ims", ".dv", ".stk")
@@ -49,8 +50,8 @@ def unread_images(files: FilesBelow) -> str:
     ):
         counts = Counter(path.suffix.lower() for path in files.with_suffix(*suffixes))
         if counts:
-            seen = " and ".join(f"{count} {suffix} files" for suffix, count in sorted(counts.items()))
-            found.append(f"I see {seen}, which are not read. {remedy}")
+            seen = " and ".join(counted(count, f"{suffix} file") for suffix, count in sorted(counts.items()))
+            found.append(f"I see {seen}: not read. {remedy}")
     return " ".join(found)
 
 
@@ -60,5 +61,5 @@ def unread_annotations(files: FilesBelow) -> str:
     for description, suffixes, is_one, remedy in _ANNOTATIONS:
         count = sum(is_one(path) for path in files.with_suffix(*suffixes))
         if count:
-            found.append(f"I see {count} {description}, which are not read. {remedy}")
+            found.append(f"I see {description} ({count}): not read. {remedy}")
     return " ".join(found)

@@ -14,6 +14,7 @@ from cellseg.data.importing.options import ImportOptions
 from cellseg.data.importing.shapes import Outlines, Window
 from cellseg.errors import UserError, raise_all
 from cellseg.files import read_yaml
+from cellseg.names import counted
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _LINE = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
@@ -77,7 +78,9 @@ def read(files: FilesBelow, options: ImportOptions) -> Listing:
     background = [image for image in files.images if image.parent in folders and image not in outlines_of]
     if background:
         shown = some([files.relative(path) for path in background])
-        listing.notes.append(f"{files.root}: {len(background)} images without a label file have no cells: {shown}.")
+        listing.notes.append(
+            f"{files.root}: taken as free of cells: {counted(len(background), 'image')} without a label file: {shown}."
+        )
     for image in (*outlines_of, *background):
         cells = tuple((names.get(number, ""), outline) for number, outline in outlines_of.get(image, []))
         more = [path for path in (path_of.get(image), source) if path is not None]

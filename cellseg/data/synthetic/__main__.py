@@ -7,10 +7,15 @@ from pathlib import Path
 
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.data.synthetic import generate_dataset
+from cellseg.names import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate a data set; returns the exit status."""
+    return run_command(_parser(), _generate, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cellseg.data.synthetic",
         description="Generate microscope images of four kinds of cells, in the layout of the real data.",
@@ -22,13 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size", metavar="PX", type=int, default=128, help="approximate side of an image (default: 128)"
     )
-    return run_command(parser, _generate, argv)
+    return parser
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     folder, train, test = arguments.folder, arguments.train, arguments.test
     generate_dataset(folder, train=train, test=test, seed=arguments.seed, size=arguments.size)
-    say(f"{folder}: {train} training and {test} test images; the test images' truth is in {folder / 'test_truth.json'}")
+    say(
+        f"{folder}: {train} training and {counted(test, 'test image')}; "
+        f"the test images' truth is in {folder / 'test_truth.json'}"
+    )
     return EXIT_OK
 
 

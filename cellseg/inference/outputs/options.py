@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cellseg.cli import EXIT_OK, say, spell
 from cellseg.errors import UserError
-from cellseg.names import unknown_name
+from cellseg.names import counted, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +109,7 @@ def write_listed(checkpoint: "Checkpoint", root: Path, out: Path, device: str | 
     if missing := describe_absent(images):
         say(missing)
     num_predicted = sum(image.path is not None for image in images)
-    say(f"{out}: {count} detections on {num_predicted} images")
+    say(f"{out}: {counted(count, 'detection')} on {counted(num_predicted, 'image')}")
     return EXIT_OK
 
 
@@ -159,7 +159,8 @@ def write_outputs(checkpoint: "Checkpoint", inputs: "list[Input]", arguments: ar
     options = _options(arguments, checkpoint)
     out = arguments.out or DEFAULT_OUT
     say(
-        f"{len(inputs)} images to {', '.join(options.kinds)} in {out}, cells with a score of at least {options.score:g}"
+        f"{counted(len(inputs), 'image')} to {', '.join(options.kinds)} in {out}, "
+        f"cells with a score of at least {options.score:g}"
     )
     with _shown(len(inputs)) as shown:
         summary = predict_to_folder(
@@ -194,13 +195,15 @@ def _describe(summary: "Summary", count: int, out: Path, options: "Options") -> 
     covered = sum(line.covered for line in summary.finished)
     below = sum(line.below for line in summary.finished)
     done = len(summary.finished)
-    lines = [f"{out}: {cells} cells on {done} of {count} images"]
+    lines = [f"{out}: {counted(cells, 'cell')} on {done} of {counted(count, 'image')}"]
     if summary.num_skipped:
         lines[0] += f", {summary.num_skipped} of them finished before"
     if covered:
-        lines.append(f"left out: {covered} detections that cells of higher scores cover wholly, or of empty masks")
+        lines.append(
+            f"left out: {counted(covered, 'detection')} that cells of higher scores cover wholly, or of empty masks"
+        )
     if below:
-        lines.append(f"{below} cells have a score below 0.5: --score 0.5 leaves them out")
+        lines.append(f"with a score below 0.5: {counted(below, 'cell')}; --score 0.5 leaves them out")
     if done and not cells and options.score > 0:
         lines.append(f"No cell has a score of {options.score:g}. Try a lower --score, or train the model for longer.")
     lines += [f"all images together: {path}" for path in summary.files]
@@ -220,7 +223,7 @@ class _Shown:
         self._progress.update(self._images, completed=done)
         self._progress.update(self._tiles, visible=False)
         self._told = 0
-        outcome = "failed" if known is None else f"{known.cells} cells, {known.height} x {known.width} px"
+        outcome = "failed" if known is None else f"{counted(known.cells, 'cell')}, {known.height} x {known.width} px"
         if known is not None and known.covered:
             outcome += f", {known.covered} covered"
         if not skipped:
@@ -234,7 +237,7 @@ class _Shown:
             and done - self._told >= max(TILES_PER_LINE, count // 20)
         ):
             self._told = done
-            self._print(f"{done} of {count} tiles")
+            self._print(f"{done} of {counted(count, 'tile')}")
 
     def _print(self, text: str) -> None:
         self._progress.console.print(spell(text), soft_wrap=True, markup=False, highlight=False)

@@ -9,6 +9,7 @@ from typing import Any
 from cellseg import __version__
 from cellseg.errors import UserError
 from cellseg.files import atomic_path
+from cellseg.names import counted
 from search.storage.store import StudyStore
 from search.views.html.blocks import Figure, Section
 from search.views.html.overview import (
@@ -46,8 +47,8 @@ def write_report(store: StudyStore, path: Path | None = None, *, next_command: s
     sections = study_sections(source, next_command or f"cellseg-search export --best --study {store.name!r}")
     path = path or store.folder / NAME
     subtitle = (
-        f"{source.experiment.direction} {source.metric}: {len(source.rows)} trials of up to "
-        f"{source.experiment.epochs} epochs ({state_counts(source.rows) or 'none yet'})"
+        f"{source.experiment.direction} {source.metric}: {counted(len(source.rows), 'trial')} of up to "
+        f"{counted(source.experiment.epochs, 'epoch')} ({state_counts(source.rows) or 'none yet'})"
     )
     write_page(path, f"Study {store.name}", subtitle, sections)
     return path

@@ -151,7 +151,7 @@ def test_stray_files_are_notes(make_release):
             "missing 1 of 2 test images: t0.tif; export needs them.",
         ),
         (lambda root: shutil.rmtree(root / "test_release"), "missing 2 of 2 test images; export needs them."),
-        (lambda root: (root / "test_image_name_to_ids.json").unlink(), "is not there to list the 2 images"),
+        (lambda root: (root / "test_image_name_to_ids.json").unlink(), "is not there to list 2 images"),
     ],
 )
 def test_training_data_alone_are_sound(make_release, capsys, damage, expected):

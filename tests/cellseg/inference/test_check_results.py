@@ -71,7 +71,7 @@ def test_all_problems_are_reported_at_once_but_not_endlessly(tmp_path):
         check(tmp_path, [record(score=2, category_id=7), record(), record()])
     assert len(error.value.problems) == 3
     assert "record 2: must be of another mask, image or class, but got those of record 1" in error.value.problems[2]
-    with pytest.raises(UserError, match="80 more problems"):
+    with pytest.raises(UserError, match="more of this kind: 80 problems"):
         check(tmp_path, [record(score=2)] * 100)
     with pytest.raises(UserError, match="must be a list of records, but got a mapping"):
         check(tmp_path, {"annotations": []})

@@ -156,7 +156,7 @@ def test_the_command_says_which_image_is_missing(checkpoint, root, tmp_path, cap
     assert command(checkpoint().folder, root, tmp_path / "out.json") == 0
     out = capsys.readouterr().out
     assert f"missing: 1 of 2 listed test images have no file: {absent.name}" in out
-    assert "20 detections on 1 images" in out
+    assert "20 detections on 1 image" in out
 
 
 def test_the_commands_errors_are_lines_and_leave_no_file(checkpoint, root, tmp_path, capsys):

@@ -198,7 +198,7 @@ def test_rows_are_chosen_in_tables_only(tmp_path, capsys):
 def test_a_dry_run_tells_of_the_chosen_rows_alone(path, capsys):
     assert main([str(path), "--dry-run", "--rows", "slow", "--epochs", "1"]) == 0
     out = capsys.readouterr().out
-    assert "1 rows x 2 repeats, 2 trials, 2 epochs in all" in out
+    assert "1 row x 2 repeats, 2 trials, 2 epochs in all" in out
     assert "\nslow " in out
     assert "\nbase " not in out
 

@@ -424,7 +424,7 @@ def test_a_study_that_waits_says_that_machines_are_avoided(world, study):
     fleet.berth(study.propose().number)
     world.pass_time(fleet, 10, num_waiting=1)
     assert world.waits == [
-        "waiting for 1 CPU: no machine with cpu=1, gpu=0 is there (1 machine, the largest has 1 CPUs and 0 GPUs; 1 is "
+        "waiting for 1 CPU: no machine with cpu=1, gpu=0 is there (1 machine, the largest has 1 CPU and 0 GPUs; 1 is "
         "avoided)"
     ]
 
@@ -513,7 +513,7 @@ def test_a_trial_whose_only_machine_went_is_spoken_of_while_others_run(world, st
     world.pass_time(fleet, 10, num_waiting=1)
     assert study.store.trial(other).state == "RUNNING"
     assert world.waits == [
-        "waiting for 4 CPUs: no machine with cpu=4, gpu=0 is there (1 machine, the largest has 1 CPUs and 0 GPUs)"
+        "waiting for 4 CPUs: no machine with cpu=4, gpu=0 is there (1 machine, the largest has 1 CPU and 0 GPUs)"
     ]
 
 

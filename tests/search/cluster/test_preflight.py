@@ -289,7 +289,7 @@ def test_unfit_nodes_are_found_and_named(nodes):
         reports = {nodes.name_of.get(report.node_id, "head"): report for report in checks.wait()}
         assert set(reports) == {"head", "bare", "old"}
         assert reports["head"].problems == ()
-        assert "1 CPUs, 0 GPUs, torch " in reports["head"].summary
+        assert "1 CPU, 0 GPUs, torch " in reports["head"].summary
         (bare,) = reports["bare"].problems
         assert str(bare).startswith(f"node {socket.gethostname()} (")
         assert "package cellseg-search must be importable, but got 'ModuleNotFoundError: No module" in str(bare)

@@ -193,7 +193,7 @@ def test_the_report_and_the_optuna_export_read_from_the_store(s3, tmp_path, caps
     assert report.main(["--results", s3, "--markdown", str(tmp_path / "r.md")]) == 0
     assert "t0000" in (tmp_path / "r.md").read_text()
     assert optuna_export.main(["--results", s3, "--study", "study", "--out", str(tmp_path / "o.log")]) == 0
-    assert "1 trials of study 'study'" in capsys.readouterr().out
+    assert "1 trial of study 'study'" in capsys.readouterr().out
 
 
 def test_the_newest_state_arrives_and_states_in_between_may_be_left_out(s3, tmp_path, monkeypatch):

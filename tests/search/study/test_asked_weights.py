@@ -305,7 +305,7 @@ def test_the_command_takes_what_the_cache_has(tmp_path, monkeypatch, capsys, cac
     capsys.readouterr()
     assert weights(["a.yaml", "--to", "box", "--check"]) == 2
     out = capsys.readouterr().out
-    assert "damaged  box/hub/checkpoints/resnet18-" in out and "1 of 2 files are missing or damaged" in out
+    assert "damaged  box/hub/checkpoints/resnet18-" in out and "1 of 2 files missing or damaged" in out
     assert weights(["a.yaml", "--to", "box"]) == 0
 
 

@@ -95,7 +95,7 @@ def test_a_disk_that_is_almost_full_stops_the_search_before_a_trial_meets_it(stu
     assert study.interrupt() == [0]
     (row,) = StudyStore.open(study.store.folder).trials()
     assert row.state == "INTERRUPTED"
-    assert "must have 256 MiB free for tables and the checkpoints of 1 running trials, but got 256 MiB" in row.reason
+    assert "must have 256 MiB free for tables and the checkpoints of 1 running trial, but got 256 MiB" in row.reason
     disk.free = 10**11
     assert study.must_stop, "this search has stopped; trials are being interrupted"
     assert not make_study(study.store.folder.parent).must_stop

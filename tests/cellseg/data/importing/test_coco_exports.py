@@ -140,7 +140,7 @@ def test_the_splits_of_roboflow_are_training_and_test_images(tmp_path, capsys):
     assert check.main([str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "train/_annotations.coco.json and valid/_annotations.coco.json are joined" in text
-    assert "its 2 images are test images" in text
+    assert "holds 2 test images" in text
     assert "category 'cells' has no cells and only names the others" in text
     assert opened(tmp_path, annotations="valid/_annotations.coco.json").class_names == ("immune cell", "tumor")
 

@@ -74,7 +74,7 @@ def test_the_training_set_of_cellpose_has_its_test_images_apart(tmp_path, capsys
     write_image(root / "test" / "000_img.png", 9)
     write_mask(root / "test" / "000_masks.png")
     assert check.main([str(root)]) == 0
-    assert "1 images in the folder test are test images" in capsys.readouterr().out
+    assert "the folder test holds 1 test image," in capsys.readouterr().out
     dataset = open_dataset(DataConfig(root=str(root)))
     assert [source.name for source in dataset.sources] == [f"00{index}_img" for index in range(6)]
     assert [(test.file_name, test.height, test.width) for test in dataset.tests] == [
@@ -314,8 +314,8 @@ def test_images_without_masks_are_told(tmp_path, capsys):
     write_mask(tmp_path / "in" / "a_masks.png")
     assert import_labels.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
-    assert "1 images without masks were left out: b.png" in text
-    assert "from cellpose, 1 images" in text
+    assert "left out 1 image without masks: b.png" in text
+    assert "from cellpose, 1 image" in text
     assert "cell: 2 cells" in text
 
 

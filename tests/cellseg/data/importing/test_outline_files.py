@@ -397,7 +397,7 @@ def test_a_roboflow_export_for_yolo(tmp_path, capsys):
             (root / part / "labels").mkdir(exist_ok=True)
             (root / part / "labels" / f"{part}{index}_jpg.rf.0a1b.txt").write_text(LINES if index < 2 else "")
     assert import_labels.main([str(root), str(tmp_path / "out")]) == 0
-    assert "1 images in the folder test are test images" in capsys.readouterr().out
+    assert "the folder test holds 1 test image," in capsys.readouterr().out
     dataset = open_dataset(DataConfig(root=str(root)))
     assert dataset.class_names == ("tumor", "unused", "immune cell")
     assert dataset.category_ids == (0, 1, 2)
@@ -629,7 +629,11 @@ def test_outlines_without_a_pixel_are_left_out_and_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("a.xml", "<annotation><object><name>x</name></object></annotation>", "I see 1 XML files of Pascal VOC"),
+        (
+            "a.xml",
+            "<annotation><object><name>x</name></object></annotation>",
+            r"I see XML files of Pascal VOC \(1\): not read",
+        ),
         ("a.xml", '<?xml version="1.0"?><Annotations MicronsPerPixel="1">', "of Aperio ImageScope.* export GeoJSON"),
         (
             "a.json",
@@ -637,9 +641,9 @@ def test_outlines_without_a_pixel_are_left_out_and_told(tmp_path, capsys):
             "of Label Studio.* Export them as COCO or YOLO",
         ),
         ("a.json", '{"objects": [{"geometryType": "polygon"}]}', "JSON files of Supervisely"),
-        ("a.czi", "x", r"I see 1 \.czi files, which are not read\. Save them as OME-TIFF"),
-        ("a.svs", "x", r"I see 1 \.svs files, .* Export regions"),
-        ("a.bmp", "x", r"1 \.bmp files, .* Save them as PNG"),
+        ("a.czi", "x", r"I see 1 \.czi file: not read\. Save them as OME-TIFF"),
+        ("a.svs", "x", r"I see 1 \.svs file: not read\. Export regions"),
+        ("a.bmp", "x", r"1 \.bmp file: not read\. Save them as PNG"),
         ("a.txt", "x", r"It holds 1 \.png, 1 \.txt\. Check --data; .* --masks PATTERN"),
     ],
 )
@@ -653,7 +657,7 @@ def test_what_is_not_read_is_named_with_the_way_out(tmp_path, name, content, mat
 def test_annotations_of_images_that_are_not_read_say_so(tmp_path):
     (tmp_path / "a.czi").write_bytes(b"x")
     write_json(tmp_path / "a.geojson", FEATURES)
-    assert "I see 1 .czi files, which are not read. Save them as OME-TIFF" in problems_of(tmp_path)[0]
+    assert "I see 1 .czi file: not read. Save them as OME-TIFF" in problems_of(tmp_path)[0]
 
 
 def test_a_folder_for_each_image_with_a_roi_set(tmp_path, imported):
