@@ -8,7 +8,7 @@ itself knows the last epoch.
 import netrc
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from search.storage.store import StudyStore
@@ -81,8 +81,8 @@ class WeightsAndBiases:
         self._runs.clear()
 
 
-def mode() -> str:
-    """Return ``WANDB_MODE``; without it ``online`` for a user who is logged in, else ``offline``."""
+def mode() -> Any:
+    """Return ``WANDB_MODE``, which W&B checks; without it ``online`` for a user who is logged in, else ``offline``."""
     if given := os.environ.get("WANDB_MODE"):
         return given
     return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
