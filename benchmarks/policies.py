@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.lcbench import EPOCHS
 from benchmarks.simulation import Policy, Resume
 from search.sampling.protocol import Outcome
-from search.space import AshaSettings, Domain, Range, Space
+from search.space import AshaSettings, Domain, Params, Range, Space
 from search.space.settings import SamplerName
 from search.study.asha import Asha
 from search.study.choose import make_asha, make_sampler
@@ -30,6 +30,7 @@ class Ours:
 
     Args:
         sampler: as in a space file.
+        start_from: start configs.
         ahead: so many proposals are kept prepared, and the driver finds the time to make one of them between two
             events; 0: each is made when it is asked for.
     """
@@ -42,10 +43,17 @@ class Ours:
         reduction: int = 3,
         ahead: int = 0,
         sampler: SamplerName = "auto",
+        start_from: Sequence[Params] = (),
     ):
-        settings = AshaSettings(grace=grace, reduction=reduction)
         space = Space(
-            metric="accuracy", trials=1, epochs=EPOCHS, seed=seed, asha=settings, domains=domains, sampler=sampler
+            metric="accuracy",
+            trials=1,
+            epochs=EPOCHS,
+            seed=seed,
+            asha=AshaSettings(grace=grace, reduction=reduction),
+            sampler=sampler,
+            domains=domains,
+            start_from=tuple(start_from),
         )
         self._sampler = make_sampler(space)
         self._asha = make_asha(space)
