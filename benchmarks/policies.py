@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.lcbench import EPOCHS
 from benchmarks.simulation import Policy, Resume
 from search.sampling.protocol import Outcome
-from search.space import AshaSettings, Domain, Range, Space
+from search.space import AshaSettings, Domain, Params, Range, Space
 from search.space.settings import SamplerName, auto_asha
 from search.study.asha import Asha
 from search.study.choose import make_asha, make_sampler
@@ -31,6 +31,7 @@ class Ours:
     Args:
         sampler: as in a space file.
         grace: None: rungs as by ``asha: auto``.
+        start_from: start configs.
         ahead: so many proposals are kept prepared, and the driver finds the time to make one of them between two
             events; 0: each is made when it is asked for.
         epochs: full length of a trial; also of the other policies.
@@ -47,6 +48,7 @@ class Ours:
         sampler: SamplerName = "auto",
         epochs: int = EPOCHS,
         fixed: Mapping[str, Any] = MappingProxyType({}),
+        start_from: Sequence[Params] = (),
     ):
         settings = auto_asha(epochs) if grace is None else AshaSettings(grace=min(grace, epochs), reduction=reduction)
         space = Space(
@@ -55,9 +57,10 @@ class Ours:
             epochs=epochs,
             seed=seed,
             asha=settings,
+            sampler=sampler,
             domains=domains,
             fixed=fixed,
-            sampler=sampler,
+            start_from=tuple(start_from),
         )
         self._epochs = epochs
         self._sampler = make_sampler(space)

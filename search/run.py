@@ -59,7 +59,7 @@ def _command(arguments: argparse.Namespace) -> int:
     from search.storage.lock import study_lock
     from search.storage.place import check_place
     from search.storage.remote import working_folder
-    from search.storage.store import StudyStore
+    from search.storage.store import StudyStore, read_study
     from search.study.choose import require_packages
     from search.study.earlier import with_starts
     from search.views.trackers.tracking import missing_trackers
@@ -75,8 +75,10 @@ def _command(arguments: argparse.Namespace) -> int:
         raise UserError(Problem("--measure", "belongs to --dry-run", "a search", remedy))
     arguments.shown_results, arguments.results = arguments.results, working_folder(arguments.results)
     is_new = not StudyStore.exists(arguments.results / name)
-    if is_new:  # one that is there has taken its own
-        experiment, taken = with_starts(experiment, name, arguments.results)
+    if is_new or arguments.dry_run:  # else the study that is continued has them
+        description = arguments.results / name / "study.json"
+        former = read_study(description).get("space") if description.exists() else None
+        experiment, taken = with_starts(experiment, name, arguments.results, former)
         for line in taken:
             say(line)
     if arguments.dry_run:

@@ -19,7 +19,7 @@ from search.space.settings import Direction
 
 NUM_FIRST = 8
 """Proposals do without the model until there are so many observations."""
-SPREAD = 6
+SPREAD = 10
 """The first ``2 ** SPREAD`` trials then have places in a sequence that covers the space evenly, others are random."""
 RANDOM_SHARE = 0.1
 """Share of later proposals that are random all the same: what the model is wrong about is found in no other way."""

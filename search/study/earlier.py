@@ -72,7 +72,7 @@ class Choice:
     unknown: dict[str, None] = field(default_factory=dict)
     """Keys that these trials sampled and the new space does not, in order."""
     outside: list[str] = field(default_factory=list)
-    """Values outside the new domains, with their trials."""
+    """Values outside the new domains, with their trials; some of these gave nothing else."""
     invalid: list[str] = field(default_factory=list)
     """Trials whose values do not go together with the rest of the new space."""
 
@@ -113,8 +113,12 @@ def choose(space: Space, start: StudyStart, earlier: StudyStore, configs: Iterab
     is_repeated = False
     for row in map(earlier.trial, numbers):
         config, outside = fitting_values(space, json.loads(row.config))
-        if config in seen or not config:
-            is_repeated |= bool(config)
+        named = [f"{value} of t{row.number:04d}" for value in outside]
+        if not config:
+            choice.outside += named
+            continue
+        if config in seen:
+            is_repeated = True
             continue
         if problems := _broken_rules(space, config):
             choice.invalid.append(f"t{row.number:04d}: {problems[0].law}")
@@ -123,12 +127,13 @@ def choose(space: Space, start: StudyStart, earlier: StudyStore, configs: Iterab
         choice.configs.append(config)
         choice.trials.append(row)
         choice.unknown |= dict.fromkeys(key for key in json.loads(row.params) if key not in space.domains)
-        choice.outside += [f"{value} of t{row.number:04d}" for value in outside]
+        choice.outside += named
         if len(choice.configs) == start.top:
             break
     if not (choice.configs or is_repeated):
         law = f"study '{start.study}' must have configs with values of this space's keys"
-        got = f"none among its {len(numbers)} ended trials" + (f" ({choice.invalid[0]})" if choice.invalid else "")
+        reasons = choice.invalid + choice.outside
+        got = f"none among its {len(numbers)} ended trials" + (f" ({reasons[0]})" if reasons else "")
         raise UserError(Problem("start_from", law, got, "Leave it out."))
     return choice
 

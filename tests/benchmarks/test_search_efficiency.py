@@ -2,14 +2,16 @@
 
 import json
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks.lcbench import EPOCHS, Curve, Surrogate
-from benchmarks.policies import OURS, POLICIES, SYNE_TUNE_POLICIES, VARIANTS, Ours, has_syne_tune
+from benchmarks.policies import NAMED, OURS, POLICIES, SYNE_TUNE_POLICIES, VARIANTS, Ours, has_syne_tune
 from benchmarks.search_efficiency import _command, _parser, median_cost, target
 from benchmarks.simulation import Resume, simulate
+from benchmarks.transfer import best_of_search, cost
 from cellseg.cli import run_command
 from search.space import Range
 
@@ -91,6 +93,26 @@ def test_every_policy_runs_and_gets_somewhere(name):
     assert results[0][-1] > 95
     assert np.array_equal(results[0], results[1]), "the same seed, the same search"
     assert not np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name != "gp"])
+def test_the_named_samplers_of_the_product_are_policies(name):
+    make = VARIANTS[f"sampler {name}"]
+    results = [simulate(make(DOMAINS, seed), curve, workers=4, budget=200).best for seed in (0, 0, 1)]
+    assert np.array_equal(results[0], results[1]), "the same seed, the same search"
+    assert not np.array_equal(results[0], results[2])
+    assert results[0][-1] > 85
+
+
+def test_a_search_that_starts_from_the_best_of_another_arrives_earlier():
+    surrogate = SimpleNamespace(domains=DOMAINS, curve=lambda task, params: curve(params))
+    starts = best_of_search(surrogate, "earlier", seed=5, workers=4, budget=400, top=3)
+    finals = [curve(params).accuracy.max() for params in starts]
+    assert len(starts) == 3 and finals == sorted(finals, reverse=True)
+    goal = finals[0] - 0.1
+    costs = [cost(surrogate, "new", 0, workers=4, budget=600, goal=goal, starts=given) for given in (starts, [])]
+    assert costs[0] is not None
+    assert costs[1] is None or costs[0] < costs[1]
 
 
 def test_proposals_prepared_ahead_are_as_good_but_do_not_know_the_last_report():

@@ -279,7 +279,7 @@ def test_auto_is_what_studies_of_former_versions_had():
 
 
 def test_a_sampler_that_is_unknown_is_reported_with_the_nearest():
-    with pytest.raises(UserError, match=r"sampler: must be one of auto, .*, but got 'tep'\. Did you mean tpe\?"):
+    with pytest.raises(UserError, match=r"sampler: must be 'auto', .*, but got 'tep'\. Did you mean 'tpe'\?"):
         make_space(sampler="tep")
 
 

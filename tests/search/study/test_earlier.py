@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 from fakes import make_report, make_space, make_study
+from spacefiles import TINY_SPACE
 
+from cellseg.cli import EXIT_OK, EXIT_USER_ERROR
+from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
+from search.prepare import open_study, prepare_data
+from search.run import main
 from search.space import Space, load_space, parse_space
 from search.storage.store import StudyStore
 from search.study.earlier import with_starts
@@ -205,6 +210,39 @@ def test_a_study_without_ended_trials_or_common_keys_has_nothing_to_give(results
 def test_entries_that_are_wrong_are_the_users_error(entry, message):
     with pytest.raises(UserError, match=message):
         make_space(start_from=entry)
+
+
+def test_the_choice_is_written_into_the_study_and_needs_no_earlier_one_then(results, tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "cells"
+    generate_dataset(root, train=6, test=1, seed=0, size=64)
+    wanted = make_space(start_from=[{"study": "old", "top": 2}])
+    data = prepare_data(wanted, root, results)
+    old = params_of(results, "old")
+    first = open_study(wanted, "new", results, data)
+    assert json.loads(first.store.trial(first.propose().number).params) == old[1]
+    assert first.store.study["space"]["start_from"] == [{"study": "old", "top": 2, "taken": [old[1], old[3]]}]
+    first.interrupt()
+    shutil.rmtree(results / "old")
+    notes: list[str] = []
+    again = open_study(make_space(start_from=[{"study": "old", "top": 2}]), "new", results, data, notes.append)
+    assert again.propose().number == 0, "the one that was interrupted"
+    assert json.loads(again.store.trial(again.propose().number).params) == old[3]
+    assert notes == []
+
+
+def test_a_dry_run_says_what_a_study_would_take_and_what_it_took(results, tmp_path, capsys):
+    path = tmp_path / "new.yaml"
+    path.write_text(TINY_SPACE.replace("low: 1e-3", "low: 1e-4") + "start_from: {study: old, top: 2}\n")
+    arguments = [str(path), "--dry-run", "--results", str(results)]
+    assert main(arguments) == EXIT_OK
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "start_from: study 'old': 2 configs of its 4 ended trials: t0001 (0.7000), t0003 (0.5000)"
+    assert told[1] == "start_from: study 'old': not taken: train.batch_size (not sampled here)"
+    assert "first: 2 configs of study old" in told
+    shutil.rmtree(results / "old")
+    assert main(arguments) == EXIT_USER_ERROR
+    assert "start_from: must name a study, but got 'old'" in capsys.readouterr().err
+    assert not (results / "new").exists()
 
 
 def test_a_fixed_key_leaves_the_study_alone(tmp_path):
