@@ -90,7 +90,7 @@ class CellTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train one epoch. Whatever ends the trial is told as data; an exception here would look like a lost
         machine."""
-        self._show_name()
+        self._show_name(is_training=True)
         if self._next is not None and self._data is not None:
             self.cleanup()
         if self._next is not None:
@@ -123,6 +123,7 @@ class CellTrainable(tune.Trainable):
             return self._end("bug", traceback.format_exc(limit=-6))
         if report is None:  # resumed when it was already trained to the end
             return self._end("epochs", "")
+        self._epoch = report["epoch"]
         self._log.note(_line(report))
         return {REPORT: json.dumps(report), ENDING: report["ending"], DETAIL: ""}
 
@@ -171,6 +172,7 @@ class CellTrainable(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._name = trial_name(config["study"], config["number"])
+        self._epoch, self._epochs = config.get("epochs", 0), config["config"].get("train.epochs")
         self._show_name()
         self._next = config
 
@@ -217,11 +219,12 @@ class CellTrainable(tune.Trainable):
         self._put_log()
         return {REPORT: json.dumps(None), ENDING: ending, DETAIL: detail}
 
-    def _show_name(self) -> None:
+    def _show_name(self, *, is_training: bool = False) -> None:
         import ray
 
-        # The dashboard's list of worker processes and `ps` show the trial that runs now.
-        ray._raylet.setproctitle(f"ray::{self._name}")
+        # The dashboard's list of worker processes and `ps` show the trial that runs now, and its present epoch.
+        epoch = f" epoch {self._epoch + 1}/{self._epochs}" if is_training and self._epochs is not None else ""
+        ray._raylet.setproctitle(f"ray::{self._name}{epoch}")
 
     def _take_resources(self) -> "torch.device":
         """The device that Ray gave this process; threads and the memory of a shared GPU are limited to its share.

@@ -1,8 +1,12 @@
 "use strict";
 (() => {
   const color = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const axis = given => {
-    const title = typeof given?.title === "string" ? {text: given.title} : given?.title;
+  // A phone is too narrow for a long title in one line, and for a legend in one column beside a plot of any height.
+  const isNarrow = () => innerWidth < 600;
+  const folded = text => isNarrow() && text ? text.replace(/(.{24,36}?) /g, "$1<br>") : text;
+  const axis = (given, isAcross) => {
+    const title = typeof given?.title === "string" ? {text: given.title} : {...given?.title};
+    if (isAcross) title.text = folded(title.text);
     return {...given, title, gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line"), automargin: true};
   };
   const themed = layout => {
@@ -12,7 +16,8 @@
       hoverlabel: {bgcolor: color("--panel"), font: {color: color("--ink")}}};
     delete full.width;
     const axes = Object.keys(layout).filter(key => /^[xy]axis/.test(key));
-    for (const key of new Set([...axes, "xaxis", "yaxis"])) full[key] = axis(layout[key]);
+    for (const key of new Set([...axes, "xaxis", "yaxis"])) full[key] = axis(layout[key], key.startsWith("x"));
+    if (isNarrow()) full.legend = {...full.legend, font: {size: 11}, entrywidth: 0.48, entrywidthmode: "fraction"};
     return full;
   };
   const options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]};

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cellseg.data.rle import decode
+from cellseg.data.rle import decode_window
 
 if TYPE_CHECKING:
     from cellseg.data.detections import Detections
@@ -86,7 +86,7 @@ def _assign(ious_DG: np.ndarray) -> np.ndarray:
 
 def _areas(rles: Sequence[dict]) -> np.ndarray:
     # pycocotools' own area overflows beyond 255 px with numpy 2.
-    return np.array([float(decode(rle).sum()) for rle in rles])
+    return np.array([float(decode_window(rle)[2].sum()) for rle in rles])
 
 
 def average_precision(hits: np.ndarray, weights: np.ndarray, num_cells: float) -> float:

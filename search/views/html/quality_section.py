@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from cellseg.data.rle import decode
+from cellseg.data.rle import decode_window
 from search.views.html.blocks import Block, Figure, Picture, Pictures, Section, Table, Text
 from search.views.html.predictions import Validation
 from search.views.html.quality import IOU, Quality, f1
@@ -195,10 +194,11 @@ def _class_name(quality: Quality, label: int) -> str:
 
 def _cell(rle: dict, kind: str, name: str, score: float | None) -> str:
     """A cell's outline; its class and score are shown when the mouse is over it, and the score as text."""
-    left, top, width, height = (int(edge) for edge in coco_mask.toBbox(rle))
+    top, left, window_hw = decode_window(rle)
+    height, width = window_hw.shape
     if not width or not height:
         return ""
-    mask_hw = np.pad(decode(rle)[top : top + height, left : left + width], 1)
+    mask_hw = np.pad(window_hw, 1)
     rings, _ = cv2.findContours(
         mask_hw.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left - 1, top - 1)
     )

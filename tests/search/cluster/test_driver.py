@@ -127,7 +127,7 @@ def test_a_trial_whose_gpu_breaks_every_time_is_lost_and_says_how(mixed):
 
 def test_processes_are_called_like_their_trials(mixed):
     for number in (0, 2, 8):
-        assert mixed.titles(number)[0] == f"ray::mixed/t{number:04d}"
+        assert mixed.titles(number)[0] == f"ray::mixed/t{number:04d} epoch 1/4"
 
 
 def test_every_trial_leaves_what_its_processes_printed(mixed):

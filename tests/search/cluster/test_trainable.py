@@ -226,6 +226,18 @@ def test_process_list_and_dashboard_name_the_trial(trainable):
     assert trainable.titles[-1] == "ray::cells/t0012"
 
 
+def test_the_process_list_shows_the_present_epoch(trainable, tmp_path):
+    trainable = trainable(lambda: epochs(3))
+    trainable.reset_config(config_of(9, tmp_path / "t0009") | {"config": {"train.epochs": 3}})
+    for epoch in (1, 2, 3):
+        trainable.step()
+        assert trainable.titles[-1] == f"ray::cells/t0009 epoch {epoch}/3"
+    trainable.reset_config(config_of(10, tmp_path / "t0010") | {"config": {"train.epochs": 3}, "epochs": 2})
+    assert trainable.titles[-1] == "ray::cells/t0010"
+    trainable.step()
+    assert trainable.titles[-1] == "ray::cells/t0010 epoch 3/3"
+
+
 def write_checkpoint(folder: Path, epoch: int, value: float, reports: list[dict] | None = None) -> None:
     """A description as ``cellseg.checkpoint`` writes it, without weights; without reports as earlier versions did."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,11 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import large_report
 import pytest
 from fakes import make_space
 from made_study import make_tables
@@ -16,6 +18,7 @@ from search.ablation import parse_ablation
 from search.report import main
 from search.space import load_space
 from search.storage.store import StudyStore
+from search.views.html import page as page_module
 from search.views.html.blocks import Figure, Pictures, Section, Table, Text
 from search.views.html.page import study_sections, write_page, write_report
 from search.views.html.source import MANY, Source, thin
@@ -193,6 +196,18 @@ def test_a_browser_draws_every_figure_without_an_error_or_a_request(page, tmp_pa
     assert found["requests"] == []
     assert found["wide"] <= max(width, 500), "no part is wider than the screen"
     assert found["sorted"] == sorted(found["sorted"], reverse=True) and len(found["sorted"]) == 3
+
+
+@pytest.mark.slow
+def test_a_report_of_300_trials_and_41_images_takes_seconds_and_a_few_megabytes(tmp_path, monkeypatch):
+    store, validation = large_report.make_study(tmp_path), large_report.make_validation(tmp_path)
+    assert len(validation.truths) == 41 and len(store.trials()) == 300
+    monkeypatch.setattr(page_module, "validate", lambda *_: validation)
+    began = time.process_time()  # of this process alone: others may keep the machine busy
+    path = write_report(store)
+    assert time.process_time() - began < 10
+    assert path.stat().st_size < 15e6
+    assert path.read_text(encoding="utf-8").count('class="picture"') > 30
 
 
 def test_pictures_show_hits_misses_and_false_alarms(tmp_path):
