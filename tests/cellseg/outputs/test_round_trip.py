@@ -1,4 +1,4 @@
-"""What ``predict`` writes, ``import`` reads: the same cells, classes and areas, or the loss that docs/outputs.md names."""
+"""What ``predict`` writes, ``import`` reads: the same cells, classes and areas, but for the loss that the docs name."""
 
 import shutil
 from pathlib import Path
