@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -100,7 +100,7 @@ def open_study(
     if (folder / "study.json").exists():
         store = StudyStore.open(folder)
         former = store.study
-        _check_same(name, former, experiment, data.packed.fingerprint)
+        _check_same(name, former, experiment, data)
         experiment, taken = with_starts(experiment, name, results, former.get("space"))
         for line in taken:
             on_note(line)
@@ -122,6 +122,28 @@ def open_study(
         asha=make_asha(experiment),
         fixed={"data.root": str(data.root), "model.weights_folder": str(weights_folder(results))},
     )
+
+
+@contextmanager
+def cleared_if_refused(results: Path) -> Iterator[None]:
+    """Remove the synthetic data and the empty folders that a block made in ``results`` if a UserError ends it and no
+    study uses them.
+
+    Folders that were there before stay, with all that was in them.
+    """
+    folders = (results / GENERATED, results, *results.parents)
+    new = [folder for folder in folders if not folder.exists()]
+    former = set((results / GENERATED).glob("*"))
+    try:
+        yield
+    except UserError:
+        if not any(StudyStore.exists(folder) for folder in results.glob("*")):
+            for folder in set((results / GENERATED).glob("*")) - former:
+                shutil.rmtree(folder, ignore_errors=True)
+            for folder in new:
+                with suppress(OSError):  # not empty, so somebody's
+                    folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -169,7 +191,7 @@ def _hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
-def _check_same(name: str, study: Mapping[str, Any], experiment: Experiment, data_fingerprint: str) -> None:
+def _check_same(name: str, study: Mapping[str, Any], experiment: Experiment, data: StudyData) -> None:
     problems = []
     if study.get("space_fingerprint") != experiment.fingerprint:
         problems.append(
@@ -177,10 +199,10 @@ def _check_same(name: str, study: Mapping[str, Any], experiment: Experiment, dat
             f"{changed_settings(study.get('space'), experiment)}: its trials could not be compared. Choose another "
             "--study NAME, or restore the earlier space."
         )
-    if study.get("data_fingerprint") != data_fingerprint:
+    if study.get("data_fingerprint") != data.packed.fingerprint:
         problems.append(
             f"study '{name}': must continue with the data it started with, but got other images, masks or reading "
-            f"settings (it started with {study.get('data_root')}). Choose another --study NAME."
+            f"settings: data {study.get('data_root')} -> {data.root}. Choose another --study NAME."
         )
     if problems:
         raise UserError(*problems)

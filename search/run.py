@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from search.prepare import discarded_unless_started, prepare_data
+    from search.prepare import cleared_if_refused, discarded_unless_started, prepare_data
     from search.space.shipped import find_space
     from search.storage.find import check_name
     from search.storage.lock import study_lock
@@ -83,12 +83,13 @@ def _command(arguments: argparse.Namespace) -> int:
             say(line)
     if arguments.dry_run:
         return _dry_run(experiment, name, arguments)
-    check_place(arguments.results)
-    if is_new:  # before anything is written; one that is there may be over, and need none
-        _provide_weights(experiment, arguments)
-    data = prepare_data(experiment, arguments.data, arguments.results)
-    with study_lock(arguments.results, name), discarded_unless_started(arguments.results / name):
-        return _carry_out(experiment, name, data, arguments, is_new=is_new)
+    with cleared_if_refused(arguments.results):
+        check_place(arguments.results)
+        if is_new:  # before anything is written; one that is there may be over, and need none
+            _provide_weights(experiment, arguments)
+        data = prepare_data(experiment, arguments.data, arguments.results)
+        with study_lock(arguments.results, name), discarded_unless_started(arguments.results / name):
+            return _carry_out(experiment, name, data, arguments, is_new=is_new)
 
 
 def _dry_run(experiment: "Experiment", name: str, arguments: argparse.Namespace) -> int:

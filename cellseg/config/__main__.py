@@ -14,7 +14,7 @@ from cellseg.config.trial import FIELDS, TrialConfig
 def field_lines(key: str) -> list[str]:
     """Describe a field in lines for people."""
     field = FIELDS[key]
-    lines = [f"{key}: {_values(field)} = {field.default}"]
+    lines = [f"{key}: {describe_values(field)} = {field.default}"]
     lines += textwrap.wrap(" ".join(field.description.split()), 112, initial_indent="    ", subsequent_indent="    ")
     if key in ACTIVE_WHEN:
         conditions = " and ".join(f"{other} is {values}" for other, values in ACTIVE_WHEN[key].items())
@@ -22,7 +22,7 @@ def field_lines(key: str) -> list[str]:
     return lines
 
 
-def _values(field: Any) -> str:
+def describe_values(field: Any) -> str:
     """Write the type of a field as its class body does, with the bounds that pydantic keeps apart."""
     return " ".join([_type_name(field.annotation), *_bounds(field.metadata)])
 

@@ -58,13 +58,19 @@ def choose_annotations(root: Path, annotations: str | None, found: list[Path] | 
         found: what :func:`find_annotations` found; None: look now.
 
     Raises:
-        UserError: none, or several between which no rule decides.
+        UserError: none, several between which no rule decides, or only one that is for testing by its name.
     """
     if annotations is not None:
         return AnnotationFiles((root / annotations,))
     found = find_annotations(FilesBelow(root)) if found is None else found
+    if len(found) == 1 and _role(found[0], root) == "test":
+        raise UserError(
+            f"{root}: must hold annotations to train on, but got only {relative_name(found[0], root)}, which its name "
+            "sets apart for testing. To train on it, name it with --annotations FILE (data.annotations in a space)."
+        )
     beside = [path for path in found if path.parent == root]
-    if len(found) == 1 or len(beside) == 1:  # what lies in the folder itself is meant, whatever lies deeper
+    is_meant = len(beside) == 1 and _role(beside[0], root) != "test"
+    if len(found) == 1 or is_meant:  # what lies in the folder itself is meant, whatever lies deeper
         return AnnotationFiles(((beside or found)[0],))
     if splits := _splits(found, root):
         return splits

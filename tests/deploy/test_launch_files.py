@@ -1,10 +1,12 @@
 """The launch files say what their tools understand, and nothing that only holds on one machine."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -195,6 +197,36 @@ def test_what_the_image_sees_makes_the_package(tmp_path):
     assert {"search/run.py", "cellseg/cli.py", "search/spaces/quickstart.yaml"} <= set(names)
 
 
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("path", [*FILES, DEVCONTAINER], ids=names)
+def test_every_extra_that_is_installed_exists(path):
+    text = path.read_text(encoding="utf-8")
+    asked = {
+        name for listed in re.findall(r"(?:\.|cellseg-search)\[([a-z0-9,]+)\]", text) for name in listed.split(",")
+    }
+    assert asked <= set(EXTRAS)
+
+
+def test_the_same_dockerfile_makes_an_image_without_cuda():
+    """PyTorch comes before the package, from the index that a build argument names, and is not replaced by it."""
+    text = re.sub(r"^ *#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    torch = re.search(
+        r"^RUN pip install .*\$\{TORCH_INDEX:\+--extra-index-url .*\} torch torchvision$", text, re.MULTILINE
+    )
+    package = re.search(r"^RUN pip install .* \. \$\{EXTRA_PACKAGES\}$", text, re.MULTILINE)
+    assert torch and package and torch.start() < package.start()
+    assert re.search(r'^ARG TORCH_INDEX=""$', text, re.MULTILINE)
+
+
+def test_the_development_container_works_with_and_without_a_gpu():
+    content = json.loads(DEVCONTAINER.read_text())
+    assert content["hostRequirements"]["gpu"] == "optional"
+    assert "--gpus" not in " ".join(content["runArgs"]), "a container without a GPU could not start"
+    assert set(re.findall(r"\.\[([a-z,]+)\]", content["postCreateCommand"])) == {"test"}
+
+
 def test_the_development_container_builds_a_stage_of_the_dockerfile():
     content = json.loads(DEVCONTAINER.read_text())
     build = content["build"]
@@ -208,10 +240,15 @@ def test_the_development_container_builds_a_stage_of_the_dockerfile():
 
 @pytest.mark.slow  # downloads gigabytes
 @pytest.mark.timeout(3600)
-def test_the_image_builds_and_searches():
+@pytest.mark.parametrize("index", ["", "CELLSEG_CPU_INDEX"])
+def test_the_image_builds_and_searches(index):
+    """With CUDA; and for CPUs, where the environment variable names an index of PyTorch's CPU builds."""
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
         pytest.skip("no Docker daemon runs here")
+    if index and not os.environ.get(index):
+        pytest.skip(f"{index} names no index")
     build = ["docker", "build", "-f", str(DOCKERFILE), "-t", "cellseg-search:test", str(ROOT)]
+    build += ["--build-arg", f"TORCH_INDEX={os.environ[index]}"] if index else []
     subprocess.run(build, check=True)
     run = ["docker", "run", "--rm", "--init", "--shm-size=2g", "cellseg-search:test"]
     search = ["cellseg-search", "run", "quickstart", "--trials", "1", "--epochs", "1", "--results", "/results"]

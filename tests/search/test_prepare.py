@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fakes import make_space, make_study
@@ -13,7 +14,7 @@ import search.prepare
 from cellseg.cli import EXIT_USER_ERROR
 from cellseg.data.synthetic import generate_dataset
 from cellseg.errors import UserError
-from search.prepare import discarded_unless_started, open_study, prepare_data
+from search.prepare import cleared_if_refused, discarded_unless_started, open_study, prepare_data
 from search.run import main
 from search.space import Generate
 from search.storage.find import check_name
@@ -125,7 +126,7 @@ def test_another_space_or_other_data_are_refused_together(root, tmp_path):
         open_study(other_space, "cells", tmp_path, prepare_data(other_space, other_data, tmp_path))
     first, second = caught.value.problems
     assert "must continue with the space it started with" in first
-    assert f"it started with {root}" in second
+    assert f"but got other images, masks or reading settings: data {root} -> {other_data}. Choose" in second
     assert (tmp_path / "cells" / "study.json").read_bytes() == before
 
 
@@ -240,4 +241,27 @@ def test_an_address_that_cannot_be_used_is_one_line_and_leaves_no_study(tmp_path
     assert main(arguments) == EXIT_USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --address: ")
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["generated"]
+    assert not (tmp_path / "results").exists()
+
+
+def refused(results: Path, **generate):
+    """Prepare a study whose synthetic data cannot be split, as ``run`` does."""
+    space = make_space(data={"generate": {"train": 3, "test": 1, "size": 64} | generate})
+    with pytest.raises(UserError, match="each fold needs an image"), cleared_if_refused(results):
+        prepare_data(space, None, results)
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path):
+    refused(tmp_path / "new" / "results")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_keeps_what_was_there(tmp_path):
+    results = tmp_path / "results"
+    (results / "generated" / "older").mkdir(parents=True)
+    refused(results)
+    assert [path.name for path in (results / "generated").iterdir()] == ["older"]
+    (results / "study").mkdir()
+    (results / "study" / "study.json").write_text("{}")  # of a search that runs at the same time, on these data
+    refused(results, seed=5)
+    assert len(list((results / "generated").iterdir())) == 2

@@ -286,3 +286,22 @@ def test_a_split_that_is_not_there_cannot_validate(tmp_path):
     assert packed.validation is None
     with pytest.raises(UserError, match=r"data\.validation: 'given' needs images in .* valid, but got 2 and 0"):
         split(packed.label_counts, DataConfig(validation="given"), packed.groups, packed.validation)
+
+
+@pytest.mark.parametrize("name", ["test_truth.json", "annotations/instances_test.json", "test/_annotations.coco.json"])
+def test_annotations_of_test_images_alone_are_not_trained_on(tmp_path, name):
+    write_image((tmp_path / name).parent / "a.png")
+    write(tmp_path / name, coco(["a.png"]))
+    with pytest.raises(UserError, match=rf"must hold annotations to train on, but got only {name}, .* --annotations"):
+        open_dataset(DataConfig(root=str(tmp_path)))
+    assert len(open_dataset(DataConfig(root=str(tmp_path), annotations=name)).sources) == 1
+
+
+def test_the_truth_of_test_images_in_the_folder_itself_does_not_hide_the_training_split(tmp_path):
+    for folder in ("", "train"):
+        write_image(tmp_path / folder / "a.png")
+    write(tmp_path / "train" / "_annotations.coco.json", coco(["a.png"]))
+    write(tmp_path / "test_truth.json", coco(["a.png"]))
+    dataset = open_dataset(DataConfig(root=str(tmp_path)))
+    assert dataset.settings["annotations"] == "train/_annotations.coco.json"
+    assert len(dataset.tests) == 1
