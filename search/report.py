@@ -19,6 +19,7 @@ from search.storage.results_option import add_results_option, results_words
 
 if TYPE_CHECKING:
     from search.storage.store import StudyStore
+    from search.views.paper import Kind
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,8 @@ def _command(arguments: argparse.Namespace) -> int:
 
     results = reading_folder(arguments.results)
     names = list(dict.fromkeys(arguments.study or [])) or [None]
-    drawn = [(kind, folder) for kind in ("pdf", "png") if (folder := getattr(arguments, kind)) is not None]
+    kinds: tuple[Kind, ...] = ("pdf", "png")
+    drawn = [(kind, folder) for kind in kinds if (folder := getattr(arguments, kind)) is not None]
     if drawn:
         _check_figures(names)
     if len(names) > 1:
