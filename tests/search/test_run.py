@@ -43,6 +43,7 @@ def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(sea
         "logs",
         "overlays",
         "report.html",
+        "tensorboard",
         "validation",
     }
     assert json.loads((folder / "study.json").read_text())["name"] == "tiny cells"

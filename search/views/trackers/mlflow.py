@@ -25,7 +25,8 @@ goes over the board."""
 STUDY, TRIAL = "cellseg.study", "cellseg.trial"
 """Tags by which the run of a trial is found again. The time of the study's creation is part of the first: a study of
 the same name may have been deleted."""
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED", "INFEASIBLE": "FAILED"}
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAILED": "FAILED", "INFEASIBLE": "FAILED"}
+"""State -> MLflow's status. It marks a killed run like a failed one, which a trial that was stopped early is not."""
 MOST_REASON = 500
 """Characters of a reason; MLflow refuses tags that are too long."""
 OF_ALL = "run/seconds"

@@ -8,7 +8,7 @@ itself knows the last epoch.
 import netrc
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import urlsplit
 
 from search.storage.store import StudyStore
@@ -18,6 +18,7 @@ from search.views.trackers.tracker import EndedList, flat_params, remove_folder,
 if TYPE_CHECKING:
     from wandb import Run
 
+Mode = Literal["online", "offline", "disabled", "shared"]
 PROJECT = "cellseg-search"
 DEFAULTS = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 """Environment of W&B, where the user has not set it otherwise: no reports of errors to its makers, and no line of its
@@ -81,10 +82,10 @@ class WeightsAndBiases:
         self._runs.clear()
 
 
-def mode() -> Any:
-    """Return ``WANDB_MODE``, which W&B checks; without it ``online`` for a user who is logged in, else ``offline``."""
+def mode() -> Mode:
+    """Return ``WANDB_MODE``; without it ``online`` for a user who is logged in, else ``offline``."""
     if given := os.environ.get("WANDB_MODE"):
-        return given
+        return cast(Mode, given)  # W&B itself refuses others
     return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
 
 
