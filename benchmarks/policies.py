@@ -20,8 +20,8 @@ from search.study.asha import Asha
 from search.study.choose import make_asha, make_sampler
 
 Domains = Mapping[str, Domain]
-Maker = Callable[[Domains, int], Policy]
-"""Makes a policy from the domains and a seed."""
+Maker = Callable[..., Policy]
+"""Makes a policy from the domains and a seed; ``epochs`` is the full length of a trial."""
 
 
 class Ours:

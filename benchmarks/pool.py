@@ -108,10 +108,12 @@ class OnPool:
 
     Args:
         seed: of the draws.
+        trials: the most trials. None: the whole pool.
     """
 
-    def __init__(self, policy: Policy, pool: Pool, seed: int):
+    def __init__(self, policy: Policy, pool: Pool, seed: int, trials: int | None = None):
         self._policy, self._pool = policy, pool
+        self._trials = len(pool.curves) if trials is None else trials
         self._cube = Cube(pool.space.domains, pool.space.fixed)
         self._rng = np.random.default_rng([seed, 1])
         rows_PK = np.stack([self._cube.encode(params, self._rng) for params in pool.params])
@@ -126,8 +128,8 @@ class OnPool:
         """Entry -> the epoch after which it was stopped, unless it was resumed."""
 
     def ask(self, number: int) -> Mapping[str, Any] | Resume:
-        """Return the entry of a new trial as ``{"entry": index}``; empty if all were tried."""
-        if not self._untried.any():
+        """Return the entry of a new trial as ``{"entry": index}``; empty if all that may be were tried."""
+        if len(self._entries) >= min(self._trials, len(self._pool.curves)):
             return {}
         answer = self._policy.ask(number)
         if isinstance(answer, Resume):

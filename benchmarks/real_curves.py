@@ -23,7 +23,7 @@ from benchmarks.measure import hardware, versions
 from benchmarks.policies import OURS, POLICIES, SYNE_TUNE_POLICIES, Maker, Ours, RandomSearch, has_syne_tune
 from benchmarks.pool import OnPool, Pool, open_pool
 from benchmarks.search_efficiency import PACKAGES, unknown
-from benchmarks.simulation import simulate
+from benchmarks.simulation import Policy, simulate
 from cellseg.cli import EXIT_OK, run_command, say
 from cellseg.errors import UserError, raise_all
 from cellseg.files import write_json
@@ -69,13 +69,17 @@ class Replay:
     """Between a proposal and the entry that answered it."""
 
 
+def make_policy(make: Maker, pool: Pool, seed: int) -> Policy:
+    """Make a policy for the pool's space. Only those that know conditions are told the fixed keys."""
+    kind = make.func if isinstance(make, partial) else make
+    knows_conditions = isinstance(kind, type) and issubclass(kind, Ours | RandomSearch)
+    options: dict[str, Any] = {"fixed": pool.space.fixed} if knows_conditions else {}
+    return make(pool.space.domains, seed, epochs=pool.space.epochs, **options)
+
+
 def replay(policy: str, make: Maker, pool: Pool, seed: int, workers: int) -> Replay:
     """Replay one search, until it has arrived and all moments of the report are over, at most the whole pool."""
-    space = pool.space
-    options: dict[str, Any] = {"epochs": space.epochs}
-    if getattr(make, "func", make) in (Ours, RandomSearch):
-        options["fixed"] = space.fixed
-    on_pool = OnPool(make(space.domains, seed, **options), pool, seed)
+    on_pool = OnPool(make_policy(make, pool, seed), pool, seed)
     best_value = float(pool.finals_P.max())
     result = simulate(
         on_pool,

@@ -12,6 +12,7 @@ another seed, so that the noise is known.
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -138,6 +139,7 @@ def publish(source: Path, target: Path) -> int:
             for epoch in study.epochs(row.number):
                 copy.add_epoch(replace(epoch, peak_memory_bytes=None))
     copy.flush()
+    shutil.rmtree(target / "backup", ignore_errors=True)
     return count
 
 

@@ -11,6 +11,9 @@ from benchmarks.curves.make import REPEAT_EVERY, RandomDraws, publish
 from benchmarks.policies import OURS, Ours, RandomSearch
 from benchmarks.pool import OnPool, open_pool
 from benchmarks.real_curves import REAL_POLICIES, Replay, _command, _parser, replay, summarize
+from benchmarks.rungs import JUDGES, Arrivals, Judged, by_both, by_loss, by_value
+from benchmarks.rungs import _command as _rungs_command
+from benchmarks.rungs import _parser as _rungs_parser
 from benchmarks.simulation import simulate
 from cellseg.cli import run_command
 from cellseg.errors import UserError
@@ -213,8 +216,40 @@ def test_one_trial_in_ten_repeats_an_earlier_config():
 def test_published_tables_say_nothing_of_the_machine(folder, tmp_path):
     assert publish(folder, tmp_path / "published") == 21
     assert len(open_pool(tmp_path / "published").curves) == 18
-    files = [path for path in (tmp_path / "published").rglob("*") if path.is_file() and "backup" not in path.parts]
+    files = [path for path in (tmp_path / "published").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"study.json", "trials.parquet", "part-00000.parquet", "best.yaml"}
     assert not any(word in path.read_bytes() for path in files for word in (b"secret", b"a-host"))
     row = StudyStore.open(tmp_path / "published").trial(0)
     assert (row.node, row.started, row.peak_memory_bytes) == ("", None, None)
     assert "data.root" not in json.loads(row.config)
+
+
+def test_judges_of_rungs():
+    seen = Arrivals(np.array([0.5, 0.2, 0.9, 0.4]), np.array([1.0, 4.0, 3.0, 2.0]))
+    assert by_value(seen) == 2
+    assert by_value(seen, tie=0.5) == 1, "0.5 is within half a standard deviation"
+    assert by_loss(seen) == 1
+    assert by_both(seen) == 2
+
+
+def test_judged_random_search_waits_and_halves_at_the_first_rung():
+    def goes_on(**options):
+        policy = Judged(SPACE.domains, 0, epochs=9, **options)
+        return [policy.report(number, 1, -number, 0.0) for number in range(6)]
+
+    assert goes_on() == [True] + 5 * [False]
+    assert goes_on(wait=3) == [True, True] + 4 * [False]
+    rising = Judged(SPACE.domains, 0, epochs=9, first=2)
+    assert [rising.report(number, 1, value, 0.0) for number, value in enumerate([3, 1, 2])] == [True, False, True]
+
+
+def test_the_command_on_rungs_compares_all_judges(folder, tmp_path):
+    out = tmp_path / "out.json"
+    assert (
+        run_command(_rungs_parser(), _rungs_command, ["--study", str(folder), "--seeds", "2", "--json", str(out)]) == 0
+    )
+    record = json.loads(out.read_text())
+    assert record["judges"].keys() == JUDGES.keys()
+    assert record["judges"]["never"]["small"]["epochs"] == 8 * 9
+    assert record["judges"]["grace 1"]["small"]["epochs"] < 8 * 9
+    assert record["correlations"]["made"]["value"][-1] == pytest.approx(1)
