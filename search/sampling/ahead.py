@@ -34,7 +34,7 @@ class Ahead:
             params, knowledge = self._made.get(number, ({}, -1))
             if knowledge != self._proposer.knowledge:
                 with self._proposer.assuming(planned):
-                    params = self._proposer.propose(self._rng_of(number), number)
+                    params = self._proposer.propose(self._rng_of(number))
                 self._made[number] = params, self._proposer.knowledge
                 return True
             planned[number] = params
@@ -47,7 +47,7 @@ class Ahead:
             if not self._proposer.was_tried(params):
                 return params
         self.clear()  # the others do not know of this one
-        return self._proposer.propose(self._rng_of(number), number)
+        return self._proposer.propose(self._rng_of(number))
 
     def clear(self) -> None:
         """Forget all: a trial begins that they do not know of."""

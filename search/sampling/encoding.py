@@ -42,13 +42,6 @@ class Cube:
         """Draw ``count`` rows uniformly, (count, K)."""
         return rng.random((count, len(self.domains)))
 
-    def spread(self, seed: int, exponent: int) -> np.ndarray:
-        """Draw ``2 ** exponent`` rows, (2 ** exponent, K), that cover the cube more evenly than random ones from the
-        first on: a scrambled Sobol sequence."""
-        from scipy.stats import qmc
-
-        return qmc.Sobol(len(self.domains), scramble=True, seed=seed).random_base2(exponent)
-
     def neighbours(self, rng: np.random.Generator, row_K: np.ndarray, count: int, step: float) -> np.ndarray:
         """Draw (count, K) rows near ``row_K``: half of the numbers moved by about ``step``, some choices redrawn."""
         shape = count, len(self.domains)

@@ -1,8 +1,7 @@
 """The policy of a search: which params to try next.
 
-The first proposals spread over the space. Those after them have the largest expected improvement at full length under a
-model of the learning curves (:mod:`search.sampling.surrogate`), but for a share of random ones. docs/sampling.md says
-what else was tried, and what it scored.
+Expected improvement at full length under a model of the learning curves (:mod:`search.sampling.surrogate`), with a
+share of random proposals. docs/sampling.md says what else was tried, and what it scored.
 """
 
 from collections import Counter
@@ -17,10 +16,8 @@ from search.sampling.surrogate import CurveModel, expected_improvement
 from search.space import Params
 from search.space.settings import Direction
 
-NUM_FIRST = 8
-"""Proposals do without the model until there are so many observations."""
-SPREAD = 10
-"""The first ``2 ** SPREAD`` trials then have places in a sequence that covers the space evenly, others are random."""
+NUM_RANDOM = 8
+"""Proposals are random until there are so many observations."""
 RANDOM_SHARE = 0.1
 """Share of later proposals that are random all the same: what the model is wrong about is found in no other way."""
 NUM_CANDIDATES, NUM_BEST, NUM_NEIGHBOURS = 1000, 8, 25
@@ -59,7 +56,6 @@ class Proposer:
         self._pending: set[int] = set()
         self._at_full: set[int] = set()
         self._tried: Counter[tuple] = Counter()
-        self._spread: np.ndarray | None = None  # made when it is needed: importing it takes a moment
         self.knowledge = 0
         """Grows with every result that may change proposals."""
 
@@ -109,18 +105,9 @@ class Proposer:
                 self._tried[_identity(params)] -= 1
                 del self._rows[number], self._features[number]
 
-    def propose(self, rng: np.random.Generator, number: int | None = None) -> Params:
-        """Return params of a new trial, unlike those of all before it if that is possible.
-
-        Args:
-            number: of the trial, which has its place among the first ones. None: it has none there.
-        """
-        if len(self._model) < NUM_FIRST:
-            if number is not None and number < 2**SPREAD:
-                params = self._first(number)
-                if not self.was_tried(params):
-                    return params
-        elif rng.random() >= RANDOM_SHARE:
+    def propose(self, rng: np.random.Generator) -> Params:
+        """Return params of a new trial, unlike those of all before it if that is possible."""
+        if len(self._model) >= NUM_RANDOM and rng.random() >= RANDOM_SHARE:
             with _one_thread():
                 for params in map(self._cube.decode, self._promising(rng)):
                     if not self.was_tried(params):
@@ -130,11 +117,6 @@ class Proposer:
             if not self.was_tried(params):
                 break
         return params
-
-    def _first(self, number: int) -> Params:
-        if self._spread is None:
-            self._spread = self._cube.spread(self._seed, SPREAD)
-        return self._cube.decode(self._spread[number])
 
     def _promising(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """Candidates, (K,) each, the most promising first."""

@@ -112,7 +112,7 @@ def run_command(arguments: list[str], faults: list[str]) -> int:
         search.cluster.driver.CellTrainable = StandIn
         search.views.gallery.write_overlays = lambda study, data: study.store.folder  # there is no model
     search.cluster.preflight.IMPORTS = ["cellseg"]  # the rest takes seconds
-    proposer.NUM_FIRST = 10**9  # what the model would propose depends on the moment at which it is asked
+    proposer.NUM_RANDOM = 10**9  # what the model would propose depends on the moment at which it is asked
     if "no Ray" in faults:
         search.cluster.connect.ray_cluster = lambda address: nullcontext("")  # type: ignore[assignment,return-value]
         search.cluster.driver.run_study = _take_turns  # type: ignore[assignment]

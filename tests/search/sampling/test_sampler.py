@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.sampling.proposer import NUM_FIRST
+from search.sampling.proposer import NUM_RANDOM
 from search.sampling.protocol import Outcome
 from search.sampling.sampler import StudySampler
 from search.space import Choices, Domain, Range, Space
@@ -268,26 +268,11 @@ def test_an_unfinished_trial_of_a_former_run_is_running_until_told():
     assert sampler.study.best_params == params
 
 
-def test_the_first_proposals_end_when_enough_trials_have_ended():
-    def asked(ended: int) -> dict:
-        sampler = make(seed=2)
-        for number in range(NUM_FIRST + 5):
-            sampler.ask(number)
-            if number < ended:
-                sampler.tell(number, Outcome.COMPLETE, float(number))
-        return sampler.ask(NUM_FIRST + 5)
-
-    assert asked(NUM_FIRST - 1) == asked(0), "they look at no result"
-    assert asked(NUM_FIRST) != asked(0)
-
-
-def test_the_first_proposals_cover_a_space_with_conditions_and_depend_on_the_seed():
-    asked = [make(seed=seed).ask(number) for seed in (2, 3) for number in range(1)]
-    assert asked[0] != asked[1]
+def test_random_proposals_end_when_enough_trials_have_ended():
     sampler = make(seed=2)
-    asked = [sampler.ask(number) for number in range(8)]
-    assert sum(params["optimizer"] == "sgd" for params in asked) == 4
-    assert len({int((np.log10(params["lr"]) + 5) / 5 * 8) for params in asked}) == 8
+    asked = [sampler.ask(number) for number in range(NUM_RANDOM + 5)]
+    space = Space(metric="m", trials=20, epochs=9, domains=DOMAINS)
+    assert asked == [space.sample(np.random.default_rng([2, number])) for number in range(len(asked))]
 
 
 def started(seed: int = 0, running: int = 3, **settings) -> StudySampler:

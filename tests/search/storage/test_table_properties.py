@@ -96,7 +96,7 @@ def test_a_study_that_is_opened_again_knows_what_it_knew(acts):
     """Whatever happened: trials that report, end by themselves, fail, are put back or wait; and after an interruption
     the same once more."""
     with quick_folder() as (folder, patch):
-        patch.setattr(proposer, "NUM_FIRST", 10**9)  # what is proposed is another question
+        patch.setattr(proposer, "NUM_RANDOM", 10**9)  # what is proposed is another question
         study = make_study(folder, trials=8, asha={"grace": 1, "reduction": 2})
         running: dict[int, int] = {}
         best: dict[int, float] = {}
