@@ -131,12 +131,15 @@ def _carry_out(
 
     from search.prepare import open_study
     from search.views.leaderboard import leaderboard_table, make_console, show_front
+    from search.views.trackers.tracking import Tracking
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the board reports trials
     study = open_study(experiment, name, arguments.results, data, on_note=lambda text: say(f"note: {text}"))
     console = make_console()
     if study.is_over:
         say("\n".join(_why_over(study)))
+        # One that was added to `track` since, or whose copy was deleted, gets what the tables know.
+        Tracking(study.store, experiment.track, lambda text: say(f"note: {text}")).close()
     else:
         if not is_new:
             _provide_weights(experiment, arguments)

@@ -48,6 +48,9 @@ def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(sea
     }
     assert json.loads((folder / "study.json").read_text())["name"] == "tiny cells"
     store = store_of(searched)
+    assert f"TensorBoard files: tensorboard --logdir {folder / 'tensorboard'}\n" in searched.output
+    assert {path.name for path in (folder / "tensorboard").glob("t*")} == {"t0000", "t0001", "t0002"}
+    assert set((folder / "tensorboard" / ".ended").read_text().split()) == {"0", "1", "2"}
     assert [row.number for row in store.trials()] == [0, 1, 2]
     assert {row.state for row in store.trials()} <= {"COMPLETE", "PRUNED"}
     assert all(row.metric is not None and row.node and row.parameters for row in store.trials())
@@ -92,6 +95,17 @@ def test_the_same_command_again_trains_nothing(searched, capsys, monkeypatch):
     assert "dashboard" not in out
     assert err == ""
     assert store_of(searched).trials() == before
+
+
+def test_a_finished_study_makes_a_copy_for_trackers_again(searched, tmp_path, capsys, monkeypatch):
+    shutil.copytree(searched.folder, tmp_path / "copy")
+    folder = tmp_path / "copy" / "results" / "tiny cells" / "tensorboard"
+    shutil.rmtree(folder)
+    monkeypatch.chdir(tmp_path / "copy")
+    assert main(["tiny cells.yaml"]) == 0
+    assert capsys.readouterr().err == ""
+    assert {path.name for path in folder.iterdir()} == {".ended", "t0000", "t0001", "t0002"}
+    assert all(any(run.iterdir()) for run in folder.glob("t*"))
 
 
 def test_a_study_that_reached_a_limit_says_which_and_how_to_go_on(searched, tmp_path, capsys, monkeypatch):
