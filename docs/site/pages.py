@@ -23,7 +23,7 @@ from cellseg.config import ACTIVE_WHEN, FIELDS, TrialConfig  # noqa: E402
 from cellseg.config.__main__ import describe_values  # noqa: E402
 from search.__main__ import COMMANDS, PROGRAM, STAGES  # noqa: E402
 
-OUTSIDE = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/**/*.md")
+OUTSIDE = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/**/*.md", "benchmarks/**/*.md")
 """Pages outside of docs/, which keep their paths."""
 _NAMED_BY_FILE = re.compile(r"\[([\w-]+\.md)\]\(([^)\s#]+\.md)")
 _LINK = re.compile(r"(\]\()([^)\s#]+)?(#[^)\s]*)?(\))")
