@@ -14,6 +14,7 @@ from cellseg.errors import UserError
 from search.prepare import open_study, prepare_data
 from search.run import main
 from search.space import Space, load_space, parse_space
+from search.storage.remote import CACHE, working_folder
 from search.storage.store import StudyStore
 from search.study.earlier import with_starts
 
@@ -156,6 +157,22 @@ def test_better_trials_of_the_earlier_study_do_not_change_what_was_taken(results
     assert taken(again) == taken(first)
     fresh, _ = start(results, start_from={"study": "old", "top": 2})
     assert taken(fresh) != taken(first)
+
+
+def test_a_study_in_an_object_store_is_read_from_there_and_the_local_copy_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    uri = f"file://{tmp_path}/store"
+    results = working_folder(uri)
+    train(results, "old", [0.3, 0.7])
+    at_work = results / "old" / "checkpoints" / "t0002" / "last" / "at-work"
+    at_work.parent.mkdir(parents=True)
+    at_work.touch()
+    for name in ("old", f"{uri}/old"):
+        space, _ = start(results, start_from={"study": name, "top": 1})
+        assert taken(space) == [params_of(results, "old")[1]]
+    assert at_work.exists()
+    with pytest.raises(UserError, match=rf"got 'odl', which is not in {uri}\. Did you mean 'old'"):
+        start(results, start_from={"study": "odl"})
 
 
 def test_a_study_that_comes_later_is_taken_when_it_is_named(results):
