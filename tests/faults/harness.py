@@ -228,17 +228,31 @@ NO_TIMES: dict[str, Any] = {"seconds": 0.0, "gpu_seconds": None, "seconds_per_ep
 
 @dataclass
 class Onlooker:
-    """Reads the tables between two commands, and compares them with what it saw before."""
+    """Reads the tables between two commands, and compares them and what was trained with what it saw before."""
 
     bench: Bench
     ended: dict[int, TrialRow] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
     """Finished trials that are no longer in the tables, or not as they were."""
+    repeated: Counter[int] = field(default_factory=Counter)
+    """By trial: epochs that were begun again between the last two looks."""
+    num_repeated: int = 0
+    """The same over all looks."""
+    num_unwritten: int = 0
+    """Epochs begun again of trials that the tables did not know: they are written at most once a second, and such a
+    trial had begun since."""
+    _known: set[int] = field(default_factory=set)
+    _begun: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def look(self) -> None:
-        rows = {row.number: row for row in self.bench.rows()}
+        rows, begun = {row.number: row for row in self.bench.rows()}, self.bench.begun()
         self.lost += [number for number, row in self.ended.items() if rows.get(number) != row]
         self.ended |= {number: row for number, row in rows.items() if row.state not in UNFINISHED}
+        again = [key for key in (begun - self._begun).elements() if self._begun[key]]
+        self.repeated = Counter(number for number, _ in again if number in self._known)
+        self.num_repeated += self.repeated.total()
+        self.num_unwritten += len(again) - self.repeated.total()
+        self._known, self._begun = set(rows), begun
 
 
 def require_whole(bench: Bench, num_finished: int = TRIALS) -> None:

@@ -47,6 +47,8 @@ class Tally:
     finished_trials_lost: int = 0
     epochs: int = 0
     epochs_repeated: int = 0
+    epochs_unwritten: int = 0
+    """Trained again, of trials that began after the tables were last written, a second before a kill."""
     most_epochs_of_a_trial_repeated_by_a_kill: int = 0
     orphan_processes: int = 0
     leaked_files: list[str] = field(default_factory=list)
@@ -74,7 +76,8 @@ class Tally:
                 f"processes of trials), {self.studies} studies with {SLOTS} slots, seed {self.seed}",
                 f"finished trials lost: {self.finished_trials_lost} of {self.finished_trials}",
                 f"epochs trained again: {self.epochs_repeated} of {self.epochs}, of one trial at most "
-                f"{self.most_epochs_of_a_trial_repeated_by_a_kill} a kill",
+                f"{self.most_epochs_of_a_trial_repeated_by_a_kill} a kill; {self.epochs_unwritten} more of trials that "
+                "began in the second before a kill",
                 f"orphan processes: {self.orphan_processes}",
                 f"leaked files: {len(self.leaked_files)} {self.leaked_files}",
                 f"seconds from the kill of a driver to the next epoch: median {statistics.median(seconds):.1f}, "
@@ -121,7 +124,7 @@ def _kill_until_over(bench: Bench, kills: int, moments: random.Random, tally: Ta
         wait_until(lambda: driver.status is not None or time.monotonic() - driver.started > moment, "the moment comes")  # noqa: B023
         if driver.status is not None:
             break
-        before = bench.begun()
+        onlooker.look()
         if moments.randrange(4) == 0 and (workers := bench.workers()):
             for pid in workers:
                 os.kill(pid, signal.SIGKILL)
@@ -132,9 +135,8 @@ def _kill_until_over(bench: Bench, kills: int, moments: random.Random, tally: Ta
             driver.started = time.monotonic() - startup  # the next moment is drawn as for a new driver
         else:
             driver = _kill_driver(bench, driver, onlooker, tally)
-        repeated = bench.begun() - before
-        again = [number for (number, epoch) in repeated if before[number, epoch]]
-        most = max((again.count(number) for number in again), default=0)
+        onlooker.look()
+        most = max(onlooker.repeated.values(), default=0)
         tally.most_epochs_of_a_trial_repeated_by_a_kill = max(tally.most_epochs_of_a_trial_repeated_by_a_kill, most)
     if driver.status != 0:
         driver = bench.finish()
@@ -143,7 +145,8 @@ def _kill_until_over(bench: Bench, kills: int, moments: random.Random, tally: Ta
     tally.finished_trials += len(onlooker.ended)
     tally.finished_trials_lost += len(onlooker.lost)
     tally.epochs += len(bench.begun())
-    tally.epochs_repeated += bench.num_repeated()
+    tally.epochs_repeated += onlooker.num_repeated
+    tally.epochs_unwritten += onlooker.num_unwritten
     try:
         wait_until(lambda: not bench.workers(), "the processes of trials end", 60)
     except AssertionError:
