@@ -176,7 +176,7 @@ def _asha_switch(raw: Any, epochs: Any) -> tuple[Any, list[Problem]]:
     if raw is False or raw == "off":
         return None, []
     if raw is True or (isinstance(raw, str) and raw in {"on", "auto"}):
-        known = isinstance(epochs, int) and epochs >= 1
+        known = isinstance(epochs, int) and 1 <= epochs < 10**9
         return (auto_asha(epochs).model_dump() if known else {}), []
     if raw is None or isinstance(raw, str):
         return {}, [Problem("asha", "must be auto, {grace, reduction} or off", f"{raw!r}")]
