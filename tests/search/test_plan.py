@@ -248,8 +248,8 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path, capsys, monkeypat
     lines = out.splitlines()
     assert lines[:2] == ["study cells", "maximize segm/AP50: 8 trials of 9 epochs, seed 0"]
     assert lines[-4:-1] == [
-        "cost: 8 trials, about 30 epochs, 41 % of 72",
-        "rungs: about 8 trials reach epoch 2, 2.7 reach epoch 6, 1 reach epoch 9",
+        "cost: 8 trials, about 21 epochs, 29 % of 72",
+        "rungs: about 8 trials reach epoch 1, 4 reach epoch 2, 2 reach epoch 4, 1 reach epoch 8, 1 reach epoch 9",
         "configs: 500 sampled, all valid",
     ]
     assert lines[-1].startswith("models: 2 built, ")

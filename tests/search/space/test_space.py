@@ -44,15 +44,22 @@ def test_a_full_space_is_read(full):
 def test_a_small_space_gets_the_defaults():
     space = parse(HEAD + "space:\n" + LR)
     assert (space.seed, space.keep, space.resources, space.data, space.start_from) == (0, 3, None, None, ())
-    assert space.rungs == (2, 6)
+    assert space.rungs == (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize(
     ("epochs", "rungs"),
-    [(1, ()), (3, (1,)), (4, (2,)), (12, (2, 6)), (27, (3, 9)), (52, (3, 9, 27)), (100, (4, 12, 36))],
+    [
+        (1, ()),
+        (3, (1, 2)),
+        (12, (1, 2, 4, 8)),
+        (27, (2, 4, 8, 16)),
+        (52, (3, 6, 12, 24, 48)),
+        (100, (6, 12, 24, 48, 96)),
+    ],
 )
 @pytest.mark.parametrize("auto", ["", "asha: auto\n", "asha: on\n"])
-def test_asha_auto_puts_the_first_rung_where_values_begin_to_tell(auto, epochs, rungs):
+def test_asha_auto_has_rungs_that_suit_the_full_length(auto, epochs, rungs):
     space = parse(HEAD.replace("epochs: 9", f"epochs: {epochs}") + auto + "space:\n" + LR)
     assert space.rungs == rungs
     assert parse_space(space.to_json(), "again").asha == space.asha
