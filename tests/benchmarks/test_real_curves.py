@@ -17,6 +17,7 @@ from benchmarks.simulation import simulate
 from cellseg.cli import run_command
 from cellseg.errors import UserError
 from search.sampling.protocol import Outcome
+from search.sampling.sampler import StudySampler
 from search.space import Choices, Range, Space
 from search.storage.store import StudyStore
 from search.storage.tables import EpochRow, TrialRow
@@ -141,6 +142,7 @@ def test_ours_learns_the_params_of_the_entry_and_not_its_own_proposal(folder):
     on_pool = OnPool(ours, pool, seed=0)
     entries = [on_pool.ask(number)["entry"] for number in range(3)]
     on_pool.report(1, 1, 0.5, 0.0)
+    assert isinstance(ours._sampler, StudySampler)
     trials = [trial for trial in ours._sampler.study.get_trials() if trial.state.name == "RUNNING"]
     assert [dict(trial.params) for trial in trials] == [pool.params[entry] for entry in entries]
     assert trials[1].intermediate_values == {1: 0.5}
