@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from benchmarks.simulation import simulate
 from cellseg.cli import run_command
 from cellseg.errors import UserError
 from search.sampling.protocol import Outcome
+from search.sampling.sampler import StudySampler
 from search.space import Choices, Range, Space
 from search.storage.store import StudyStore
 from search.storage.tables import EpochRow, TrialRow
@@ -142,8 +142,8 @@ def test_ours_learns_the_params_of_the_entry_and_not_its_own_proposal(folder):
     on_pool = OnPool(ours, pool, seed=0)
     entries = [on_pool.ask(number)["entry"] for number in range(3)]
     on_pool.report(1, 1, 0.5, 0.0)
-    sampler: Any = ours._sampler
-    trials = [trial for trial in sampler.study.get_trials() if trial.state.name == "RUNNING"]
+    assert isinstance(ours._sampler, StudySampler)
+    trials = [trial for trial in ours._sampler.study.get_trials() if trial.state.name == "RUNNING"]
     assert [dict(trial.params) for trial in trials] == [pool.params[entry] for entry in entries]
     assert trials[1].intermediate_values == {1: 0.5}
 
