@@ -85,6 +85,6 @@ def test_a_split_is_a_value():
 @pytest.mark.parametrize("images", [0, 1, 4])
 def test_fewer_images_than_folds_are_an_error(images):
     with pytest.raises(
-        UserError, match=rf"data\.num_folds: each fold needs an image, but got 5 folds, {images} images\."
+        UserError, match=rf"data\.num_folds: each fold needs an image, but got 5 folds, {images} images?\."
     ):
         split(np.ones((images, 2), np.int64), DataConfig(num_folds=5))
