@@ -50,7 +50,7 @@ def test_a_search_leaves_its_tables_and_the_best_checkpoint_and_nothing_else(sea
     store = store_of(searched)
     assert f"TensorBoard files: tensorboard --logdir {folder / 'tensorboard'}\n" in searched.output
     assert {path.name for path in (folder / "tensorboard").glob("t*")} == {"t0000", "t0001", "t0002"}
-    assert set((folder / "tensorboard" / ".ended").read_text().split()) == {"0", "1", "2"}
+    assert set((folder / "tensorboard" / "ended").read_text().split()) == {"0", "1", "2"}
     assert [row.number for row in store.trials()] == [0, 1, 2]
     assert {row.state for row in store.trials()} <= {"COMPLETE", "PRUNED"}
     assert all(row.metric is not None and row.node and row.parameters for row in store.trials())
@@ -104,7 +104,7 @@ def test_a_finished_study_makes_a_copy_for_trackers_again(searched, tmp_path, ca
     monkeypatch.chdir(tmp_path / "copy")
     assert main(["tiny cells.yaml"]) == 0
     assert capsys.readouterr().err == ""
-    assert {path.name for path in folder.iterdir()} == {".ended", "t0000", "t0001", "t0002"}
+    assert {path.name for path in folder.iterdir()} == {"ended", "t0000", "t0001", "t0002"}
     assert all(any(run.iterdir()) for run in folder.glob("t*"))
 
 

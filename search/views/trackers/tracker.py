@@ -72,7 +72,7 @@ class EndedList:
     """
 
     def __init__(self, folder: Path):
-        self._path = folder / ".ended"
+        self._path = folder / "ended"
 
     def read(self) -> set[int]:
         """Return the numbers in the file; none without one."""

@@ -110,7 +110,7 @@ def test_wandb_writes_one_offline_run_for_each_trial_and_starts_one_that_goes_on
                 assert "segm/AP50@all" in {item.key or ".".join(item.nested_key) for item in record.history.item}
                 steps.append(record.history.step.num)
         assert steps == [1, 2, 3, 4]
-    assert (store.folder / "wandb" / ".ended").read_text().split() == ["0", "1", "2"]
+    assert (store.folder / "wandb" / "ended").read_text().split() == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(
