@@ -12,6 +12,7 @@ direction: maximize
 trials: 3
 epochs: 2
 keep: 1
+asha: {grace: 1, reduction: 3}
 resources: {cpu: 1}
 data:
   generate: {train: 10, test: 3, seed: 1, size: 64}
